@@ -1,0 +1,135 @@
+//! What the runtime needs from above: a place where committed commands take effect.
+//!
+//! The runtime owns order, exactly-once and membership; a machine owns the data. The two meet in one atomic batch: the
+//! effects of the commands, the runtime's own rows and the [`Mark`] reach the engine together or not at all, so that a
+//! crash can only lose whole batches, which the log then replays.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pontoon_proto::{GroupId, v1::Mark};
+
+/// Why a machine could not do its work. Local trouble, never a property of the command: it stops the replica.
+pub type MachineError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A committed command, in log order.
+#[derive(Debug, Clone)]
+pub struct Command {
+    /// The entry's index, from 1.
+    pub index: u64,
+    /// The entry's term.
+    pub term: u64,
+    /// The hybrid timestamp of the entry; never goes back within a group.
+    pub timestamp: u64,
+    /// What was proposed.
+    pub payload: Bytes,
+}
+
+/// One of the runtime's own rows. Kept with the data, part of snapshots; the machine never reads meaning into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemRow {
+    /// Ordered bytes, at most 64 long.
+    pub key: Bytes,
+    /// `None` deletes the row.
+    pub value: Option<Bytes>,
+}
+
+/// Opens the machines of a node and makes their work durable.
+pub trait Machines: Send + Sync {
+    /// Opens the machine of a group, empty if it never held data. `descriptor` is what the creator of the replica gave
+    /// ([`crate::GroupSpec::descriptor`]).
+    ///
+    /// # Errors
+    /// The engine's.
+    fn open(&self, group: GroupId, descriptor: &[u8]) -> Result<Box<dyn StateMachine>, MachineError>;
+
+    /// Makes durable, by a real fsync, everything that any machine committed before this call. Marks read before the
+    /// call are durable after it.
+    ///
+    /// # Errors
+    /// The engine's; after one, the engine must not report success again.
+    fn flush(&self) -> Result<(), MachineError>;
+}
+
+/// The replicated state of one group on one node. Called by one thread at a time.
+pub trait StateMachine: Send {
+    /// The mark as the engine holds it; `None` if nothing was ever committed.
+    ///
+    /// # Errors
+    /// The engine's, or a mark of an unknown format.
+    fn mark(&self) -> Result<Option<Mark>, MachineError>;
+
+    /// Every system row, in key order.
+    ///
+    /// # Errors
+    /// The engine's.
+    fn system_rows(&self) -> Result<Vec<(Bytes, Bytes)>, MachineError>;
+
+    /// Stages the effect of one command into the open batch and returns the reply for the proposer. Later commands of
+    /// the batch see it. Must be deterministic: the same commands give the same rows and replies on every replica, and
+    /// a command that cannot be understood or does not hold is answered in the reply, not by an error.
+    ///
+    /// # Errors
+    /// The engine's. The batch is then abandoned and the replica stops.
+    fn apply(&mut self, command: &Command) -> Result<Bytes, MachineError>;
+
+    /// Writes the staged effects, `rows` and `mark` in one atomic batch. Not yet durable: [`Machines::flush`] does that.
+    ///
+    /// # Errors
+    /// The engine's; the batch is then not visible.
+    fn commit(&mut self, rows: Vec<SystemRow>, mark: &Mark) -> Result<(), MachineError>;
+
+    /// Takes a point-in-time view of all logical rows (data and system rows, not the mark), while applying goes on.
+    ///
+    /// # Errors
+    /// The engine's.
+    fn checkpoint(&self) -> Result<Arc<dyn SnapshotSource>, MachineError>;
+
+    /// Begins to receive a whole state into a staged generation, apart from the live one. A stage that was left by an
+    /// earlier run is abandoned.
+    ///
+    /// # Errors
+    /// The engine's.
+    fn stage(&mut self) -> Result<Box<dyn SnapshotStage>, MachineError>;
+
+    /// Switches to the staged generation and writes `mark` in the same atomic batch, durable on return. The old
+    /// generation is dropped lazily afterwards.
+    ///
+    /// # Errors
+    /// The engine's; then the old generation is still the live one.
+    fn install(&mut self, stage: Box<dyn SnapshotStage>, mark: &Mark) -> Result<(), MachineError>;
+
+    /// Removes mark, rows and generations of the group. Idempotent. The caller has made the tombstone durable first.
+    ///
+    /// # Errors
+    /// The engine's; may be called again.
+    fn destroy(&mut self) -> Result<(), MachineError>;
+}
+
+/// A point-in-time view of a machine's logical rows.
+pub trait SnapshotSource: Send + Sync {
+    /// Visits rows in ascending key order, from the first key at or above `from`, until `visit` returns false or the
+    /// rows end.
+    ///
+    /// # Errors
+    /// The engine's.
+    fn rows(&self, from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), MachineError>;
+}
+
+/// A generation that is being received.
+pub trait SnapshotStage: Send {
+    /// Adds rows, in ascending key order over all calls.
+    ///
+    /// # Errors
+    /// The engine's.
+    fn put(&mut self, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError>;
+
+    /// Access to the concrete type for the machine that made it.
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any>;
+
+    /// Gives the generation up; its rows are dropped lazily.
+    ///
+    /// # Errors
+    /// The engine's.
+    fn abandon(self: Box<Self>) -> Result<(), MachineError>;
+}
