@@ -1,1 +1,3 @@
-//! Placeholder.
+//! A Pontoon node: the process, its services and its client.
+
+pub mod api;
