@@ -1,1 +1,32 @@
-//! Placeholder.
+//! One durable, segmented log that many groups share.
+
+mod batch;
+mod codec;
+mod error;
+pub mod fs;
+mod index;
+mod options;
+mod queue;
+mod record;
+mod segment;
+mod shared;
+pub mod sim;
+mod space;
+mod storage;
+mod submit;
+mod types;
+mod wal;
+
+pub use batch::{Batch, MAX_BATCH_BYTES, MAX_META_BYTES, MAX_META_KEY_BYTES, MAX_SNAPSHOT_DATA_BYTES};
+pub use error::{Error, Result};
+pub use fs::{Fs, RealFs};
+pub use options::{Clock, DriverMode, Durability, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Options, SystemClock};
+pub use pontoon_proto::GroupId;
+pub use queue::{PersistSink, Persisted};
+pub use space::Reservation;
+pub use storage::Storage;
+pub use submit::Submitter;
+pub use types::{
+    ConfState, Damage, Entry, GcStats, GroupView, HardState, Lsn, Pinned, SnapshotMeta, Usage, WalEvent,
+};
+pub use wal::{RecoveryReport, Wal, WalReader};

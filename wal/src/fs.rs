@@ -1,0 +1,201 @@
+//! The file system as the log sees it: few operations, each with a stated effect on durability.
+//!
+//! [`RealFs`] is the operating system's; [`sim::SimFs`](crate::sim::SimFs) is a simulated disk that tears, reorders,
+//! loses and fails. Writes and syncs of segments are handed in by [`File::submit`] and complete by a [`Ticket`], so that
+//! the same log runs on threads and in a simulator.
+
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+
+mod real;
+
+pub use real::RealFs;
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// An existing file, for reading.
+    Read,
+    /// An existing file, for reading and writing.
+    Write,
+    /// A file that is made if it is missing, for reading and writing.
+    Create,
+}
+
+/// Names, directories and locks.
+pub trait Fs: Send + Sync {
+    /// Opens a file. A made name is durable only after [`Fs::sync_dir`] of its directory.
+    ///
+    /// # Errors
+    /// What the system says; `NotFound` if it must exist and does not.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>>;
+
+    /// Makes a directory whose parent exists; one that is there already is fine.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Renames a file or a directory. A directory may replace an empty one. Durable after [`Fs::sync_dir`] of the parent.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// The names in a directory, sorted.
+    ///
+    /// # Errors
+    /// What the system says; `NotFound` if there is no such directory.
+    fn read_dir(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Locks a file for this process until the guard is dropped; `None` if somebody else has it. The file is made if it
+    /// is missing.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn LockGuard>>>;
+}
+
+/// Holds a lock until it is dropped.
+pub trait LockGuard: Send + Sync {}
+
+/// An open file.
+pub trait File: Send + Sync {
+    /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// The file's length.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the file is empty.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn is_empty(&self) -> io::Result<bool> {
+        self.len().map(|len| len == 0)
+    }
+
+    /// Hands in an operation. Operations on one file take effect in the order in which they were handed in, but reach
+    /// the disk in any order until a sync completes.
+    fn submit(&self, op: FileOp) -> Ticket;
+}
+
+/// What can be handed to a file.
+#[derive(Debug, Clone)]
+pub enum FileOp {
+    /// Writes all bytes at the offset.
+    Write {
+        /// Where.
+        offset: u64,
+        /// What.
+        data: Bytes,
+    },
+    /// Makes every write that completed before, and the length that they need, durable.
+    Sync,
+    /// Cuts or extends the file to a length.
+    SetLen(u64),
+}
+
+/// The completion of an operation that was handed in.
+#[derive(Debug, Clone)]
+pub struct Ticket(Arc<Slot>);
+
+#[derive(Debug, Default)]
+struct Slot {
+    result: Mutex<Option<io::Result<()>>>,
+    done: Condvar,
+}
+
+impl Ticket {
+    /// One that is complete already.
+    pub fn done(result: io::Result<()>) -> Ticket {
+        let ticket = Ticket::pending();
+        ticket.complete(result);
+        ticket
+    }
+
+    /// One that [`Ticket::complete`] completes later, from a clone.
+    pub fn pending() -> Ticket {
+        Ticket(Arc::default())
+    }
+
+    /// Completes it. The first result stays.
+    pub fn complete(&self, result: io::Result<()>) {
+        self.0.result.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(result);
+        self.0.done.notify_all();
+    }
+
+    /// Takes the result if it is there.
+    pub fn poll(&self) -> Option<io::Result<()>> {
+        self.0.result.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Blocks until the result is there, and takes it.
+    ///
+    /// # Errors
+    /// What the operation met.
+    pub fn wait(&self) -> io::Result<()> {
+        let mut result = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match result.take() {
+                Some(result) => return result,
+                None => result = self.0.done.wait(result).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// Blocks until the result is there, and leaves it for [`Ticket::poll`].
+    pub fn ready(&self) {
+        let mut result = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);
+        while result.is_none() {
+            result = self.0.done.wait(result).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Reads exactly this many bytes, or fails with `UnexpectedEof`.
+pub(crate) fn read_exact(file: &dyn File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        match file.read_at(buf, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                buf = &mut buf[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Hands in a write and waits for it.
+pub(crate) fn write(file: &dyn File, offset: u64, data: Bytes) -> io::Result<()> {
+    file.submit(FileOp::Write { offset, data }).wait()
+}
+
+/// Hands in a sync and waits for it.
+pub(crate) fn sync(file: &dyn File) -> io::Result<()> {
+    file.submit(FileOp::Sync).wait()
+}

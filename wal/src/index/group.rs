@@ -1,0 +1,489 @@
+//! One group's state and the rules by which records change it. Submit and recovery use the same rules.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use pontoon_proto::GroupId;
+
+use crate::{
+    Error, Result,
+    record::{Body, Entries, Head},
+    segment::Segment,
+    types::{Damage, GroupView, HardState, SnapshotMeta},
+};
+
+/// A run is found by binary search and searched extent by extent; this bounds the second part.
+const RUN_EXTENTS: usize = 128;
+
+/// Where a record of entries is: 27 bits of offset and 21 of length, both in units of 8 bytes, and 16 of entry count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Extent(u64);
+
+impl Extent {
+    fn new(offset: u32, len: u32, count: u16) -> Extent {
+        debug_assert!(offset.is_multiple_of(8) && len.is_multiple_of(8));
+        Extent(u64::from(offset / 8) << 37 | u64::from(len / 8) << 16 | u64::from(count))
+    }
+
+    fn offset(self) -> u32 {
+        (self.0 >> 37) as u32 * 8
+    }
+
+    fn len(self) -> u32 {
+        (self.0 >> 16 & 0x1f_ffff) as u32 * 8
+    }
+
+    fn count(self) -> u64 {
+        self.0 & 0xffff
+    }
+
+    fn with_count(self, count: u64) -> Extent {
+        Extent(self.0 & !0xffff | count)
+    }
+}
+
+/// Extents of one segment whose indices follow each other.
+#[derive(Debug)]
+struct Run {
+    segment: Arc<Segment>,
+    first: u64,
+    extents: Vec<Extent>,
+}
+
+impl Run {
+    /// One above the last index.
+    fn end(&self) -> u64 {
+        self.first + self.extents.iter().map(|extent| extent.count()).sum::<u64>()
+    }
+}
+
+/// A record of entries that is not written yet.
+#[derive(Debug)]
+struct Pending {
+    lsn: u64,
+    /// How many of its entries are still in the log, counted from its first.
+    count: u64,
+    entries: Entries,
+}
+
+/// Where a record that is applied stands.
+pub(crate) enum Place<'a> {
+    /// Nowhere yet; its bytes are in memory.
+    Memory { lsn: u64 },
+    /// In a segment.
+    Disk { segment: &'a Arc<Segment>, offset: u32 },
+}
+
+/// A piece of an answer to a read, in the order of indices.
+pub(crate) enum Piece {
+    Memory(Entries, u64),
+    Disk { segment: Arc<Segment>, offset: u32, len: u32, first: u64, count: u64 },
+}
+
+/// One group.
+///
+/// Invariants: indices in `runs`, then in `pending`, ascend; outside recovery they cover `(truncated, last]` without a
+/// hole. `terms` holds (first index, term) of each run of equal terms above the truncated index, ascending; the first
+/// begins at or below the first index.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    pub(crate) hard_state: HardState,
+    pub(crate) truncated: (u64, u64),
+    last: u64,
+    runs: VecDeque<Run>,
+    terms: Vec<(u64, u64)>,
+    // Rare or short-lived: an idle group pays a pointer for each.
+    #[allow(clippy::box_collection, reason = "an idle group has nothing pending and pays 8 bytes instead of 32")]
+    pending: Option<Box<VecDeque<Pending>>>,
+    pub(crate) snapshot: Option<Arc<SnapshotMeta>>,
+    #[allow(clippy::box_collection, reason = "an idle group pays 8 bytes instead of 24")]
+    pub(crate) meta: Option<Box<BTreeMap<Bytes, Bytes>>>,
+    pub(crate) damage: Option<Box<Damage>>,
+}
+
+/// What a batch has done to a group's bounds so far, for checking the rest of it before anything is applied.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sim {
+    truncated: u64,
+    last: u64,
+    damaged: bool,
+    /// Terms can be looked up in the group only while its log is the one before the batch, below this index.
+    known_below: u64,
+}
+
+impl Sim {
+    /// Checks that a record may follow, and notes what it does.
+    pub(crate) fn check(&mut self, group: GroupId, body: &Body, state: Option<&Group>) -> Result<()> {
+        if self.damaged && !matches!(body, Body::Destroy { .. }) {
+            let damage = state.and_then(|state| state.damage.as_deref().cloned()).unwrap_or_default();
+            return Err(Error::Damaged { group, damage });
+        }
+        match body {
+            Body::Entries(entries) => {
+                if entries.first <= self.truncated {
+                    return Err(Error::Compacted { first: self.truncated + 1 });
+                }
+                if entries.first > self.last + 1 {
+                    return Err(Error::Gap { group, expected: self.last + 1, found: entries.first });
+                }
+                self.last = entries.first + entries.count as u64 - 1;
+                self.known_below = self.known_below.min(entries.first);
+            }
+            Body::TruncatePrefix { index, term } if *index > self.truncated => {
+                if *index > self.last {
+                    return Err(Error::Unavailable { last: self.last });
+                }
+                let ours = state.filter(|_| *index < self.known_below).and_then(|state| state.term(*index).ok());
+                if let Some(ours) = ours.filter(|ours| ours != term) {
+                    return Err(Error::TermMismatch { group, index: *index, ours, given: *term });
+                }
+                self.truncated = *index;
+            }
+            Body::ResetTo { index, .. } => self.reset(*index),
+            Body::Snapshot { reset: true, meta } => self.reset(meta.index),
+            Body::Destroy { .. } => {
+                self.reset(0);
+                self.damaged = false;
+            }
+            Body::TruncatePrefix { .. } | Body::Snapshot { .. } | Body::HardState(_) | Body::PutMeta { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, index: u64) {
+        (self.truncated, self.last, self.known_below) = (index, index, 0);
+    }
+}
+
+impl Group {
+    pub(crate) fn first_index(&self) -> u64 {
+        self.truncated.0 + 1
+    }
+
+    pub(crate) fn last_index(&self) -> u64 {
+        self.last.max(self.truncated.0)
+    }
+
+    pub(crate) fn sim(&self) -> Sim {
+        Sim {
+            truncated: self.truncated.0,
+            last: self.last_index(),
+            damaged: self.damage.is_some(),
+            known_below: u64::MAX,
+        }
+    }
+
+    pub(crate) fn view(&self, tombstone: Option<u64>) -> GroupView {
+        GroupView {
+            first_index: self.first_index(),
+            last_index: self.last_index(),
+            last_term: self.last_term(),
+            hard_state: self.hard_state,
+            truncated: self.truncated,
+            snapshot: self.snapshot.as_deref().cloned(),
+            damaged: self.damage.as_deref().cloned(),
+            tombstone,
+        }
+    }
+
+    pub(crate) fn last_term(&self) -> u64 {
+        self.terms.last().map_or(self.truncated.1, |(_, term)| *term)
+    }
+
+    /// The term of an index, from memory.
+    pub(crate) fn term(&self, index: u64) -> Result<u64> {
+        if index == self.truncated.0 {
+            return Ok(self.truncated.1);
+        }
+        if index < self.truncated.0 {
+            return Err(Error::Compacted { first: self.first_index() });
+        }
+        if index > self.last_index() {
+            return Err(Error::Unavailable { last: self.last_index() });
+        }
+        let after = self.terms.partition_point(|(first, _)| *first <= index);
+        Ok(self.terms[..after].last().map_or(self.truncated.1, |(_, term)| *term))
+    }
+
+    /// Applies a record that passed [`Sim::check`] or was read back in its place. `Destroy` is the index's matter.
+    pub(crate) fn apply(&mut self, head: &Head, body: Body, place: &Place<'_>) {
+        match body {
+            Body::Entries(entries) => self.append(head, entries, place),
+            Body::HardState(state) => self.hard_state = state,
+            Body::TruncatePrefix { index, term } => self.truncate_prefix(index, term),
+            Body::ResetTo { index, term } => self.reset(index, term),
+            Body::Snapshot { reset, meta } => {
+                if reset {
+                    self.reset(meta.index, meta.term);
+                }
+                self.snapshot = Some(Arc::new(meta));
+            }
+            Body::PutMeta { key, value } => self.put_meta(key, value),
+            Body::Destroy { .. } => {}
+        }
+    }
+
+    fn append(&mut self, head: &Head, entries: Entries, place: &Place<'_>) {
+        let (first, count) = (entries.first, entries.count as u64);
+        self.cut(first);
+        self.note_terms(entries.term_runs());
+        self.last = first + count - 1;
+        match *place {
+            Place::Memory { lsn } => {
+                self.pending.get_or_insert_default().push_back(Pending { lsn, count, entries });
+            }
+            Place::Disk { segment, offset } => self.push_extent(segment, offset, head.padded() as u32, first, count),
+        }
+    }
+
+    fn note_terms(&mut self, runs: impl Iterator<Item = (u64, u64)>) {
+        for (index, term) in runs {
+            if self.terms.last().is_none_or(|(_, last)| *last != term) {
+                self.terms.push((index, term));
+            }
+        }
+    }
+
+    /// Adds entries of which only place and range are known: their record is damaged.
+    pub(crate) fn append_damaged(&mut self, head: &Head, segment: &Arc<Segment>, offset: u32) {
+        let (first, count) = (head.index, u64::from(head.count));
+        self.cut(first);
+        self.note_terms(std::iter::once((first, 0)));
+        self.last = first + count - 1;
+        self.push_extent(segment, offset, head.padded() as u32, first, count);
+        self.damage.get_or_insert_default().entries.push((first, first + count));
+    }
+
+    fn push_extent(&mut self, segment: &Arc<Segment>, offset: u32, len: u32, first: u64, count: u64) {
+        let extent = Extent::new(offset, len, count as u16);
+        segment.add_live(u64::from(len));
+        match self.runs.back_mut() {
+            Some(run) if run.segment.id == segment.id && run.extents.len() < RUN_EXTENTS && run.end() == first => {
+                run.extents.push(extent);
+            }
+            _ => self.runs.push_back(Run { segment: segment.clone(), first, extents: vec![extent] }),
+        }
+    }
+
+    /// The bytes of a pending record reached its segment.
+    pub(crate) fn settle(&mut self, lsn: u64, segment: &Arc<Segment>, offset: u32, len: u32) {
+        let Some(pending) = &mut self.pending else { return };
+        // A record that was cut meanwhile is no longer here: its bytes are dead on arrival.
+        let Some(record) = pending.pop_front_if(|record| record.lsn == lsn) else { return };
+        if pending.is_empty() {
+            self.pending = None;
+        }
+        self.push_extent(segment, offset, len, record.entries.first, record.count);
+    }
+
+    /// Drops entries at and above an index.
+    fn cut(&mut self, from: u64) {
+        if from > self.last {
+            return;
+        }
+        if let Some(pending) = &mut self.pending {
+            while pending.pop_back_if(|record| record.entries.first >= from).is_some() {}
+            if let Some(record) = pending.back_mut() {
+                record.count = record.count.min(from - record.entries.first);
+            }
+            if pending.is_empty() {
+                self.pending = None;
+            }
+        }
+        while let Some(run) = self.runs.back_mut() {
+            let mut end = run.end();
+            while end > from
+                && let Some(extent) = run.extents.pop()
+            {
+                let start = end - extent.count();
+                if start < from {
+                    run.extents.push(extent.with_count(from - start));
+                } else {
+                    run.segment.sub_live(u64::from(extent.len()));
+                }
+                end = start;
+            }
+            if !run.extents.is_empty() {
+                break;
+            }
+            self.runs.pop_back();
+        }
+        self.terms.truncate(self.terms.partition_point(|(first, _)| *first < from));
+        self.last = from - 1;
+        self.trim_damage(|low, high| (low, high.min(from)));
+    }
+
+    /// Drops entries up to an index.
+    pub(crate) fn truncate_prefix(&mut self, index: u64, term: u64) {
+        if index <= self.truncated.0 {
+            return;
+        }
+        if index >= self.last {
+            return self.reset(index, term);
+        }
+        while let Some(run) = self.runs.front_mut() {
+            let mut gone = 0;
+            while let Some(extent) = run.extents.get(gone).filter(|extent| run.first + extent.count() <= index + 1) {
+                run.segment.sub_live(u64::from(extent.len()));
+                run.first += extent.count();
+                gone += 1;
+            }
+            run.extents.drain(..gone);
+            if !run.extents.is_empty() {
+                break;
+            }
+            self.runs.pop_front();
+        }
+        if let Some(pending) = &mut self.pending {
+            while pending.pop_front_if(|record| record.entries.first + record.count <= index + 1).is_some() {}
+            if pending.is_empty() {
+                self.pending = None;
+            }
+        }
+        self.truncated = (index, term);
+        let covering = self.terms.partition_point(|(first, _)| *first <= index + 1).saturating_sub(1);
+        self.terms.drain(..covering);
+        self.trim_damage(|low, high| (low.max(index + 1), high));
+        self.clear_truncation_damage();
+    }
+
+    fn reset(&mut self, index: u64, term: u64) {
+        self.clear_log();
+        self.truncated = (index, term);
+        self.last = index;
+        self.trim_damage(|_, _| (0, 0));
+        self.clear_truncation_damage();
+    }
+
+    fn put_meta(&mut self, key: Bytes, value: Bytes) {
+        let meta = self.meta.get_or_insert_default();
+        if value.is_empty() {
+            meta.remove(&key);
+        } else {
+            // Own copies: a slice would keep the whole batch in memory for as long as the value lives.
+            meta.insert(Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value));
+        }
+        if meta.is_empty() {
+            self.meta = None;
+        }
+    }
+
+    /// Forgets all entries.
+    pub(crate) fn clear_log(&mut self) {
+        for run in self.runs.drain(..) {
+            run.segment.sub_live(run.extents.iter().map(|extent| u64::from(extent.len())).sum());
+        }
+        self.runs.shrink_to_fit();
+        self.pending = None;
+        self.terms = Vec::new();
+        self.last = self.truncated.0;
+    }
+
+    fn trim_damage(&mut self, trim: impl Fn(u64, u64) -> (u64, u64)) {
+        if let Some(damage) = &mut self.damage {
+            damage.entries.iter_mut().for_each(|range| *range = trim(range.0, range.1));
+            damage.entries.retain(|(low, high)| low < high);
+        }
+    }
+
+    fn clear_truncation_damage(&mut self) {
+        if let Some(damage) = &mut self.damage {
+            damage.truncation = false;
+        }
+    }
+
+    /// Sets the bounds that a checkpoint states, and drops what lies outside.
+    pub(crate) fn clip(&mut self, truncated: (u64, u64), last: u64, last_term: u64) {
+        if last <= truncated.0 {
+            self.reset(truncated.0, truncated.1);
+            return;
+        }
+        self.cut(last + 1);
+        // Entries of the range may be missing; the bounds are the checkpoint's nevertheless, so that holes show.
+        let terms = std::mem::take(&mut self.terms);
+        self.terms = terms;
+        if self.last_index() < last {
+            self.last = last;
+            self.note_terms(std::iter::once((last, last_term)));
+        }
+        if truncated.0 > self.truncated.0 {
+            self.truncate_prefix(truncated.0, truncated.1);
+        }
+        self.truncated = truncated;
+    }
+
+    /// Index ranges above the truncated index for which there are neither extents nor pending records.
+    pub(crate) fn holes(&self) -> Vec<(u64, u64)> {
+        let mut holes = Vec::new();
+        let mut next = self.first_index();
+        let runs = self.runs.iter().map(|run| (run.first, run.end()));
+        let pending = self.pending.iter().flat_map(|pending| pending.iter());
+        let pending = pending.map(|record| (record.entries.first, record.entries.first + record.count));
+        for (first, end) in runs.chain(pending) {
+            if first > next {
+                holes.push((next, first));
+            }
+            next = next.max(end);
+        }
+        if self.last_index() + 1 > next {
+            holes.push((next, self.last_index() + 1));
+        }
+        holes
+    }
+
+    /// The pieces that hold `[low, high)`, as many as are needed for `max_bytes`, at least one.
+    pub(crate) fn pieces(&self, low: u64, high: u64, max_bytes: u64, out: &mut Vec<Piece>) {
+        let mut bytes = 0;
+        let start = self.runs.partition_point(|run| run.first <= low).saturating_sub(1);
+        for run in self.runs.range(start..) {
+            let mut first = run.first;
+            for extent in &run.extents {
+                if first >= high || bytes > max_bytes {
+                    return;
+                }
+                let (count, len) = (extent.count(), extent.len());
+                if first + count > low {
+                    let segment = run.segment.clone();
+                    out.push(Piece::Disk { segment, offset: extent.offset(), len, first, count });
+                    // The first piece may hold much that lies before the range.
+                    bytes += if first >= low { u64::from(len) } else { 0 };
+                }
+                first += count;
+            }
+        }
+        for record in self.pending.iter().flat_map(|pending| pending.iter()) {
+            let first = record.entries.first;
+            if first >= high || bytes > max_bytes {
+                return;
+            }
+            if first + record.count > low {
+                out.push(Piece::Memory(record.entries.clone(), record.count));
+                bytes += if first >= low { record.entries.bytes.len() as u64 } else { 0 };
+            }
+        }
+    }
+
+    /// Bytes of entries on disk, and the oldest segment that holds some.
+    pub(crate) fn disk_bytes(&self) -> (u64, Option<u32>) {
+        let extents = self.runs.iter().flat_map(|run| &run.extents);
+        (extents.map(|extent| u64::from(extent.len())).sum(), self.runs.front().map(|run| run.segment.id))
+    }
+
+    /// The segments that hold its entries.
+    pub(crate) fn segment_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.runs.iter().map(|run| run.segment.id)
+    }
+
+    /// Panics if an invariant does not hold.
+    pub(crate) fn check_invariants(&self) {
+        assert!(self.last_index() >= self.truncated.0);
+        if self.damage.is_none() {
+            assert_eq!(self.holes(), [], "a healthy group has no holes");
+        }
+        assert!(self.terms.is_sorted_by(|a, b| a.0 < b.0), "term runs ascend: {:?}", self.terms);
+        assert!(self.terms.first().is_none_or(|(first, _)| *first <= self.first_index()));
+    }
+}

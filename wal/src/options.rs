@@ -1,0 +1,145 @@
+//! What a caller chooses when it opens a log.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Error, Result,
+    fs::{Fs, RealFs},
+};
+
+/// The smallest segment.
+pub const MIN_SEGMENT_BYTES: u64 = 256 << 10;
+/// The largest segment.
+pub const MAX_SEGMENT_BYTES: u64 = 1 << 30;
+
+/// When a batch is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// After a sync: it survives a power cut.
+    #[default]
+    Sync,
+    /// After the write: it survives the process, and a power cut only if the system wrote it in time. For tests and caches.
+    System,
+}
+
+/// Who moves the log forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DriverMode {
+    /// Two threads of the log's own.
+    #[default]
+    Threads,
+    /// The caller, by [`Wal::step`](crate::Wal::step). Deterministic by seed, clock and calls.
+    Manual,
+}
+
+/// Time that only goes forward.
+pub trait Clock: Send + Sync {
+    /// Since some fixed origin.
+    fn now(&self) -> Duration;
+}
+
+/// The system's monotonic clock.
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock(Instant);
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        SystemClock(Instant::now())
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// How a log is opened. Fields may be changed after [`Options::new`].
+#[derive(Clone)]
+pub struct Options {
+    /// Where the log lives. Made if it is missing; its parent must exist.
+    pub dir: PathBuf,
+    /// The file system.
+    pub fs: Arc<dyn Fs>,
+    /// Bytes per segment: a multiple of 4 KiB from 256 KiB to 1 GiB. An existing log keeps its own.
+    pub segment_bytes: u64,
+    /// When a batch is acknowledged.
+    pub durability: Durability,
+    /// Bytes of written frames kept in memory for readers; 0 keeps none.
+    pub cache_bytes: usize,
+    /// The most that segment files may take on disk, or no limit but the disk's. At least eight segments.
+    pub size_limit_bytes: Option<u64>,
+    /// Bytes that may wait for the disk before a reservation answers `Busy`.
+    pub max_pending_bytes: u64,
+    /// The most bytes of batches that are gathered into one frame. A larger batch is a frame of its own.
+    pub max_frame_bytes: u64,
+    /// Randomness for the store's id, incarnations and epochs. Production passes the system's.
+    pub seed: u64,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Who moves the log forward.
+    pub driver: DriverMode,
+    /// How long nothing happens before a watermark proves the last frame durable.
+    pub idle_watermark: Duration,
+    /// How many unused segments are kept ready.
+    pub prepared_segments: usize,
+}
+
+impl Options {
+    /// Production's choices for this directory.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        let random = uuid::Uuid::new_v4().as_u128();
+        Options {
+            dir: dir.into(),
+            fs: Arc::new(RealFs),
+            segment_bytes: 64 << 20,
+            durability: Durability::Sync,
+            cache_bytes: 64 << 20,
+            size_limit_bytes: None,
+            max_pending_bytes: 256 << 20,
+            max_frame_bytes: 1 << 20,
+            seed: (random >> 64) as u64 ^ random as u64,
+            clock: Arc::new(SystemClock::default()),
+            driver: DriverMode::Threads,
+            idle_watermark: Duration::from_millis(5),
+            prepared_segments: 2,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let bad = |option, reason: String| Err(Error::BadOption { option, reason });
+        if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&self.segment_bytes) || self.segment_bytes % 4096 != 0 {
+            return bad(
+                "segment_bytes",
+                format!("{} is not a multiple of 4 KiB from 256 KiB to 1 GiB", self.segment_bytes),
+            );
+        }
+        if let Some(limit) = self.size_limit_bytes
+            && limit < self.segment_bytes * 8
+        {
+            return bad("size_limit_bytes", format!("{limit} is less than eight segments"));
+        }
+        if self.dir.file_name().is_none() {
+            return bad("dir", format!("{} has no name of its own", self.dir.display()));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("dir", &self.dir)
+            .field("segment_bytes", &self.segment_bytes)
+            .field("durability", &self.durability)
+            .field("cache_bytes", &self.cache_bytes)
+            .field("size_limit_bytes", &self.size_limit_bytes)
+            .field("driver", &self.driver)
+            .finish_non_exhaustive()
+    }
+}
