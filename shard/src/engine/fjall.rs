@@ -1,0 +1,203 @@
+//! fjall: a journal and one log-structured tree per keyspace.
+//!
+//! What its persist modes do (fjall 3.1): `Buffer` hands the journal to the system, `SyncData` and `SyncAll` also call
+//! `fdatasync` and `fsync` on it. A batch is one checksummed record of the journal, whatever keyspaces it touches, so
+//! the synced journal is what decides atomicity; before a memtable goes to its tree's files the worker syncs the
+//! journal, so files never run ahead of it. Writes here do not even hand over to the system (`manual_journal_persist`):
+//! what a kill loses, the shared log replays.
+//!
+//! Bulk ingestion is the one path that flushes a memtable without syncing the journal first. It happens under the
+//! write half of [`FjallEngine::gate`], after a sync of our own: otherwise a power cut could keep rows of a batch
+//! whose mark, in another keyspace, is lost.
+
+use std::{
+    path::Path,
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use ::fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
+use bytes::Bytes;
+
+use super::{
+    Change, Engine, EngineKind, EngineSnapshot, Keyspace, MAX_KEYSPACES, OpenOptions, Scope, WriteBatch,
+    marker::Home,
+};
+use crate::{error::Error, layout};
+
+/// A keyspace's memtable goes to disk at this size, so all of them together hold at most nine times as much.
+const MEMTABLE_BYTES: u64 = 16 << 20;
+const CACHE_BYTES: u64 = 64 << 20;
+const JOURNAL_BYTES: u64 = 512 << 20;
+
+/// The engine fjall over one directory.
+pub struct FjallEngine {
+    db: Database,
+    spaces: Vec<::fjall::Keyspace>,
+    home: Home,
+    /// Held for reading by batches, for writing by the end of an ingestion.
+    gate: RwLock<()>,
+    poisoned: AtomicBool,
+    closed: AtomicBool,
+}
+
+impl FjallEngine {
+    /// Opens the directory, made if missing.
+    ///
+    /// # Errors
+    /// As [`super::open`].
+    pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self, Error> {
+        let home = Home::open(EngineKind::Fjall, dir, options)?;
+        let db = Database::builder(home.data())
+            .manual_journal_persist(true)
+            .cache_size(CACHE_BYTES)
+            .max_journaling_size(JOURNAL_BYTES)
+            .worker_threads(2)
+            .open()
+            .map_err(|error| match error {
+                ::fjall::Error::Locked => Error::Locked { path: dir.into() },
+                other => Error::Fjall(other),
+            })?;
+        let spaces = (0..layout::KEYSPACES)
+            .map(|space| {
+                db.keyspace(&format!("k{space:02}"), || {
+                    KeyspaceCreateOptions::default()
+                        .max_memtable_size(MEMTABLE_BYTES)
+                        .manual_journal_persist(true)
+                })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(FjallEngine {
+            db,
+            spaces,
+            home,
+            gate: RwLock::new(()),
+            poisoned: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Error::Poisoned);
+        }
+        Ok(())
+    }
+
+    /// From the first failure on nothing succeeds.
+    fn poison<T>(&self, result: Result<T, ::fjall::Error>) -> Result<T, Error> {
+        result.map_err(|error| {
+            self.poisoned.store(true, Ordering::Release);
+            match error {
+                ::fjall::Error::Poisoned => Error::Poisoned,
+                other => Error::Fjall(other),
+            }
+        })
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.poison(self.db.persist(PersistMode::SyncAll))
+    }
+}
+
+fn space(spaces: &[::fjall::Keyspace], space: Keyspace) -> &::fjall::Keyspace {
+    debug_assert!(space.0 < MAX_KEYSPACES);
+    &spaces[usize::from(space.0)]
+}
+
+impl Engine for FjallEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Fjall
+    }
+
+    fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        self.check()?;
+        let found = space(&self.spaces, keyspace).get(key)?;
+        Ok(found.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn write(&self, batch: WriteBatch) -> Result<(), Error> {
+        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        self.check()?;
+        let mut writes = self.db.batch();
+        for (keyspace, key, change) in batch.changes() {
+            let keyspace = space(&self.spaces, *keyspace);
+            match change {
+                Change::Put(value) => writes.insert(keyspace, &key[..], &value[..]),
+                Change::Delete => writes.remove(keyspace, &key[..]),
+            }
+        }
+        self.poison(writes.commit())
+    }
+
+    fn snapshot(&self, _scope: Vec<Scope>) -> Result<Box<dyn EngineSnapshot>, Error> {
+        self.check()?;
+        Ok(Box::new(FjallSnapshot { snapshot: self.db.snapshot(), spaces: self.spaces.clone() }))
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        self.check()?;
+        self.sync()
+    }
+
+    fn ingest(&self, keyspace: Keyspace, rows: &[(Bytes, Bytes)]) -> Result<(), Error> {
+        self.check()?;
+        let mut ingestion = space(&self.spaces, keyspace).start_ingestion()?;
+        for (key, value) in rows {
+            ingestion.write(&key[..], &value[..])?;
+        }
+        let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.check()?;
+        self.sync()?;
+        self.poison(ingestion.finish())
+    }
+
+    fn close(&self) -> Result<(), Error> {
+        let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.flush()?;
+        self.closed.store(true, Ordering::Release);
+        self.home.mark_clean()
+    }
+}
+
+struct FjallSnapshot {
+    snapshot: Snapshot,
+    spaces: Vec<::fjall::Keyspace>,
+}
+
+impl EngineSnapshot for FjallSnapshot {
+    fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        let found = self.snapshot.get(space(&self.spaces, keyspace), key)?;
+        Ok(found.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(
+        &self,
+        keyspace: Keyspace,
+        low: &[u8],
+        high: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Error> {
+        use std::ops::Bound;
+        if high.is_some_and(|high| high <= low) {
+            return Ok(());
+        }
+        let high = high.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = (Bound::Included(low), high);
+        for guard in self.snapshot.range::<&[u8], _>(space(&self.spaces, keyspace), range) {
+            let (key, value) = guard.into_inner()?;
+            if !visit(&key, &value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

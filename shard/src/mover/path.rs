@@ -1,0 +1,255 @@
+//! The way forward.
+
+use pontoon_proto::{ReplicaId, v1};
+use v1::MovePhase;
+
+use super::{Action, Decision, Group, LAG, Observation, Parts, fence, replica_at, wait};
+
+pub(super) fn next(phase: MovePhase, mv: &v1::Move, parts: &Parts, seen: &Observation) -> Decision {
+    // These two speak with one node only: the group may be without a leader meanwhile.
+    match (phase, parts.source) {
+        (MovePhase::Fence, Some(source)) => {
+            return fence(source, seen.source.as_ref(), seen.source_removed, MovePhase::Cleanup);
+        }
+        (MovePhase::Fence, None) => return Decision::Advance(MovePhase::Cleanup),
+        (MovePhase::Cleanup, _) => return Decision::Advance(MovePhase::Done),
+        _ => {}
+    }
+    let Some(group) = Group::seen(seen) else {
+        return wait(format!("g{} has no leader that answers: start the nodes of its voters", mv.group));
+    };
+    match phase {
+        MovePhase::Planned => planned(parts, &group),
+        MovePhase::Reserved => reserved(mv, parts, seen),
+        MovePhase::Learner => learner(parts, &group, seen),
+        MovePhase::Snapshot => snapshot(parts, &group, seen),
+        MovePhase::CatchUp => match parts.target {
+            Some(target) => match behind(target, &group, seen) {
+                Some(decision) => decision,
+                None => Decision::Advance(MovePhase::Verify),
+            },
+            None => Decision::Advance(MovePhase::Verify),
+        },
+        MovePhase::Verify => Decision::Advance(MovePhase::PreSwitch),
+        MovePhase::PreSwitch => pre_switch(parts, &group, seen),
+        MovePhase::Joint => joint(parts, &group, seen),
+        MovePhase::RemoveOld => remove_old(parts, &group, seen),
+        MovePhase::Fence
+        | MovePhase::Cleanup
+        | MovePhase::Done
+        | MovePhase::Aborting
+        | MovePhase::Aborted => {
+            unreachable!("these phases are decided above")
+        }
+    }
+}
+
+fn planned(parts: &Parts, group: &Group<'_>) -> Decision {
+    if group.is_joint() {
+        return Decision::Act(vec![Action::LeaveJoint]);
+    }
+    if let Some(source) = parts.source {
+        if !group.votes(source) {
+            return wait(format!("{source} is no voter of the group any more: cancel the move"));
+        }
+        if parts.target.is_none() && group.conf.voters.len() < 2 {
+            return wait(format!(
+                "{source} is the group's only voter: cancel the move, or add a replica first"
+            ));
+        }
+    }
+    Decision::Advance(MovePhase::Reserved)
+}
+
+fn reserved(mv: &v1::Move, parts: &Parts, seen: &Observation) -> Decision {
+    let Some(target) = parts.target else { return Decision::Advance(MovePhase::Learner) };
+    match (&seen.target, seen.reserved) {
+        (None, _) => silent(target, seen),
+        (Some(_), true) => Decision::Advance(MovePhase::Learner),
+        (Some(_), false) => {
+            let (node, bytes) = (target.node(), mv.bytes_total);
+            Decision::Act(vec![Action::Reserve { node, replica: target, bytes }])
+        }
+    }
+}
+
+/// The target's node does not answer.
+fn silent(target: ReplicaId, seen: &Observation) -> Decision {
+    let node = target.node();
+    if seen.target_removed {
+        return wait(format!("{node} was removed from the cluster: cancel the move"));
+    }
+    wait(format!("{node} does not answer: start it, or cancel the move"))
+}
+
+fn learner(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
+    let Some(target) = parts.target else { return Decision::Advance(MovePhase::Snapshot) };
+    if let Some(decision) = unmade(target, seen) {
+        return decision;
+    }
+    if group.names(target) {
+        return Decision::Advance(MovePhase::Snapshot);
+    }
+    if group.is_joint() {
+        return Decision::Act(vec![Action::LeaveJoint]);
+    }
+    Decision::Act(vec![Action::AddLearner(target)])
+}
+
+/// What is missing until the target's replica exists on its node.
+fn unmade(target: ReplicaId, seen: &Observation) -> Option<Decision> {
+    let Some(status) = &seen.target else { return Some(silent(target, seen)) };
+    match replica_at(Some(status), target) {
+        Some(info) if !info.dead.is_empty() => {
+            Some(wait(format!("{target} is dead ({}): cancel the move and start another", info.dead)))
+        }
+        Some(_) => None,
+        None if status.min_replica > target.get() => {
+            Some(wait(format!("{} has fenced {target}: cancel the move", target.node())))
+        }
+        None => Some(Decision::Act(vec![Action::EnsureReplica { node: target.node(), replica: target }])),
+    }
+}
+
+fn snapshot(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
+    let Some(target) = parts.target else { return Decision::Advance(MovePhase::CatchUp) };
+    if let Some(decision) = unmade(target, seen) {
+        return decision;
+    }
+    if !group.names(target) {
+        // Between two phases nobody else may change the members; an operator's hand could.
+        return Decision::Act(vec![Action::AddLearner(target)]);
+    }
+    let applied = replica_at(seen.target.as_ref(), target).map_or(0, |info| info.applied);
+    match group.progress(target) {
+        Some(progress) if !progress.snapshot && progress.matched > 0 && applied > 0 => {
+            Decision::Advance(MovePhase::CatchUp)
+        }
+        _ => {
+            let pull = replica_at(seen.target.as_ref(), target).and_then(|info| info.pull.as_ref());
+            let so_far = pull.map_or_else(
+                || "waits for the first chunk".to_owned(),
+                |pull| format!("has {} of {} bytes", pull.bytes_done, pull.bytes_total),
+            );
+            wait(format!("{target} receives the group's state and {so_far}: this goes on by itself"))
+        }
+    }
+}
+
+/// What is missing until the target may vote: it must have matched (in its log), applied (in its engine) and persisted
+/// within [`LAG`] of the leader, else the new majority would wait for it.
+fn behind(target: ReplicaId, group: &Group<'_>, seen: &Observation) -> Option<Decision> {
+    if let Some(decision) = unmade(target, seen) {
+        return Some(decision);
+    }
+    if !group.names(target) {
+        return Some(Decision::Act(vec![Action::AddLearner(target)]));
+    }
+    let slow = |what: &str, lacks: u64| {
+        Some(wait(format!("{target} {what} {lacks} entries behind: this goes on by itself")))
+    };
+    let info = replica_at(seen.target.as_ref(), target)?;
+    let Some(progress) = group.progress(target).filter(|progress| !progress.snapshot) else {
+        return Some(wait(format!("{target} receives the group's state again: this goes on by itself")));
+    };
+    let durable = info.durable.max(info.persisted);
+    let (last, commit) = (group.info.last_index, group.info.commit);
+    if progress.matched + LAG < last {
+        return slow("is", last - progress.matched);
+    }
+    if info.applied + LAG < commit {
+        return slow("applies", commit - info.applied);
+    }
+    if durable + LAG < commit {
+        return slow("persists", commit - durable);
+    }
+    None
+}
+
+fn pre_switch(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
+    if let Some(decision) = parts.target.and_then(|target| behind(target, group, seen)) {
+        return decision;
+    }
+    if let Some(decision) = parts.source.and_then(|source| led_by(source, group)) {
+        return decision;
+    }
+    Decision::Advance(MovePhase::Joint)
+}
+
+/// Moves leadership away from a source that leads, to a voter that stays; nothing to do if it is the only voter.
+fn led_by(source: ReplicaId, group: &Group<'_>) -> Option<Decision> {
+    if !group.leads(source) || group.conf.voters.len() < 2 {
+        return None;
+    }
+    Some(match group.best_voter(source) {
+        Some(to) => Decision::Act(vec![Action::TransferLeader { to }]),
+        None => {
+            wait(format!("{source} leads and no other voter follows: start the nodes of the group's voters"))
+        }
+    })
+}
+
+fn joint(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
+    let arrived = parts.target.is_none_or(|target| group.votes(target));
+    let left = parts.source.is_none_or(|source| !group.votes(source));
+    if arrived && left {
+        if !group.is_joint() {
+            return Decision::Advance(MovePhase::RemoveOld);
+        }
+        return leave(parts, group);
+    }
+    if group.is_joint() {
+        // Somebody else's: not ours to judge, only to end.
+        return Decision::Act(vec![Action::LeaveJoint]);
+    }
+    if let Some(decision) = parts.target.and_then(|target| behind(target, group, seen)) {
+        return decision;
+    }
+    if let Some(decision) = parts.source.and_then(|source| led_by(source, group)) {
+        return decision;
+    }
+    let promote = parts.target.into_iter().filter(|target| !group.votes(*target)).collect();
+    let demote = parts.source.into_iter().filter(|source| group.votes(*source)).collect();
+    Decision::Act(vec![Action::EnterJoint { promote, demote }])
+}
+
+/// The joint configuration is ours: leave it, under a leader that stays a voter.
+fn leave(parts: &Parts, group: &Group<'_>) -> Decision {
+    let Some(source) = parts.source.filter(|source| group.leads(*source)) else {
+        return Decision::Act(vec![Action::LeaveJoint]);
+    };
+    // The leader is on its way out. Prefer a voter that was there before; the target only where there is none, and
+    // only once it holds every entry, so that it can win at once.
+    let stays = |id: &u64| *id != source.get() && Some(*id) != parts.target.map(ReplicaId::get);
+    let all =
+        |progress: &v1::ReplicaProgress| !progress.snapshot && progress.matched == group.info.last_index;
+    let to = match group.conf.voters.iter().any(stays) {
+        true => group.best_voter(source),
+        false => parts.target.filter(|target| group.progress(*target).is_some_and(all)),
+    };
+    match to {
+        Some(to) => Decision::Act(vec![Action::TransferLeader { to }]),
+        None => {
+            wait(format!("{source} leads until a voter that stays holds every entry: this goes on by itself"))
+        }
+    }
+}
+
+fn remove_old(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
+    let Some(source) = parts.source else { return Decision::Advance(MovePhase::Fence) };
+    if group.is_joint() {
+        return Decision::Act(vec![Action::LeaveJoint]);
+    }
+    if group.votes(source) {
+        return wait(format!(
+            "{source} votes again by another hand: run `pontoon groups` and remove it there"
+        ));
+    }
+    if group.names(source) {
+        return Decision::Act(vec![Action::RemoveLearner(source)]);
+    }
+    if !seen.confirmed {
+        return Decision::Act(vec![Action::ConfirmRemoved]);
+    }
+    Decision::Advance(MovePhase::Fence)
+}

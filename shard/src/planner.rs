@@ -1,0 +1,89 @@
+//! Where replicas go. Pure, and plain for now: live nodes with the fewest replicas.
+
+use std::collections::BTreeSet;
+
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+
+use crate::meta::MetaState;
+
+/// How many moves may run at once before repairs wait.
+pub const MAX_RUNNING_MOVES: usize = 64;
+
+/// The largest odd number of replicas that so many nodes can hold: an even one needs more nodes for the same fault
+/// tolerance.
+fn odd(wanted: usize, live: usize) -> usize {
+    let most = wanted.min(live);
+    if most.is_multiple_of(2) { most.saturating_sub(1) } else { most }
+}
+
+/// Live nodes, those with the fewest replicas first.
+fn by_load(state: &MetaState) -> Vec<NodeId> {
+    let load = state.load();
+    let mut nodes: Vec<NodeId> = state.live_nodes().collect();
+    nodes.sort_by_key(|node| (load.get(&node.get()).copied().unwrap_or(0), *node));
+    nodes
+}
+
+/// Nodes for the first replicas of a new predicate: the largest odd number up to `wanted` that there are live nodes
+/// for. Empty if there is no live node.
+pub fn placement(state: &MetaState, wanted: usize) -> Vec<NodeId> {
+    let mut nodes = by_load(state);
+    nodes.truncate(odd(wanted, nodes.len()));
+    nodes
+}
+
+/// A node for one more replica of a group: live, without one yet. `None` if there is no such node.
+pub fn target(state: &MetaState, group: u64) -> Option<NodeId> {
+    let held = holders(state.shards.get(&group)?);
+    by_load(state).into_iter().find(|node| !held.contains(node))
+}
+
+fn holders(shard: &v1::Shard) -> BTreeSet<NodeId> {
+    let members = shard.voters.iter().chain(&shard.learners);
+    members.filter_map(|id| ReplicaId::new(*id).ok()).map(ReplicaId::node).collect()
+}
+
+/// Moves that bring groups nearer to the number of voters they want: the meta group first, then predicates by what
+/// they lack. A group gains voters only if there are live nodes to reach an odd number of them, so that it never
+/// rests on two. At most one move per group, and few enough that [`MAX_RUNNING_MOVES`] run.
+///
+/// The sessions are 0: the caller fills in fresh numbers.
+pub fn repairs(state: &MetaState) -> Vec<v1::StartMove> {
+    let live: BTreeSet<NodeId> = state.live_nodes().collect();
+    let room = MAX_RUNNING_MOVES.saturating_sub(state.running_moves().count());
+    let mut lacking: Vec<_> = state
+        .shards
+        .values()
+        .filter(|shard| shard.state() == v1::ShardState::Live && state.running_move(shard.group).is_none())
+        .filter_map(|shard| {
+            let held = holders(shard);
+            // Nodes that could hold voters: those that do, and the live ones that do not.
+            let voters = shard.voters.len();
+            let able = voters + live.difference(&held).count();
+            let goal = odd(shard.replicas_wanted as usize, able);
+            (goal > voters).then(|| (shard.group != GroupId::META.0, voters, shard.group, held))
+        })
+        .collect();
+    lacking.sort();
+    lacking.truncate(room);
+    let mut load = state.load();
+    let mut moves = Vec::new();
+    for (_, voters, group, held) in lacking {
+        let free = live.difference(&held);
+        let Some(node) = free.min_by_key(|node| (load.get(&node.get()).copied().unwrap_or(0), **node)) else {
+            continue;
+        };
+        *load.entry(node.get()).or_insert(0) += 1;
+        moves.push(v1::StartMove {
+            group,
+            kind: v1::MoveKind::Add.into(),
+            target_node: node.get(),
+            reason: format!("it has {voters} of the replicas that it should have"),
+            ..Default::default()
+        });
+    }
+    moves
+}
+
+#[cfg(test)]
+mod tests;
