@@ -248,5 +248,3 @@ fn fence(
     }
 }
 
-#[cfg(test)]
-mod tests;

@@ -85,5 +85,3 @@ pub fn repairs(state: &MetaState) -> Vec<v1::StartMove> {
     moves
 }
 
-#[cfg(test)]
-mod tests;

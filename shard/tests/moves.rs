@@ -1,0 +1,449 @@
+//! Moves through a simulated world: whoever fails at whatever step, the move reaches its end, and on no way a member
+//! is fenced or a voter removed.
+
+#[path = "support/meta.rs"]
+#[allow(dead_code, reason = "shared by several tests")]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pontoon_proto::{
+    NodeId, ReplicaId,
+    v1::{self, MoveKind, MovePhase, meta_command::Body as Ask},
+};
+use pontoon_shard::{Action, Decision, Observation, mover};
+use support::{Meta, replica};
+
+/// What goes wrong, at one step of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// A new driver takes over after the actions, and knows nothing of them.
+    DriverBefore,
+    /// The old driver's actions arrive twice.
+    Repeat,
+    /// The actions are lost.
+    Lost,
+    SourceDown,
+    TargetDown,
+    /// Another voter is elected.
+    LeaderChange,
+    /// The group's leader does not answer.
+    NoLeader,
+}
+
+const FAULTS: [Fault; 7] = [
+    Fault::DriverBefore,
+    Fault::Repeat,
+    Fault::Lost,
+    Fault::SourceDown,
+    Fault::TargetDown,
+    Fault::LeaderChange,
+    Fault::NoLeader,
+];
+
+#[derive(Debug, Default, Clone)]
+struct Replica {
+    matched: u64,
+    snapshot: bool,
+}
+
+struct World {
+    meta: Meta,
+    id: u64,
+    term: u64,
+    reserved: bool,
+    confirmed: bool,
+    conf: v1::ConfState,
+    leader: u64,
+    last: u64,
+    replicas: BTreeMap<u64, Replica>,
+    /// Per node the smallest replica id that may exist.
+    fences: BTreeMap<NodeId, u64>,
+    down: BTreeSet<NodeId>,
+    silent: bool,
+    /// Whether the leader leaves a joint configuration by itself.
+    auto_leave: bool,
+}
+
+fn id(raw: u64) -> ReplicaId {
+    ReplicaId::new(raw).unwrap()
+}
+
+impl World {
+    fn new(voters: &[u64], kind: MoveKind, source: u64, target_node: u64) -> World {
+        let mut meta = Meta::with_nodes(5);
+        let shard = meta.shard("film", 3, voters);
+        let start = v1::StartMove {
+            group: shard.group,
+            kind: kind.into(),
+            source: if kind == MoveKind::Add { 0 } else { shard.voters[source as usize] },
+            target_node,
+            ..Default::default()
+        };
+        let mv = meta.start(start).unwrap();
+        let caught_up = |raw: &u64| (*raw, Replica { matched: 100, snapshot: false });
+        World {
+            meta,
+            id: mv.id,
+            term: 1,
+            reserved: false,
+            confirmed: false,
+            leader: shard.voters[0],
+            replicas: shard.voters.iter().map(caught_up).collect(),
+            conf: v1::ConfState { voters: shard.voters, ..Default::default() },
+            last: 100,
+            fences: BTreeMap::new(),
+            down: BTreeSet::new(),
+            silent: false,
+            auto_leave: false,
+        }
+    }
+
+    fn mv(&self) -> v1::Move {
+        v1::Move::clone(&self.meta.state().moves[&self.id])
+    }
+
+    fn info(&self, raw: u64) -> Option<v1::ReplicaInfo> {
+        let held = self.replicas.get(&raw)?;
+        let leads = raw == self.leader;
+        let followers = self.replicas.iter().filter(|(id, _)| self.names(**id));
+        let progress = |(id, held): (&u64, &Replica)| v1::ReplicaProgress {
+            replica: *id,
+            matched: held.matched,
+            snapshot: held.snapshot,
+            active: !self.down.contains(&self::id(*id).node()),
+        };
+        Some(v1::ReplicaInfo {
+            replica: raw,
+            last_index: self.last,
+            commit: self.last,
+            applied: held.matched,
+            durable: held.matched,
+            persisted: held.matched,
+            conf_state: Some(self.conf.clone()),
+            progress: if leads { followers.map(progress).collect() } else { Vec::new() },
+            ..Default::default()
+        })
+    }
+
+    fn names(&self, raw: u64) -> bool {
+        let conf = &self.conf;
+        [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next].iter().any(|l| l.contains(&raw))
+    }
+
+    fn status(&self, raw: u64) -> Option<v1::ReplicaStatusReply> {
+        let node = ReplicaId::new(raw).ok()?.node();
+        (!self.down.contains(&node)).then(|| v1::ReplicaStatusReply {
+            replica: self.info(raw),
+            min_replica: self.fences.get(&node).copied().unwrap_or(0),
+        })
+    }
+
+    fn observe(&mut self) -> Observation {
+        let mv = self.mv();
+        let leader_up = !self.down.contains(&id(self.leader).node()) && !self.silent;
+        Observation {
+            leader: if leader_up { self.info(self.leader) } else { None },
+            confirmed: std::mem::take(&mut self.confirmed) && leader_up,
+            target: self.status(mv.target),
+            source: self.status(mv.source),
+            reserved: self.reserved,
+            target_removed: false,
+            source_removed: false,
+        }
+    }
+
+    fn is_joint(&self) -> bool {
+        !self.conf.voters_outgoing.is_empty()
+    }
+
+    /// Whether a majority of every half can be reached.
+    fn commits(&self) -> bool {
+        let majority = |voters: &[u64]| {
+            let up = voters.iter().filter(|raw| !self.down.contains(&id(**raw).node())).count();
+            voters.is_empty() || up > voters.len() / 2
+        };
+        majority(&self.conf.voters) && majority(&self.conf.voters_outgoing)
+    }
+
+    fn act(&mut self, action: &Action) {
+        let mv = self.mv();
+        let leader_up = !self.down.contains(&id(self.leader).node()) && !self.silent;
+        let changes = leader_up && self.commits();
+        match action {
+            Action::Reserve { .. } => self.reserved = self.status(mv.target).is_some(),
+            Action::EnsureReplica { node, replica } => {
+                assert!(mv.phase() >= MovePhase::Learner, "made only once that was committed");
+                let fenced = self.fences.get(node).is_some_and(|min| *min > replica.get());
+                if !self.down.contains(node) && !fenced {
+                    let made = Replica { matched: 0, snapshot: true };
+                    self.replicas.entry(replica.get()).or_insert(made);
+                }
+            }
+            Action::AddLearner(replica) if changes && !self.names(replica.get()) => {
+                assert!(!self.is_joint());
+                self.conf.learners.push(replica.get());
+            }
+            Action::TransferLeader { to } if changes => {
+                assert!(self.conf.voters.contains(&to.get()), "only a voter can lead");
+                if !self.down.contains(&to.node()) && self.replicas[&to.get()].matched == self.last {
+                    self.leader = to.get();
+                }
+            }
+            Action::EnterJoint { promote, demote } if changes && !self.is_joint() => {
+                assert_eq!(mv.phase(), MovePhase::Joint, "entered only past the point of no return");
+                let old = self.conf.voters.clone();
+                for target in promote {
+                    assert!(self.replicas[&target.get()].matched + mover::LAG >= self.last, "caught up");
+                    self.conf.learners.retain(|raw| *raw != target.get());
+                    self.conf.voters.push(target.get());
+                }
+                for source in demote {
+                    assert!(self.leader != source.get() || old.len() == 1, "leadership has left the source");
+                    self.conf.voters.retain(|raw| *raw != source.get());
+                    self.conf.learners_next.push(source.get());
+                }
+                assert!(!self.conf.voters.is_empty());
+                self.conf.voters_outgoing = old;
+            }
+            Action::LeaveJoint if changes => self.leave_joint(),
+            Action::RemoveLearner(replica) if changes => {
+                assert!(!self.conf.voters.contains(&replica.get()), "a voter is never removed");
+                assert!(!self.is_joint());
+                self.conf.learners.retain(|raw| *raw != replica.get());
+            }
+            Action::Fence { node, replica } if !self.down.contains(node) => {
+                assert!(!self.names(replica.get()), "a member is never fenced");
+                let fence = self.fences.entry(*node).or_insert(0);
+                *fence = (*fence).max(replica.get() + 1);
+                self.replicas.remove(&replica.get());
+            }
+            Action::ConfirmRemoved => self.confirmed = changes,
+            _ => {}
+        }
+    }
+
+    fn leave_joint(&mut self) {
+        if self.is_joint() && self.conf.voters.contains(&self.leader) {
+            self.conf.voters_outgoing.clear();
+            let demoted = std::mem::take(&mut self.conf.learners_next);
+            self.conf.learners.extend(demoted);
+        }
+    }
+
+    /// What happens by itself: writes, replication, snapshots.
+    fn settle(&mut self) {
+        if self.commits() {
+            self.last += 1;
+        }
+        let conf = self.conf.clone();
+        for (raw, held) in &mut self.replicas {
+            let member = [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next]
+                .iter()
+                .any(|list| list.contains(raw));
+            if member && !self.down.contains(&id(*raw).node()) {
+                *held = Replica { matched: self.last, snapshot: false };
+            }
+        }
+        if self.auto_leave && self.commits() {
+            self.leave_joint();
+        }
+    }
+
+    fn elect_another(&mut self) {
+        let voters = self.conf.voters.clone();
+        let next = voters.iter().find(|raw| **raw != self.leader && self.replicas[raw].matched == self.last);
+        if let (Some(next), false) = (next, self.is_joint()) {
+            self.leader = *next;
+        }
+    }
+
+    /// One turn of a driver; false once the move has ended.
+    fn turn(&mut self, fault: Option<Fault>) -> bool {
+        let mv = self.mv();
+        let (source, target) = (ReplicaId::new(mv.source).ok(), ReplicaId::new(mv.target).ok());
+        match fault {
+            Some(Fault::SourceDown) => self.down.extend(source.map(ReplicaId::node)),
+            Some(Fault::TargetDown) => self.down.extend(target.map(ReplicaId::node)),
+            Some(Fault::LeaderChange) => self.elect_another(),
+            Some(Fault::NoLeader) => self.silent = true,
+            _ => {}
+        }
+        let seen = self.observe();
+        match mover::next(&mv, &seen) {
+            Decision::Act(actions) => {
+                let times = match fault {
+                    Some(Fault::Lost) => 0,
+                    Some(Fault::Repeat) => 2,
+                    _ => 1,
+                };
+                for action in (0..times).flat_map(|_| &actions) {
+                    self.act(action);
+                }
+            }
+            Decision::Advance(phase) => {
+                self.meta.advance(&mv, phase, self.term).unwrap();
+                if fault == Some(Fault::Repeat) {
+                    let again = self.meta.advance(&mv, phase, self.term).unwrap_err();
+                    assert_eq!(again.reason(), v1::MetaRefusal::Changed);
+                }
+            }
+            Decision::Wait { reason } => assert!(!reason.is_empty()),
+        }
+        self.settle();
+        if fault == Some(Fault::DriverBefore) {
+            self.term += 1;
+            self.reserved = false;
+            self.confirmed = false;
+        }
+        self.down.clear();
+        self.silent = false;
+        !matches!(self.mv().phase(), MovePhase::Done | MovePhase::Aborted)
+    }
+
+    /// Runs to the end with one fault, repeated for a few turns from `at` on; how many turns it took.
+    fn run(&mut self, at: usize, fault: Option<Fault>) -> usize {
+        for turn in 0..200 {
+            let now = fault.filter(|_| (at..at + 3).contains(&turn));
+            if !self.turn(now) {
+                return turn + 1;
+            }
+        }
+        panic!("no end in sight: {:?} with {:?}", self.mv(), self.conf);
+    }
+
+    fn check_done(&self, voters: usize) {
+        let mv = self.mv();
+        assert_eq!(mv.phase(), MovePhase::Done);
+        assert_eq!(self.conf.voters.len(), voters);
+        assert!(self.conf.learners.is_empty() && !self.is_joint());
+        if let Ok(target) = ReplicaId::new(mv.target) {
+            assert!(self.conf.voters.contains(&target.get()));
+        }
+        if let Ok(source) = ReplicaId::new(mv.source) {
+            assert!(!self.replicas.contains_key(&source.get()));
+            assert_eq!(self.fences[&source.node()], source.get() + 1);
+        }
+        assert!(self.meta.state().running_move(mv.group).is_none());
+    }
+}
+
+/// Voters, kind, which of them leaves, the target's node, voters afterwards.
+type Case = (&'static [u64], MoveKind, u64, u64, usize);
+
+const CASES: [Case; 6] = [
+    (&[1, 2, 3], MoveKind::Replace, 0, 4, 3),
+    (&[1, 2, 3], MoveKind::Replace, 2, 4, 3),
+    (&[1], MoveKind::Replace, 0, 2, 1),
+    (&[1], MoveKind::Add, 0, 2, 2),
+    (&[1, 2], MoveKind::Add, 0, 3, 3),
+    (&[1, 2, 3], MoveKind::Remove, 0, 0, 2),
+];
+
+#[test]
+fn every_move_ends_whoever_fails_at_whatever_step() {
+    for (voters, kind, source, target, after) in CASES {
+        for auto_leave in [false, true] {
+            let world = || World { auto_leave, ..World::new(voters, kind, source, target) };
+            let mut calm = world();
+            let turns = calm.run(0, None);
+            calm.check_done(after);
+            for at in 0..turns {
+                for fault in FAULTS {
+                    let mut world = world();
+                    world.run(at, Some(fault));
+                    world.check_done(after);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_move_cancelled_before_joint_leaves_no_trace() {
+    for (voters, kind, source, target, _) in CASES {
+        let turns = World::new(voters, kind, source, target).run(0, None);
+        for at in 0..turns {
+            for fault in FAULTS {
+                let mut world = World::new(voters, kind, source, target);
+                let before = world.conf.clone();
+                for _ in 0..at {
+                    world.turn(None);
+                }
+                let phase = world.mv().phase();
+                let cancel = v1::CancelMove { id: world.id, reason: String::new() };
+                let answer = world.meta.ask(Ask::CancelMove(cancel));
+                if phase >= MovePhase::Joint {
+                    assert_eq!(answer.unwrap_err().reason(), v1::MetaRefusal::TooLate);
+                    continue;
+                }
+                world.run(0, Some(fault));
+                let mv = world.mv();
+                assert_eq!(mv.phase(), MovePhase::Aborted, "cancelled in {phase:?}");
+                assert_eq!(world.conf, before, "cancelled in {phase:?}");
+                assert!(!world.replicas.contains_key(&mv.target));
+                if phase >= MovePhase::Learner && mv.target != 0 {
+                    assert_eq!(world.fences[&id(mv.target).node()], mv.target + 1);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn leadership_passes_to_the_target_only_inside_the_joint_configuration_of_a_single_voter() {
+    let mut world = World::new(&[1], MoveKind::Replace, 0, 2);
+    let target = world.mv().target;
+    while world.turn(None) {
+        if world.leader == target {
+            assert!(world.mv().phase() >= MovePhase::Joint);
+        }
+    }
+    assert_eq!(world.leader, target);
+    // With three voters another of the old ones leads in the end, never the fresh one.
+    let mut world = World::new(&[1, 2, 3], MoveKind::Replace, 0, 4);
+    let target = world.mv().target;
+    while world.turn(None) {
+        assert_ne!(world.leader, target);
+    }
+    assert_ne!(world.leader, replica(1, 1));
+}
+
+#[test]
+fn a_target_that_lags_is_not_promoted_and_the_reason_says_so() {
+    let mut world = World::new(&[1, 2, 3], MoveKind::Replace, 2, 4);
+    while world.mv().phase() != MovePhase::Joint {
+        world.turn(None);
+    }
+    let lags: [fn(&mut Observation); 3] = [
+        |seen| seen.leader.as_mut().unwrap().progress.iter_mut().for_each(|progress| progress.matched = 1),
+        |seen| seen.target.as_mut().unwrap().replica.as_mut().unwrap().applied = 1,
+        |seen| {
+            let info = seen.target.as_mut().unwrap().replica.as_mut().unwrap();
+            (info.durable, info.persisted) = (1, 1);
+        },
+    ];
+    world.last += 200;
+    world.settle();
+    for lag in lags {
+        let mut seen = world.observe();
+        assert!(matches!(mover::next(&world.mv(), &seen), Decision::Act(_)));
+        lag(&mut seen);
+        let Decision::Wait { reason } = mover::next(&world.mv(), &seen) else { panic!("it waits") };
+        assert!(reason.contains("n4.4"), "{reason}");
+    }
+}
+
+#[test]
+fn what_waits_for_a_dead_node_names_it_and_the_next_step() {
+    let mut world = World::new(&[1, 2, 3], MoveKind::Replace, 0, 4);
+    while world.mv().phase() != MovePhase::Fence {
+        world.turn(None);
+    }
+    world.down.insert(NodeId::new(1).unwrap());
+    let mut seen = world.observe();
+    let Decision::Wait { reason } = mover::next(&world.mv(), &seen) else { panic!("it waits") };
+    assert!(reason.contains("n1") && reason.contains("decommission"), "{reason}");
+    seen.source_removed = true;
+    assert_eq!(mover::next(&world.mv(), &seen), Decision::Advance(MovePhase::Cleanup));
+}
