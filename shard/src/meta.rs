@@ -38,10 +38,10 @@ pub fn meta_command(now_ms: u64, body: v1::meta_command::Body) -> Bytes {
 ///
 /// # Errors
 /// [`Error::Decode`].
-pub fn decode_meta_reply(reply: &[u8]) -> Result<Result<v1::meta_reply::Body, v1::MetaRefused>, Error> {
+pub fn decode_meta_reply(reply: &[u8]) -> Result<Result<v1::meta_reply::Body, Box<v1::MetaRefused>>, Error> {
     use v1::meta_reply::Body;
     Ok(match v1::MetaReply::decode(reply)?.body {
-        Some(Body::Refused(refused)) => Err(refused),
+        Some(Body::Refused(refused)) => Err(Box::new(refused)),
         Some(body) => Ok(body),
         None => Ok(Body::Done(true)),
     })

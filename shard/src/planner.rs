@@ -84,4 +84,3 @@ pub fn repairs(state: &MetaState) -> Vec<v1::StartMove> {
     }
     moves
 }
-

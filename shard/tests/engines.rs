@@ -10,7 +10,9 @@ use std::{
 use bytes::Bytes;
 use pontoon_shard::{
     EngineKind, Error,
-    engine::{self, Engine, EngineSnapshot, Keyspace, MemoryDisk, MemoryEngine, OpenOptions, Scope, WriteBatch},
+    engine::{
+        self, Engine, EngineSnapshot, Keyspace, MemoryDisk, MemoryEngine, OpenOptions, Scope, WriteBatch,
+    },
 };
 use proptest::prelude::*;
 
@@ -45,7 +47,12 @@ fn whole(space: Keyspace) -> Vec<Scope> {
     vec![Scope { space, prefix: Bytes::new() }]
 }
 
-fn rows(snapshot: &dyn EngineSnapshot, space: Keyspace, low: &[u8], high: Option<&[u8]>) -> Vec<(Bytes, Bytes)> {
+fn rows(
+    snapshot: &dyn EngineSnapshot,
+    space: Keyspace,
+    low: &[u8],
+    high: Option<&[u8]>,
+) -> Vec<(Bytes, Bytes)> {
     let mut rows = Vec::new();
     let copy = Bytes::copy_from_slice;
     snapshot
@@ -217,7 +224,8 @@ fn ingested_rows_are_there_and_a_prefix_is_dropped_in_steps() {
         }
         assert!(steps >= 3);
         assert!(engine.delete_prefix(ROWS, &[61], 1_000).unwrap(), "nothing left");
-        let of = |snapshot: &dyn EngineSnapshot, group: u8| rows(snapshot, ROWS, &[group], Some(&[group + 1]));
+        let of =
+            |snapshot: &dyn EngineSnapshot, group: u8| rows(snapshot, ROWS, &[group], Some(&[group + 1]));
         let now = engine.snapshot(whole(ROWS)).unwrap();
         assert_eq!(of(&*now, 60), made(60));
         assert!(of(&*now, 61).is_empty());

@@ -10,11 +10,12 @@ use bytes::Bytes;
 use pontoon_proto::{GroupId, v1};
 use pontoon_raftstore::{Command, Machines, StateMachine, SystemRow};
 use pontoon_shard::{
-    EngineKind, Error, Expect, MAX_KEY_BYTES, MapCommand, MapReader, Row, Scan, ShardMachines, decode_map_reply,
+    EngineKind, Error, Expect, MAX_KEY_BYTES, MapCommand, MapReader, Row, Scan, ShardMachines,
+    decode_map_reply,
     engine::{self, Engine, MemoryDisk, MemoryEngine},
 };
-use prost::Message;
 use proptest::prelude::*;
+use prost::Message;
 use support::{descriptor, mark};
 
 const GROUP: GroupId = GroupId(7);
@@ -228,7 +229,11 @@ fn a_power_cut_at_any_batch_of_an_install_leaves_the_old_state_or_the_new_one() 
             assert_eq!(map.rows().len(), if installed { 20 } else { 1 });
             map.machines.flush().unwrap();
             let engine = MemoryEngine::open(&disk);
-            assert_eq!(engine_rows(&engine), map_rows_in_engine(installed), "no row of a dead generation is left");
+            assert_eq!(
+                engine_rows(&engine),
+                map_rows_in_engine(installed),
+                "no row of a dead generation is left"
+            );
         }
     }
 }
@@ -278,7 +283,11 @@ fn a_generation_is_switched_and_dropped_among_thousands_of_groups() {
         stage.put(&rows[..10]).unwrap();
         stage.abandon().unwrap();
         map.install(&rows, 90);
-        assert_eq!(reader.scan(&Scan::all()).unwrap().rows.len(), 50, "a reader from before sees the new state");
+        assert_eq!(
+            reader.scan(&Scan::all()).unwrap().rows.len(),
+            50,
+            "a reader from before sees the new state"
+        );
         assert_eq!(reader.scan(&Scan::all()).unwrap().index, 90);
         Map::on(machines.clone(), GroupId(701)).machine.destroy().unwrap();
         assert!(matches!(machines.reader(GroupId(701)).unwrap().get(b"x"), Err(Error::Gone { .. })));

@@ -128,7 +128,9 @@ impl World {
 
     fn names(&self, raw: u64) -> bool {
         let conf = &self.conf;
-        [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next].iter().any(|l| l.contains(&raw))
+        [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next]
+            .iter()
+            .any(|l| l.contains(&raw))
     }
 
     fn status(&self, raw: u64) -> Option<v1::ReplicaStatusReply> {

@@ -214,6 +214,9 @@ impl Overlay {
     }
 }
 
+/// Rows by full key.
+type Rows = BTreeMap<Vec<u8>, ::sled::IVec>;
+
 struct SledSnapshot {
     core: Arc<Core>,
     overlay: Arc<Overlay>,
@@ -221,14 +224,10 @@ struct SledSnapshot {
 
 impl SledSnapshot {
     /// Up to [`PAGE_ROWS`] rows of [low, high) as of the snapshot, and where the next page begins.
-    fn page(
-        &self,
-        low: &[u8],
-        high: Option<&[u8]>,
-    ) -> Result<(BTreeMap<Vec<u8>, ::sled::IVec>, Option<Vec<u8>>), Error> {
+    fn page(&self, low: &[u8], high: Option<&[u8]>) -> Result<(Rows, Option<Vec<u8>>), Error> {
         let _no_writers = self.core.overlays.read().unwrap_or_else(PoisonError::into_inner);
         let upper = high.map_or(Bound::Unbounded, |high| Bound::Excluded(high.to_vec()));
-        let mut rows = BTreeMap::new();
+        let mut rows = Rows::new();
         let mut next = None;
         for row in self.core.tree.range::<Vec<u8>, _>((Bound::Included(low.to_vec()), upper.clone())) {
             let (key, value) = row?;

@@ -357,6 +357,9 @@ impl Step<'_> {
         if ask.members_index <= shard.members_index || same {
             return Ok(Answer::Shard(shard));
         }
+        if ask.voters.is_empty() {
+            return Err(refuse(MetaRefusal::Invalid, format!("g{} cannot be without voters", ask.group)));
+        }
         let members = ask.voters.iter().chain(&ask.learners);
         for replica in members.map(|id| ReplicaId::new(*id)) {
             let replica = replica.map_err(|error| refuse(MetaRefusal::Invalid, error.to_string()))?;

@@ -147,11 +147,26 @@ impl Step<'_> {
             if ended(to) {
                 mv.finished_ms = self.now_ms;
                 mv.blocked.clear();
+                if to == MovePhase::Done {
+                    self.settle_members(&mv);
+                }
                 let word = if to == MovePhase::Done { "is done" } else { "was rolled back" };
                 self.note(format!("move {}: {} {word}", mv.id, describe(&mv)));
             }
         }
         Ok(Answer::Move(self.put_move(mv)))
+    }
+
+    /// A move that is done has changed the members: the planner must not look at the old ones until the next word from
+    /// the group arrives.
+    fn settle_members(&mut self, mv: &v1::Move) {
+        let Ok(mut shard) = self.shard_of(mv.group) else { return };
+        shard.voters.retain(|id| *id != mv.source && *id != mv.target);
+        shard.learners.retain(|id| *id != mv.source && *id != mv.target);
+        if mv.target != 0 {
+            shard.voters.push(mv.target);
+        }
+        self.put_shard(shard);
     }
 
     pub(super) fn cancel_move(&mut self, ask: v1::CancelMove) -> Outcome {

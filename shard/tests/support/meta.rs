@@ -58,7 +58,8 @@ impl Meta {
     /// With so many nodes, the first of which began the cluster.
     pub(crate) fn with_nodes(nodes: u64) -> Meta {
         let mut meta = Meta::empty();
-        let first = v1::BootstrapCluster { cluster: vec![7; 16].into(), node: Some(register(1)), meta_replicas: 3 };
+        let first =
+            v1::BootstrapCluster { cluster: vec![7; 16].into(), node: Some(register(1)), meta_replicas: 3 };
         meta.ask(Ask::Bootstrap(first)).unwrap();
         for node in 2..=nodes {
             meta.ask(Ask::RegisterNode(register(node))).unwrap();
@@ -66,7 +67,7 @@ impl Meta {
         meta
     }
 
-    pub(crate) fn ask(&mut self, body: Ask) -> Result<Answer, v1::MetaRefused> {
+    pub(crate) fn ask(&mut self, body: Ask) -> Result<Answer, Box<v1::MetaRefused>> {
         self.index += 1;
         let payload = meta_command(1_000 + self.index, body);
         let command = Command { index: self.index, term: 1, timestamp: self.index, payload };
@@ -95,14 +96,19 @@ impl Meta {
         }
     }
 
-    pub(crate) fn start(&mut self, ask: v1::StartMove) -> Result<v1::Move, v1::MetaRefused> {
+    pub(crate) fn start(&mut self, ask: v1::StartMove) -> Result<v1::Move, Box<v1::MetaRefused>> {
         self.ask(Ask::StartMove(ask)).map(|answer| match answer {
             Answer::Move(mv) => mv,
             other => panic!("a move, not {other:?}"),
         })
     }
 
-    pub(crate) fn advance(&mut self, mv: &v1::Move, phase: v1::MovePhase, term: u64) -> Result<v1::Move, v1::MetaRefused> {
+    pub(crate) fn advance(
+        &mut self,
+        mv: &v1::Move,
+        phase: v1::MovePhase,
+        term: u64,
+    ) -> Result<v1::Move, Box<v1::MetaRefused>> {
         let ask = v1::AdvanceMove {
             id: mv.id,
             expect_phase_seq: mv.phase_seq,
