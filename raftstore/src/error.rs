@@ -104,7 +104,9 @@ pub enum Error {
         source: MachineError,
     },
     /// A tombstone forbids the replica: ids are never reused.
-    #[error("{replica} of {group} was removed from this node (tombstone {min_replica:#x}); ask for a new replica id")]
+    #[error(
+        "{replica} of {group} was removed from this node (tombstone {min_replica:#x}); ask for a new replica id"
+    )]
     Tombstoned {
         /// The group.
         group: GroupId,

@@ -1,0 +1,663 @@
+//! The core: all replicas of one loop, without a clock, a disk or a socket.
+//!
+//! ```text
+//!  Input ──> handle() ──> replicas ──┐            one turn: handle as many inputs as there are,
+//!                                    │            then poll() once: every ready of every group
+//!  Effects <──────────── poll() <────┘            goes into one submission to the log
+//! ```
+//!
+//! A turn gives the log one atomic batch per turn (cut between groups at the batch limit), so one sync serves them all.
+//! Reads of the log and its non-blocking submissions are calls, not effects: raft reads its storage synchronously.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+use pontoon_wal::{self as wal, Batch, Reservation, Submitter, Wal};
+use prost::Message as _;
+
+use crate::{
+    apply::{ApplyOutcome, ApplyTask, MARK_FORMAT},
+    effects::{Answer, Effects, Input, Token},
+    envelope,
+    error::{Error, Rejected},
+    hybrid::HybridClock,
+    replica::{Alive, Replica, Shared, Taken},
+    snapshot::ServeTask,
+    transport::Class,
+    types::{Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, Role},
+};
+
+/// The log's metadata key of a replica's record.
+const RECORD_KEY: &[u8] = b"replica";
+const RECORD_FORMAT: u32 = 1;
+
+/// Ticks between looks at what the log may drop, and between words to peers that have not accepted us.
+const HOUSEKEEPING_TICKS: u64 = 10;
+
+/// What the log remembers of a replica beside raft's state.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Record {
+    #[prost(uint32, tag = "1")]
+    format: u32,
+    #[prost(uint64, tag = "2")]
+    replica: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    descriptor: Bytes,
+    #[prost(uint64, tag = "4")]
+    epoch: u64,
+    /// The founding configuration; absent for a replica that began empty.
+    #[prost(message, optional, tag = "5")]
+    initial: Option<v1::ConfState>,
+}
+
+impl Record {
+    /// Where a founding member's machine stands before its first entry.
+    fn initial_mark(&self) -> Option<v1::Mark> {
+        let conf = self.initial.clone()?;
+        let (index, term) = INITIAL_POSITION;
+        Some(v1::Mark {
+            format: MARK_FORMAT,
+            index,
+            term,
+            conf_state: Some(conf),
+            epoch: self.epoch,
+            ..Default::default()
+        })
+    }
+}
+
+enum Slot {
+    /// The record is being made durable, or the machine is being opened.
+    Opening {
+        replica: ReplicaId,
+        record: Record,
+        fresh: bool,
+        waiting: Vec<Token>,
+    },
+    Live(Box<Replica>),
+    /// Stopped for good; answers nothing, votes for nobody.
+    Dead {
+        replica: ReplicaId,
+        record: Record,
+        reason: String,
+    },
+    /// The tombstone is being made durable, or the data is being removed.
+    Leaving {
+        min_replica: u64,
+        descriptor: Bytes,
+        waiting: Vec<Token>,
+    },
+}
+
+/// What a submission to the log was for.
+enum Submission {
+    Turn(Vec<(GroupId, u64)>),
+    Created(GroupId),
+    Tombstone(GroupId),
+}
+
+/// All replicas of one loop.
+pub(crate) struct Core {
+    shared: Shared,
+    slots: BTreeMap<GroupId, Slot>,
+    records: BTreeMap<GroupId, Record>,
+    ready: BTreeSet<GroupId>,
+    submissions: VecDeque<(u64, Submission)>,
+    next_submission: u64,
+    batch_limit: u64,
+    /// The log failed: no replica acts any more.
+    failed: Option<String>,
+}
+
+impl Core {
+    /// `unique_base` differs between incarnations of the node and between its cores.
+    pub(crate) fn new(
+        config: Config,
+        node: NodeId,
+        wal: Wal,
+        submitter: Submitter,
+        unique_base: u64,
+    ) -> Self {
+        let batch_limit = wal.max_batch_bytes();
+        let max_entry_bytes = config.max_entry_bytes.min(batch_limit / 4 - envelope::OVERHEAD);
+        Core {
+            shared: Shared {
+                config,
+                node,
+                wal,
+                submitter,
+                accepted: BTreeSet::new(),
+                clock: HybridClock::default(),
+                wall_ms: 0,
+                ticks: 0,
+                unique: unique_base,
+                max_entry_bytes,
+            },
+            slots: BTreeMap::new(),
+            records: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            submissions: VecDeque::new(),
+            next_submission: 0,
+            batch_limit,
+            failed: None,
+        }
+    }
+
+    /// Takes one input. `wall_ms` is unix time; it only colours timestamps.
+    pub(crate) fn handle(&mut self, wall_ms: u64, input: Input, fx: &mut Effects) {
+        self.shared.wall_ms = wall_ms;
+        match input {
+            Input::Tick(ticks) => self.tick(ticks, fx),
+            Input::Peer { from, message } => self.on_peer(from, message, fx),
+            Input::Propose { group, token, proposal } => {
+                let Some(replica) = live(&mut self.slots, group) else {
+                    return fx.propose_error(token, self.absent(group));
+                };
+                if replica.is_full(self.batch_limit) {
+                    self.poll_group(group, fx);
+                }
+                self.with(group, fx, |replica, shared, fx| replica.propose(shared, token, proposal, fx));
+            }
+            Input::Stamp { group, token } => match live(&mut self.slots, group) {
+                Some(replica) => replica.stamp(&mut self.shared, token, fx),
+                None => fx.answers.push((token, Answer::Index(Err(self.absent(group))))),
+            },
+            Input::Read { group, token } => match live(&mut self.slots, group) {
+                Some(replica) => {
+                    replica.read(token, fx);
+                    self.ready.insert(group);
+                }
+                None => fx.answers.push((token, Answer::Index(Err(self.absent(group))))),
+            },
+            Input::Change { group, token, change } => {
+                if live(&mut self.slots, group).is_none() {
+                    return fx.answers.push((token, Answer::Done(Err(self.absent(group)))));
+                }
+                self.with(group, fx, |replica, shared, fx| replica.change(shared, token, &change, fx));
+            }
+            Input::Transfer { group, token, to } => {
+                if live(&mut self.slots, group).is_none() {
+                    return fx.answers.push((token, Answer::Done(Err(self.absent(group)))));
+                }
+                self.with(group, fx, |replica, shared, fx| replica.transfer(shared, token, to, fx));
+            }
+            Input::Create { spec, token } => self.create(spec, token, fx),
+            Input::Adopt { group, token } => self.adopt(group, token, fx),
+            Input::Destroy { group, replica, token } => self.destroy(group, replica, token, fx),
+            Input::Persisted { submission } => self.on_persisted(submission, fx),
+            Input::LogFailed { reason } => self.on_log_failed(reason, fx),
+            Input::Outcome(outcome) => self.on_outcome(outcome, fx),
+            Input::Flushed(marks) => {
+                for (group, index) in marks {
+                    if let Some(replica) = live(&mut self.slots, group) {
+                        replica.flushed(index);
+                    }
+                }
+            }
+            Input::AcceptedBy(node) => {
+                self.shared.accepted.insert(node);
+            }
+            Input::Unreachable(node) => {
+                let groups: Vec<GroupId> = self.slots.keys().copied().collect();
+                for group in groups {
+                    self.with(group, fx, |replica, shared, fx| replica.unreachable(shared, node, fx));
+                }
+            }
+        }
+    }
+
+    /// Ends the turn: every group with something ready goes into one submission. To be called after the inputs that were
+    /// there, before waiting for more.
+    pub(crate) fn poll(&mut self, fx: &mut Effects) {
+        // A ready can make another one ready (a sole voter's); the rounds end because each consumes what it found.
+        while !self.ready.is_empty() && self.failed.is_none() {
+            let groups = std::mem::take(&mut self.ready);
+            let mut turn = Turn::default();
+            for group in groups {
+                if turn.batch.size_bytes() > self.batch_limit / 2 {
+                    self.submit(std::mem::take(&mut turn), fx);
+                }
+                self.collect(group, &mut turn, fx);
+            }
+            self.submit(turn, fx);
+        }
+    }
+
+    fn poll_group(&mut self, group: GroupId, fx: &mut Effects) {
+        let mut turn = Turn::default();
+        self.collect(group, &mut turn, fx);
+        self.submit(turn, fx);
+    }
+
+    fn collect(&mut self, group: GroupId, turn: &mut Turn, fx: &mut Effects) {
+        let Some(replica) = live(&mut self.slots, group) else { return };
+        let shared = &mut self.shared;
+        let taken = replica
+            .start_reads(shared)
+            .and_then(|()| replica.take_ready(shared, &mut turn.batch, &mut turn.reservation, fx));
+        match taken {
+            Ok(Some(taken)) => turn.taken.push((group, taken)),
+            Ok(None) => {}
+            Err(reason) => self.kill(group, reason, fx),
+        }
+    }
+
+    fn submit(&mut self, mut turn: Turn, fx: &mut Effects) {
+        if !turn.batch.is_empty() {
+            let synced: Vec<(GroupId, u64)> =
+                turn.taken.iter().filter(|(_, t)| t.sync).map(|(group, t)| (*group, t.number)).collect();
+            if synced.is_empty() {
+                // Only commit indexes moved: they may ride with the next sync.
+                turn.batch.relaxed();
+            }
+            if !self.send_batch(turn.batch, turn.reservation, Submission::Turn(synced), fx) {
+                return;
+            }
+        }
+        for (group, taken) in turn.taken {
+            self.with(group, fx, |replica, shared, fx| replica.after_submit(shared, taken, fx));
+        }
+    }
+
+    /// Submits to the log. False: the log has failed, and everything stops.
+    fn send_batch(
+        &mut self,
+        batch: Batch,
+        reservation: Option<Reservation>,
+        what: Submission,
+        fx: &mut Effects,
+    ) -> bool {
+        // Hard states, empty entries, configuration and truncation were not reserved: they draw on the reserve.
+        let reservation =
+            reservation.unwrap_or_else(|| self.shared.submitter.try_reserve_internal(GroupId::NODE));
+        let token = self.next_submission;
+        self.next_submission += 1;
+        match self.shared.submitter.submit(batch, reservation, token) {
+            Ok(_) => {
+                self.submissions.push_back((token, what));
+                true
+            }
+            Err(error) => {
+                self.on_log_failed(error.to_string(), fx);
+                false
+            }
+        }
+    }
+
+    /// Runs `work` on a live replica; what it says went wrong ends the replica, nothing else.
+    fn with(
+        &mut self,
+        group: GroupId,
+        fx: &mut Effects,
+        work: impl FnOnce(&mut Replica, &mut Shared, &mut Effects) -> Alive<()>,
+    ) {
+        let Some(replica) = live(&mut self.slots, group) else { return };
+        match work(replica, &mut self.shared, fx) {
+            Ok(()) => {
+                self.ready.insert(group);
+            }
+            Err(reason) => self.kill(group, reason, fx),
+        }
+    }
+
+    fn kill(&mut self, group: GroupId, reason: String, fx: &mut Effects) {
+        let Some(slot) = self.slots.remove(&group) else { return };
+        let replica = match slot {
+            Slot::Live(mut replica) => {
+                replica.abandon(fx);
+                fx.apply.push(ApplyTask::Close { group });
+                replica.id
+            }
+            Slot::Opening { replica, waiting, .. } => {
+                for token in waiting {
+                    let reason = reason.clone();
+                    fx.answers.push((token, Answer::Replica(Err(Error::Damaged { group, reason }))));
+                }
+                replica
+            }
+            other => {
+                self.slots.insert(group, other);
+                return;
+            }
+        };
+        let mut status = GroupStatus::new(group, replica);
+        (status.role, status.dead) = (Role::Dead, Some(reason.clone()));
+        fx.statuses.push(status);
+        fx.events.push(Event::ReplicaDead { group, reason: reason.clone() });
+        let record = self.records.get(&group).cloned().unwrap_or_default();
+        self.slots.insert(group, Slot::Dead { replica, record, reason });
+    }
+
+    fn absent(&self, group: GroupId) -> Rejected {
+        match self.slots.get(&group) {
+            Some(Slot::Dead { .. }) => Rejected::Stopped(group),
+            _ if self.failed.is_some() => Rejected::Stopped(group),
+            _ => Rejected::NoGroup(group),
+        }
+    }
+
+    fn tick(&mut self, ticks: u64, fx: &mut Effects) {
+        if self.failed.is_some() {
+            return;
+        }
+        let before = self.shared.ticks;
+        self.shared.ticks += ticks;
+        let groups: Vec<GroupId> = self.slots.keys().copied().collect();
+        for group in &groups {
+            self.with(*group, fx, |replica, shared, fx| replica.tick(shared, ticks, fx));
+        }
+        if before / HOUSEKEEPING_TICKS == self.shared.ticks / HOUSEKEEPING_TICKS {
+            return;
+        }
+        fx.serve.push(ServeTask::Tick { ticks: HOUSEKEEPING_TICKS });
+        let mut strangers = BTreeSet::new();
+        let mut batch = Batch::new();
+        for group in groups {
+            let Some(replica) = live(&mut self.slots, group) else { continue };
+            strangers.extend(replica.strangers(&self.shared));
+            if let Some((index, term)) = replica.truncation(&self.shared)
+                && batch.size_bytes() < self.batch_limit / 2
+            {
+                batch.truncate_prefix(group, index, term);
+            }
+        }
+        if !batch.is_empty() {
+            // Losing a truncation only keeps entries longer.
+            batch.relaxed();
+            self.send_batch(batch, None, Submission::Turn(Vec::new()), fx);
+        }
+        for node in strangers {
+            let ping = v1::NodePing { sent: self.shared.ticks };
+            let message =
+                v1::PeerMessage { group: 0, from: 0, to: 0, body: Some(v1::peer_message::Body::Ping(ping)) };
+            fx.send.push((node, Class::Control, message));
+        }
+    }
+
+    fn on_peer(&mut self, from: NodeId, message: v1::PeerMessage, fx: &mut Effects) {
+        use v1::peer_message::Body;
+        let group = GroupId(message.group);
+        let (Ok(sender), Some(body)) = (ReplicaId::new(message.from), message.body) else { return };
+        if sender.node() != from {
+            let reason = format!("it speaks for {sender}, which is on another node");
+            return fx.events.push(Event::MessageRefused { from, group, reason });
+        }
+        let Some(replica) = live(&mut self.slots, group) else { return };
+        if replica.id.get() != message.to {
+            return;
+        }
+        if let Body::Raft(_) = body
+            && replica.is_full(self.batch_limit)
+        {
+            self.poll_group(group, fx);
+        }
+        self.with(group, fx, |replica, shared, fx| match body {
+            Body::Raft(wire) => replica.on_raft(shared, sender, wire, fx),
+            Body::ManifestRequest(_) | Body::ChunkRequest(_) | Body::SnapshotStatus(_) => {
+                replica.on_asked(shared, sender, body, fx)
+            }
+            Body::Manifest(_) | Body::Chunk(_) | Body::PullRefused(_) => replica.on_pulled(shared, body, fx),
+            Body::Ping(_) => Ok(()),
+        });
+    }
+
+    fn on_persisted(&mut self, submission: u64, fx: &mut Effects) {
+        // Acknowledgements come in the order of submission; relaxed ones may be skipped over.
+        while let Some((token, _)) = self.submissions.front() {
+            if *token > submission {
+                break;
+            }
+            let Some((_, what)) = self.submissions.pop_front() else { break };
+            match what {
+                Submission::Turn(groups) => {
+                    for (group, number) in groups {
+                        self.with(group, fx, |replica, shared, fx| replica.on_persisted(shared, number, fx));
+                    }
+                }
+                Submission::Created(group) => self.open_machine(group, fx),
+                Submission::Tombstone(group) => {
+                    if let Some(Slot::Leaving { descriptor, .. }) = self.slots.get(&group) {
+                        fx.apply.push(ApplyTask::Destroy { group, descriptor: descriptor.clone() });
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_log_failed(&mut self, reason: String, fx: &mut Effects) {
+        if self.failed.is_some() {
+            return;
+        }
+        tracing::error!(%reason, "the log has failed; nothing is acknowledged any more; restart the node on a healthy disk");
+        self.failed = Some(reason.clone());
+        fx.events.push(Event::LogFailed { reason: reason.clone() });
+        let groups: Vec<GroupId> = self.slots.keys().copied().collect();
+        for group in groups {
+            self.kill(group, format!("the log failed: {reason}"), fx);
+        }
+    }
+
+    fn on_outcome(&mut self, outcome: ApplyOutcome, fx: &mut Effects) {
+        match outcome {
+            ApplyOutcome::Applied { group, mark, bytes, replies } => {
+                self.with(group, fx, |replica, shared, fx| {
+                    replica.on_applied(shared, mark, bytes, replies, fx)
+                });
+            }
+            ApplyOutcome::Opened { group, mark } => self.on_opened(group, mark, fx),
+            ApplyOutcome::Staged { group, pull, chunk } => {
+                self.with(group, fx, |replica, shared, fx| replica.on_staged(shared, pull, chunk, fx));
+            }
+            ApplyOutcome::StageFailed { group, pull, reason } => {
+                self.with(group, fx, |replica, _, fx| {
+                    replica.fail_pull_of(pull, reason, fx);
+                    Ok(())
+                });
+            }
+            ApplyOutcome::Installed { group, mark } => self.on_installed(group, mark, fx),
+            ApplyOutcome::Checkpointed { request, source, mark, descriptor } => {
+                fx.serve.push(ServeTask::Publish { request, source, mark, descriptor });
+            }
+            ApplyOutcome::CheckpointRefused { request, reason } => {
+                if let Some(replica) = live(&mut self.slots, request.group) {
+                    replica.refuse_pull(&request, reason, fx);
+                }
+            }
+            ApplyOutcome::Destroyed { group } => {
+                if let Some(Slot::Leaving { waiting, .. }) = self.slots.remove(&group) {
+                    fx.gone.push(group);
+                    fx.answers.extend(waiting.into_iter().map(|token| (token, Answer::Destroyed(Ok(())))));
+                }
+            }
+            ApplyOutcome::Failed { group, reason } => {
+                if let Some(Slot::Leaving { waiting, .. }) = self.slots.get_mut(&group) {
+                    // The tombstone stands; the data goes when it is asked for again.
+                    for token in std::mem::take(waiting) {
+                        let error = Error::Machine { group, source: reason.clone().into() };
+                        fx.answers.push((token, Answer::Destroyed(Err(error))));
+                    }
+                    return;
+                }
+                self.kill(group, reason, fx);
+            }
+        }
+    }
+
+    fn on_installed(&mut self, group: GroupId, mark: v1::Mark, fx: &mut Effects) {
+        let Some(replica) = live(&mut self.slots, group) else { return };
+        let mut turn = Turn::default();
+        match replica.on_installed(&mut self.shared, mark, &mut turn.batch, fx) {
+            Ok(taken) => {
+                turn.taken.extend(taken.map(|taken| (group, taken)));
+                self.submit(turn, fx);
+                self.ready.insert(group);
+            }
+            Err(reason) => self.kill(group, reason, fx),
+        }
+    }
+
+    /// Makes sure of a replica. Crash argument: the record, the log's first position and the hard state are one batch;
+    /// before it is durable nothing of the replica exists, after it the next open finds all of it.
+    fn create(&mut self, spec: GroupSpec, token: Token, fx: &mut Effects) {
+        let (group, asked) = (spec.group, spec.replica);
+        let refuse = |error| (token, Answer::Replica(Err(error)));
+        if self.failed.is_some() {
+            return fx.answers.push(refuse(Error::Stopped));
+        }
+        if let Some(min_replica) = self.shared.wal.tombstone(group).filter(|min| asked.get() < *min) {
+            return fx.answers.push(refuse(Error::Tombstoned { group, replica: asked, min_replica }));
+        }
+        match self.slots.get_mut(&group) {
+            Some(Slot::Live(replica)) if replica.id == asked => {
+                return fx.answers.push((token, Answer::Replica(Ok(asked))));
+            }
+            Some(Slot::Opening { replica, waiting, .. }) if *replica == asked => return waiting.push(token),
+            Some(Slot::Dead { replica, reason, .. }) if *replica == asked => {
+                let reason = reason.clone();
+                return fx.answers.push(refuse(Error::Damaged { group, reason }));
+            }
+            Some(Slot::Live(replica)) => {
+                let existing = replica.id;
+                return fx.answers.push(refuse(Error::OtherReplica { group, existing, asked }));
+            }
+            Some(Slot::Opening { replica, .. } | Slot::Dead { replica, .. }) => {
+                let existing = *replica;
+                return fx.answers.push(refuse(Error::OtherReplica { group, existing, asked }));
+            }
+            Some(Slot::Leaving { .. }) => {
+                let reason = "an earlier replica is being removed; try again".to_owned();
+                return fx.answers.push(refuse(Error::Damaged { group, reason }));
+            }
+            None => {}
+        }
+        let record = Record {
+            format: RECORD_FORMAT,
+            replica: asked.get(),
+            descriptor: spec.descriptor,
+            epoch: spec.epoch,
+            initial: spec.initial,
+        };
+        let mut batch = Batch::new();
+        batch.put_meta(group, RECORD_KEY, &record.encode_to_vec());
+        if record.initial.is_some() {
+            let (index, term) = INITIAL_POSITION;
+            batch.reset_to(group, index, term);
+            batch.hard_state(group, wal::HardState { term, vote: 0, commit: index });
+        }
+        self.records.insert(group, record.clone());
+        self.slots.insert(group, Slot::Opening { replica: asked, record, fresh: true, waiting: vec![token] });
+        self.send_batch(batch, None, Submission::Created(group), fx);
+    }
+
+    /// Opens what the log holds of a group.
+    fn adopt(&mut self, group: GroupId, token: Token, fx: &mut Effects) {
+        let record = self
+            .shared
+            .wal
+            .meta(group, RECORD_KEY)
+            .and_then(|bytes| Record::decode(bytes).ok())
+            .filter(|record| record.format == RECORD_FORMAT)
+            .and_then(|record| Some((ReplicaId::new(record.replica).ok()?, record)));
+        let Some((replica, record)) = record else {
+            let reason = "its record in the log cannot be read".to_owned();
+            return fx.answers.push((token, Answer::Replica(Err(Error::Damaged { group, reason }))));
+        };
+        self.records.insert(group, record.clone());
+        self.slots.insert(group, Slot::Opening { replica, record, fresh: false, waiting: vec![token] });
+        self.open_machine(group, fx);
+    }
+
+    fn open_machine(&mut self, group: GroupId, fx: &mut Effects) {
+        if let Some(Slot::Opening { record, .. }) = self.slots.get(&group) {
+            let (descriptor, initial) = (record.descriptor.clone(), record.initial_mark());
+            fx.apply.push(ApplyTask::Open { group, descriptor, initial });
+        }
+    }
+
+    fn on_opened(&mut self, group: GroupId, mark: Option<v1::Mark>, fx: &mut Effects) {
+        let Some(Slot::Opening { replica, record, fresh, .. }) = self.slots.get(&group) else { return };
+        let founding = *fresh && record.initial.is_some();
+        match Replica::build(&mut self.shared, group, *replica, mark, founding) {
+            Ok(built) => {
+                let id = built.id;
+                fx.statuses.push(built.status());
+                let before = self.slots.insert(group, Slot::Live(Box::new(built)));
+                if let Some(Slot::Opening { waiting, .. }) = before {
+                    fx.answers.extend(waiting.into_iter().map(|token| (token, Answer::Replica(Ok(id)))));
+                }
+                self.ready.insert(group);
+            }
+            Err(error) => {
+                fx.apply.push(ApplyTask::Close { group });
+                let reason = match error {
+                    Error::Damaged { reason, .. } => reason,
+                    other => other.to_string(),
+                };
+                self.kill(group, reason, fx);
+            }
+        }
+    }
+
+    /// Removes a replica for ever. Crash argument: the tombstone is durable before the machine's data goes, and the next
+    /// open of a group that has only a tombstone removes what is left when this is asked again.
+    fn destroy(&mut self, group: GroupId, replica: ReplicaId, token: Token, fx: &mut Effects) {
+        if self.failed.is_some() {
+            return fx.answers.push((token, Answer::Destroyed(Err(Error::Stopped))));
+        }
+        let min_replica = replica.get() + 1;
+        let existing = match self.slots.get_mut(&group) {
+            Some(Slot::Leaving { min_replica: current, waiting, .. }) if *current >= min_replica => {
+                // An engine that failed before is asked again; one that is at work answers both.
+                waiting.push(token);
+                if waiting.len() == 1 {
+                    self.retry_destroy(group, fx);
+                }
+                return;
+            }
+            Some(Slot::Live(live)) => Some(live.id),
+            Some(Slot::Opening { replica, .. } | Slot::Dead { replica, .. }) => Some(*replica),
+            Some(Slot::Leaving { .. }) | None => None,
+        };
+        if existing.is_some_and(|existing| existing > replica) {
+            // A later replica lives here; the one that was meant is long gone.
+            return fx.answers.push((token, Answer::Destroyed(Ok(()))));
+        }
+        let descriptor = self.records.remove(&group).map(|record| record.descriptor).unwrap_or_default();
+        let mut waiting = vec![token];
+        match self.slots.remove(&group) {
+            Some(Slot::Live(mut live)) => live.abandon(fx),
+            Some(Slot::Opening { waiting: creators, .. }) => {
+                let error = |_| Answer::Replica(Err(Error::Stopped));
+                fx.answers.extend(creators.into_iter().map(|token| (token, error(token))));
+            }
+            Some(Slot::Leaving { waiting: earlier, .. }) => waiting.extend(earlier),
+            Some(Slot::Dead { .. }) | None => {}
+        }
+        self.slots.insert(group, Slot::Leaving { min_replica, descriptor, waiting });
+        let mut batch = Batch::new();
+        batch.destroy(group, min_replica);
+        self.send_batch(batch, None, Submission::Tombstone(group), fx);
+    }
+
+    fn retry_destroy(&mut self, group: GroupId, fx: &mut Effects) {
+        if let Some(Slot::Leaving { descriptor, .. }) = self.slots.get(&group) {
+            fx.apply.push(ApplyTask::Destroy { group, descriptor: descriptor.clone() });
+        }
+    }
+}
+
+/// What one submission gathers.
+#[derive(Default)]
+struct Turn {
+    batch: Batch,
+    reservation: Option<Reservation>,
+    taken: Vec<(GroupId, Taken)>,
+}
+
+fn live(slots: &mut BTreeMap<GroupId, Slot>, group: GroupId) -> Option<&mut Replica> {
+    match slots.get_mut(&group) {
+        Some(Slot::Live(replica)) => Some(replica),
+        _ => None,
+    }
+}

@@ -1,0 +1,386 @@
+//! Threads around the core: loops, appliers, the snapshot server and the flusher.
+//!
+//! ```text
+//!  handles ─┐                  ┌─> transport
+//!  peers ───┼─> loop thread ───┼─> apply threads ──┐
+//!  log sink ┘   (Core)   ^     └─> snapshot thread ─> transport
+//!                        └────────────────┘
+//! ```
+//!
+//! Clocks and threads live here and nowhere below.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime},
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use dashmap::DashMap;
+use pontoon_proto::{GroupId, NodeId};
+use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::{
+    apply::{Applier, ApplyOutcome, ApplyTask},
+    core::Core,
+    effects::{Answer, Effects, Input, Token},
+    error::Error,
+    machine::Machines,
+    snapshot::{ServeTask, SnapshotServer},
+    transport::{Class, Transport},
+    types::{Config, Event, GroupStatus},
+};
+
+/// Inputs that one turn takes before it submits, so that a flood does not keep the log idle.
+const INPUTS_PER_TURN: usize = 2048;
+
+/// Inputs waiting in front of a loop above which proposals are answered Busy.
+pub(crate) const QUEUE_LIMIT: usize = 65_536;
+
+/// What a loop thread receives.
+pub(crate) enum ToLoop {
+    Input(Input),
+    /// An input whose answer goes to a waiting caller.
+    Ask(Input, Token, oneshot::Sender<Answer>),
+    Stop,
+}
+
+/// What all threads share.
+pub(crate) struct Board {
+    pub(crate) statuses: DashMap<GroupId, watch::Sender<GroupStatus>>,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) loops: Vec<Sender<ToLoop>>,
+}
+
+impl Board {
+    pub(crate) fn to_group(&self, group: GroupId) -> &Sender<ToLoop> {
+        &self.loops[group.0 as usize % self.loops.len()]
+    }
+
+    pub(crate) fn input(&self, group: GroupId, input: Input) {
+        // A loop is gone only when the runtime stops; nobody waits for this then.
+        let _ = self.to_group(group).send(ToLoop::Input(input));
+    }
+}
+
+struct LoopSink(Sender<ToLoop>);
+
+impl PersistSink for LoopSink {
+    fn persisted(&self, done: &[Persisted]) {
+        // Acknowledgements come in prefix order: the last one speaks for all.
+        if let Some(last) = done.last() {
+            let _ = self.0.send(ToLoop::Input(Input::Persisted { submission: last.token }));
+        }
+    }
+
+    fn failed(&self, error: &wal::Error) {
+        let _ = self.0.send(ToLoop::Input(Input::LogFailed { reason: error.to_string() }));
+    }
+}
+
+/// The running threads.
+pub(crate) struct Threads {
+    pub(crate) board: Arc<Board>,
+    loops: Mutex<Vec<JoinHandle<()>>>,
+    /// The channel ends that keep the other threads alive; dropped to stop them.
+    workers: Mutex<Option<Workers>>,
+}
+
+struct Workers {
+    apply: Vec<Sender<ApplyTask>>,
+    serve: Sender<ServeTask>,
+    flush_stop: Sender<()>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+type Dirty = Arc<Mutex<BTreeMap<GroupId, u64>>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing under these locks can be left half changed by a panic.
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    thread::Builder::new()
+        .name(name.clone())
+        .spawn(work)
+        .map_err(|error| Error::Config(format!("the thread {name} does not start: {error}")))
+}
+
+pub(crate) fn start(
+    config: &Config,
+    node: NodeId,
+    wal: &Wal,
+    machines: &Arc<dyn Machines>,
+    transport: &Arc<dyn Transport>,
+) -> Result<Threads, Error> {
+    let (loop_ends, receivers): (Vec<_>, Vec<_>) =
+        (0..config.core_threads).map(|_| crossbeam_channel::unbounded()).unzip();
+    let board =
+        Arc::new(Board { statuses: DashMap::new(), events: broadcast::channel(1024).0, loops: loop_ends });
+    let dirty: Dirty = Arc::default();
+    let mut handles = Vec::new();
+    let mut apply = Vec::new();
+    for i in 0..config.apply_threads {
+        let (sender, tasks) = crossbeam_channel::unbounded();
+        apply.push(sender);
+        let applier = Applier::new(machines.clone(), config.session_ttl);
+        let (board, dirty) = (board.clone(), dirty.clone());
+        handles.push(spawn(format!("apply-{i}"), move || run_applier(applier, &tasks, &board, &dirty))?);
+    }
+    let (serve, serve_tasks) = crossbeam_channel::unbounded();
+    let server = SnapshotServer::new(config.chunk_bytes, wal.incarnation() & (u64::MAX >> 1));
+    let to_peers = transport.clone();
+    handles.push(spawn("snapshots".to_owned(), move || run_server(server, &serve_tasks, to_peers.as_ref()))?);
+    let (flush_stop, stop) = crossbeam_channel::bounded(1);
+    let flusher =
+        Flusher { machines: machines.clone(), dirty, board: board.clone(), interval: config.flush_interval };
+    handles.push(spawn("flush".to_owned(), move || flusher.run(&stop))?);
+
+    let mut loops = Vec::new();
+    for (i, inputs) in receivers.into_iter().enumerate() {
+        let submitter = wal.submitter(Arc::new(LoopSink(board.loops[i].clone())));
+        // Read contexts and pull ids of different loops and incarnations never meet.
+        let unique = wal.incarnation().wrapping_add((i as u64) << 48);
+        let looper = Looper {
+            core: Core::new(config.clone(), node, wal.clone(), submitter, unique),
+            inputs,
+            apply: apply.clone(),
+            serve: serve.clone(),
+            transport: transport.clone(),
+            board: board.clone(),
+            waiting: HashMap::new(),
+            tick: config.tick,
+        };
+        loops.push(spawn(format!("raft-{i}"), move || looper.run())?);
+    }
+    let workers = Workers { apply, serve, flush_stop, handles };
+    Ok(Threads { board, loops: Mutex::new(loops), workers: Mutex::new(Some(workers)) })
+}
+
+impl Threads {
+    /// Stops the loops, then the workers after what they were given, then flushes once more. Blocks.
+    pub(crate) fn stop(&self) {
+        for end in &self.board.loops {
+            let _ = end.send(ToLoop::Stop);
+        }
+        for handle in lock(&self.loops).drain(..) {
+            let _ = handle.join();
+        }
+        if let Some(workers) = lock(&self.workers).take() {
+            let Workers { apply, serve, flush_stop, handles } = workers;
+            drop((apply, serve));
+            // The flusher goes last: it makes durable what the appliers did at the end.
+            let (mut handles, flusher) = split_last(handles);
+            for handle in handles.drain(..) {
+                let _ = handle.join();
+            }
+            drop(flush_stop);
+            if let Some(flusher) = flusher {
+                let _ = flusher.join();
+            }
+        }
+        self.board.statuses.clear();
+    }
+}
+
+fn split_last<T>(mut all: Vec<T>) -> (Vec<T>, Option<T>) {
+    let last = all.pop();
+    (all, last)
+}
+
+struct Looper {
+    core: Core,
+    inputs: Receiver<ToLoop>,
+    apply: Vec<Sender<ApplyTask>>,
+    serve: Sender<ServeTask>,
+    transport: Arc<dyn Transport>,
+    board: Arc<Board>,
+    waiting: HashMap<Token, oneshot::Sender<Answer>>,
+    tick: Duration,
+}
+
+impl Looper {
+    fn run(mut self) {
+        let mut fx = Effects::default();
+        let mut next_tick = Instant::now() + self.tick;
+        loop {
+            match self.inputs.recv_deadline(next_tick) {
+                Ok(first) => {
+                    let mut next = Some(first);
+                    let mut taken = 0;
+                    while let Some(input) = next {
+                        if !self.take(input, &mut fx) {
+                            return;
+                        }
+                        taken += 1;
+                        next = if taken < INPUTS_PER_TURN { self.inputs.try_recv().ok() } else { None };
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                let late = now.duration_since(next_tick).as_nanos() / self.tick.as_nanos();
+                let ticks = 1 + late as u64;
+                next_tick += self.tick * ticks as u32;
+                self.core.handle(wall_ms(), Input::Tick(ticks), &mut fx);
+            }
+            self.core.poll(&mut fx);
+            self.dispatch(&mut fx);
+        }
+    }
+
+    fn take(&mut self, message: ToLoop, fx: &mut Effects) -> bool {
+        match message {
+            ToLoop::Input(input) => self.core.handle(wall_ms(), input, fx),
+            ToLoop::Ask(input, token, answer) => {
+                self.waiting.insert(token, answer);
+                self.core.handle(wall_ms(), input, fx);
+            }
+            ToLoop::Stop => return false,
+        }
+        true
+    }
+
+    fn dispatch(&mut self, fx: &mut Effects) {
+        let mut batches: BTreeMap<(NodeId, Class), Vec<_>> = BTreeMap::new();
+        for (node, class, message) in fx.send.drain(..) {
+            batches.entry((node, class)).or_default().push(message);
+        }
+        for ((node, class), messages) in batches {
+            self.transport.send(node, class, messages);
+        }
+        for task in fx.apply.drain(..) {
+            let lane = (task.group().0 >> 1) as usize % self.apply.len();
+            // Workers outlive the loops.
+            let _ = self.apply[lane].send(task);
+        }
+        for task in fx.serve.drain(..) {
+            let _ = self.serve.send(task);
+        }
+        for (token, answer) in fx.answers.drain(..) {
+            if let Some(waiter) = self.waiting.remove(&token) {
+                // A caller that went away no longer wants the answer.
+                let _ = waiter.send(answer);
+            }
+        }
+        for status in fx.statuses.drain(..) {
+            publish(&self.board.statuses, status);
+        }
+        for group in fx.gone.drain(..) {
+            self.board.statuses.remove(&group);
+        }
+        for event in fx.events.drain(..) {
+            log_event(&event);
+            // Nobody has to listen.
+            let _ = self.board.events.send(event);
+        }
+    }
+}
+
+fn publish(statuses: &DashMap<GroupId, watch::Sender<GroupStatus>>, status: GroupStatus) {
+    match statuses.get(&status.group) {
+        Some(sender) => {
+            sender.send_if_modified(|current| {
+                let changed = *current != status;
+                *current = status;
+                changed
+            });
+        }
+        None => {
+            statuses.insert(status.group, watch::channel(status).0);
+        }
+    }
+}
+
+fn log_event(event: &Event) {
+    match event {
+        Event::ReplicaDead { group, reason } => {
+            tracing::error!(%group, %reason, "a replica has stopped; replace it under a new id");
+        }
+        Event::MessageRefused { from, group, reason } => {
+            tracing::warn!(%from, %group, %reason, "a message is refused")
+        }
+        Event::SnapshotInstalled { group, index, bytes } => {
+            tracing::info!(%group, index, bytes, "a snapshot is installed");
+        }
+        Event::LeaderChanged { group, leader, term } => {
+            tracing::debug!(%group, %leader, term, "a leader is known")
+        }
+        Event::LogFailed { .. } => {}
+    }
+}
+
+fn run_applier(
+    mut applier: Applier,
+    tasks: &Receiver<ApplyTask>,
+    board: &Board,
+    dirty: &Mutex<BTreeMap<GroupId, u64>>,
+) {
+    let mut outcomes = Vec::new();
+    for task in tasks {
+        let group = task.group();
+        applier.run(task, &mut outcomes);
+        for outcome in outcomes.drain(..) {
+            match &outcome {
+                ApplyOutcome::Applied { group, mark, .. } => {
+                    lock(dirty).insert(*group, mark.index);
+                }
+                ApplyOutcome::Installed { group, .. } | ApplyOutcome::Destroyed { group } => {
+                    lock(dirty).remove(group);
+                }
+                _ => {}
+            }
+            board.input(group, Input::Outcome(outcome));
+        }
+    }
+}
+
+fn run_server(mut server: SnapshotServer, tasks: &Receiver<ServeTask>, transport: &dyn Transport) {
+    for task in tasks {
+        if let Some(outgoing) = server.run(task) {
+            transport.send(outgoing.to, Class::Snapshot, vec![outgoing.message]);
+        }
+    }
+}
+
+struct Flusher {
+    machines: Arc<dyn Machines>,
+    dirty: Dirty,
+    board: Arc<Board>,
+    interval: Duration,
+}
+
+impl Flusher {
+    fn run(self, stop: &Receiver<()>) {
+        loop {
+            let stopping = !matches!(stop.recv_timeout(self.interval), Err(RecvTimeoutError::Timeout));
+            // Marks are read before the flush begins: what is applied meanwhile waits for the next one.
+            let marks = std::mem::take(&mut *lock(&self.dirty));
+            if !marks.is_empty()
+                && let Err(error) = self.machines.flush()
+            {
+                tracing::error!(%error, "the engine does not flush; the log keeps everything from here on; check the disk");
+                return;
+            }
+            let mut by_loop: BTreeMap<usize, Vec<(GroupId, u64)>> = BTreeMap::new();
+            for (group, index) in marks {
+                by_loop.entry(group.0 as usize % self.board.loops.len()).or_default().push((group, index));
+            }
+            for (at, marks) in by_loop {
+                let _ = self.board.loops[at].send(ToLoop::Input(Input::Flushed(marks)));
+            }
+            if stopping {
+                return;
+            }
+        }
+    }
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

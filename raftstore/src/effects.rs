@@ -1,0 +1,104 @@
+//! What goes into the core and what comes out.
+
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+
+use crate::{
+    apply::{ApplyOutcome, ApplyTask},
+    error::{Error, ProposeError, Rejected},
+    snapshot::ServeTask,
+    transport::Class,
+    types::{Applied, Event, GroupSpec, GroupStatus, MemberChange, Proposal},
+};
+
+/// Names a caller who waits for an answer. Chosen by the driver.
+pub(crate) type Token = u64;
+
+/// Everything that can happen to the core.
+pub(crate) enum Input {
+    /// Raft's clock moves by this many ticks.
+    Tick(u64),
+    /// A message of a peer whose handshake was accepted.
+    Peer {
+        from: NodeId,
+        message: v1::PeerMessage,
+    },
+    Propose {
+        group: GroupId,
+        token: Token,
+        proposal: Proposal,
+    },
+    Stamp {
+        group: GroupId,
+        token: Token,
+    },
+    Read {
+        group: GroupId,
+        token: Token,
+    },
+    Change {
+        group: GroupId,
+        token: Token,
+        change: MemberChange,
+    },
+    Transfer {
+        group: GroupId,
+        token: Token,
+        to: ReplicaId,
+    },
+    Create {
+        spec: GroupSpec,
+        token: Token,
+    },
+    Destroy {
+        group: GroupId,
+        replica: ReplicaId,
+        token: Token,
+    },
+    /// A replica that the log holds is opened again.
+    Adopt {
+        group: GroupId,
+        token: Token,
+    },
+    /// The log made a submission durable.
+    Persisted {
+        submission: u64,
+    },
+    /// The log failed; nothing is durable any more.
+    LogFailed {
+        reason: String,
+    },
+    Outcome(ApplyOutcome),
+    /// Engines made these marks durable.
+    Flushed(Vec<(GroupId, u64)>),
+    /// A peer accepted this node under its current boot token.
+    AcceptedBy(NodeId),
+    Unreachable(NodeId),
+}
+
+/// What a caller hears.
+pub(crate) enum Answer {
+    Proposed(Result<Applied, ProposeError>),
+    Index(Result<u64, Rejected>),
+    Done(Result<(), Rejected>),
+    Replica(Result<ReplicaId, Error>),
+    Destroyed(Result<(), Error>),
+}
+
+/// What the core wants done. The driver empties it after each turn.
+#[derive(Default)]
+pub(crate) struct Effects {
+    pub(crate) send: Vec<(NodeId, Class, v1::PeerMessage)>,
+    pub(crate) apply: Vec<ApplyTask>,
+    pub(crate) serve: Vec<ServeTask>,
+    pub(crate) answers: Vec<(Token, Answer)>,
+    pub(crate) statuses: Vec<GroupStatus>,
+    /// Replicas that are gone from this node.
+    pub(crate) gone: Vec<GroupId>,
+    pub(crate) events: Vec<Event>,
+}
+
+impl Effects {
+    pub(crate) fn propose_error(&mut self, token: Token, error: impl Into<ProposeError>) {
+        self.answers.push((token, Answer::Proposed(Err(error.into()))));
+    }
+}

@@ -1,0 +1,380 @@
+//! The cloneable doors to the runtime. Async lives here; everything below is synchronous.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+use pontoon_wal::Wal;
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::{
+    driver::{self, QUEUE_LIMIT, Threads, ToLoop},
+    effects::{Answer, Input, Token},
+    error::{Ambiguous, Error, ProposeError, Rejected},
+    identity::{Identity, Peers},
+    machine::Machines,
+    transport::Transport,
+    types::{Applied, Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal, Role},
+};
+
+struct Inner {
+    threads: Threads,
+    wal: Wal,
+    identity: Identity,
+    peers: Peers,
+    next_token: AtomicU64,
+    stopping: Mutex<()>,
+}
+
+/// All groups of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct MultiRaft {
+    inner: Arc<Inner>,
+}
+
+impl MultiRaft {
+    /// Starts the runtime over an open log and opens every replica in it. Blocks until all of them are open; damaged ones
+    /// are reported by [`MultiRaft::events`] and their status, the others serve. This open's boot token is durable before
+    /// the first message leaves.
+    ///
+    /// # Errors
+    /// [`Error::Config`], and the log's when the identity cannot be written.
+    pub fn open(
+        config: Config,
+        wal: Wal,
+        mut identity: Identity,
+        machines: Arc<dyn Machines>,
+        transport: Arc<dyn Transport>,
+    ) -> Result<MultiRaft, Error> {
+        config.validate()?;
+        identity.boot(&wal)?;
+        let threads = driver::start(&config, identity.node, &wal, &machines, &transport)?;
+        let peers = Peers::new(wal.clone());
+        let inner =
+            Inner { threads, wal, identity, peers, next_token: AtomicU64::new(0), stopping: Mutex::new(()) };
+        let runtime = MultiRaft { inner: Arc::new(inner) };
+        let groups: Vec<GroupId> =
+            runtime.inner.wal.groups().into_iter().filter(|group| *group != GroupId::NODE).collect();
+        let answers: Vec<_> = groups
+            .into_iter()
+            .map(|group| runtime.ask(group, |token| Input::Adopt { group, token }))
+            .collect();
+        for answer in answers {
+            if let Ok(Answer::Replica(Err(error))) = answer.blocking_recv() {
+                tracing::error!(%error, "a replica does not open");
+            }
+        }
+        Ok(runtime)
+    }
+
+    fn ask(&self, group: GroupId, input: impl FnOnce(Token) -> Input) -> oneshot::Receiver<Answer> {
+        let token = self.inner.next_token.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        // A stopped loop drops the sender, which the receiver notices.
+        let _ = self.inner.threads.board.to_group(group).send(ToLoop::Ask(input(token), token, sender));
+        receiver
+    }
+
+    /// Who this node is, with the boot token of this open.
+    pub fn identity(&self) -> Identity {
+        self.inner.identity.clone()
+    }
+
+    /// What opens a stream to a peer.
+    pub fn hello(&self) -> v1::Hello {
+        self.inner.identity.hello()
+    }
+
+    /// Judges a peer's handshake. On acceptance the peer's boot token is durable here. Blocks on the log: call it from a
+    /// thread that may.
+    pub fn check_hello(&self, hello: &v1::Hello) -> v1::HelloReply {
+        let refused = match self.inner.peers.judge(&self.inner.identity, hello, Instant::now()) {
+            Ok(_) => String::new(),
+            Err(reason) => reason,
+        };
+        v1::HelloReply { refused, hello: Some(self.hello()) }
+    }
+
+    /// Takes note that a peer accepted this node's handshake: votes and acknowledgements are gated on that.
+    pub fn accepted_by(&self, peer: NodeId) {
+        for end in &self.inner.threads.board.loops {
+            let _ = end.send(ToLoop::Input(Input::AcceptedBy(peer)));
+        }
+    }
+
+    /// Takes messages from a peer whose handshake was accepted under `boot_token`. Never blocks. False: the peer has since
+    /// been accepted under another token; the caller closes the stream.
+    pub fn deliver(&self, from: NodeId, boot_token: u64, messages: Vec<v1::PeerMessage>) -> bool {
+        if !self.inner.peers.admits(from, boot_token, Instant::now()) {
+            return false;
+        }
+        for message in messages {
+            self.inner.threads.board.input(GroupId(message.group), Input::Peer { from, message });
+        }
+        true
+    }
+
+    /// Tells that a peer cannot be reached, or that messages to it were dropped.
+    pub fn unreachable(&self, peer: NodeId) {
+        for end in &self.inner.threads.board.loops {
+            let _ = end.send(ToLoop::Input(Input::Unreachable(peer)));
+        }
+    }
+
+    /// Makes sure that a replica exists here. Durable on return. The same spec may be given again at any time.
+    ///
+    /// # Errors
+    /// [`Error::Tombstoned`], [`Error::OtherReplica`], [`Error::Damaged`] (the replica is dead), [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Dropping this abandons the answer, not the creation.
+    pub async fn create_group(&self, spec: GroupSpec) -> Result<Group, Error> {
+        if spec.group == GroupId::NODE {
+            return Err(Error::Config("group 0 is the node's own".to_owned()));
+        }
+        if spec.replica.node() != self.inner.identity.node {
+            return Err(Error::Config(format!(
+                "{} does not belong on {}",
+                spec.replica, self.inner.identity.node
+            )));
+        }
+        let group = spec.group;
+        match self.ask(group, |token| Input::Create { spec, token }).await {
+            Ok(Answer::Replica(Ok(_))) => self.group(group).ok_or(Error::Stopped),
+            Ok(Answer::Replica(Err(error))) => Err(error),
+            _ => Err(Error::Stopped),
+        }
+    }
+
+    /// The replica of a group on this node, dead ones included.
+    pub fn group(&self, id: GroupId) -> Option<Group> {
+        let replica = self.inner.threads.board.statuses.get(&id)?.borrow().replica;
+        Some(Group { runtime: self.clone(), id, replica })
+    }
+
+    /// Every group with a replica here, in id order.
+    pub fn groups(&self) -> Vec<GroupId> {
+        let mut groups: Vec<GroupId> =
+            self.inner.threads.board.statuses.iter().map(|entry| *entry.key()).collect();
+        groups.sort_unstable();
+        groups
+    }
+
+    /// Removes a replica from this node for ever: the tombstone is durable, then the data goes, then this returns.
+    /// Idempotent, also for a replica that was never here.
+    ///
+    /// # Errors
+    /// [`Error::Machine`] if the engine fails (ask again), [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Dropping this abandons the answer, not the removal.
+    pub async fn destroy_replica(&self, group: GroupId, replica: ReplicaId) -> Result<(), Error> {
+        match self.ask(group, |token| Input::Destroy { group, replica, token }).await {
+            Ok(Answer::Destroyed(result)) => result,
+            _ => Err(Error::Stopped),
+        }
+    }
+
+    /// What happens from now on. A listener that is too slow misses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.inner.threads.board.events.subscribe()
+    }
+
+    /// Stops all threads after what they were given and makes applied state durable. Blocks. The caller closes the log.
+    pub fn shutdown(&self) {
+        let _once = self.inner.stopping.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.inner.threads.stop();
+    }
+}
+
+/// One group's replica on this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Group {
+    runtime: MultiRaft,
+    id: GroupId,
+    replica: ReplicaId,
+}
+
+impl Group {
+    /// The group.
+    pub fn id(&self) -> GroupId {
+        self.id
+    }
+
+    /// The replica here.
+    pub fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+
+    /// Proposes a command. The ticket resolves when it is applied here, or refused, or when its outcome cannot be told.
+    pub fn propose(&self, proposal: Proposal) -> Ticket {
+        let board = &self.runtime.inner.threads.board;
+        if board.to_group(self.id).len() > QUEUE_LIMIT {
+            let busy = Rejected::Busy { group: self.id, retry_after: Duration::from_millis(10) };
+            return Ticket { group: self.id, state: TicketState::Refused(Some(busy)) };
+        }
+        let group = self.id;
+        let receiver = self.runtime.ask(group, |token| Input::Propose { group, token, proposal });
+        Ticket { group, state: TicketState::Waiting(receiver) }
+    }
+
+    /// Gets a session stamp from the leader, for [`crate::RequestId`].
+    ///
+    /// # Errors
+    /// [`Rejected::NotLeader`] and other refusals.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn session_stamp(&self) -> Result<u64, Rejected> {
+        let group = self.id;
+        self.index(self.runtime.ask(group, |token| Input::Stamp { group, token })).await
+    }
+
+    /// Waits until this replica, which must lead, has applied everything that was acknowledged before the call: a read of
+    /// the state machine after it is linearizable. Returns the index that was confirmed.
+    ///
+    /// # Errors
+    /// [`Rejected::NotLeader`] and other refusals.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn read_barrier(&self) -> Result<u64, Rejected> {
+        let group = self.id;
+        self.index(self.runtime.ask(group, |token| Input::Read { group, token })).await
+    }
+
+    async fn index(&self, answer: oneshot::Receiver<Answer>) -> Result<u64, Rejected> {
+        match answer.await {
+            Ok(Answer::Index(result)) => result,
+            _ => Err(Rejected::Stopped(self.id)),
+        }
+    }
+
+    async fn done(&self, answer: oneshot::Receiver<Answer>) -> Result<(), Rejected> {
+        match answer.await {
+            Ok(Answer::Done(result)) => result,
+            _ => Err(Rejected::Stopped(self.id)),
+        }
+    }
+
+    /// What the replica is and knows; a watch that wakes on change, at most once a tick for progress.
+    ///
+    /// Of a replica that has been removed, the last status stays and the watch reports that its sender is gone.
+    pub fn status(&self) -> watch::Receiver<GroupStatus> {
+        match self.runtime.inner.threads.board.statuses.get(&self.id) {
+            Some(sender) => sender.subscribe(),
+            None => watch::channel(GroupStatus::new(self.id, self.replica)).1,
+        }
+    }
+
+    /// Changes the members, through the leader. Answered when the change is applied on the leader, or holds already.
+    ///
+    /// # Errors
+    /// [`Rejected::Membership`] with the reason and what to wait for, [`Rejected::NotLeader`].
+    ///
+    /// # Cancel safety
+    /// Dropping this abandons the answer, not the change; ask again to be sure.
+    pub async fn change(&self, change: MemberChange) -> Result<(), Rejected> {
+        let group = self.id;
+        self.done(self.runtime.ask(group, |token| Input::Change { group, token, change })).await
+    }
+
+    /// Adds a learner. See [`Group::change`].
+    ///
+    /// # Errors
+    /// As [`Group::change`].
+    ///
+    /// # Cancel safety
+    /// As [`Group::change`].
+    pub async fn add_learner(&self, replica: ReplicaId) -> Result<(), Rejected> {
+        self.change(MemberChange::AddLearner(replica)).await
+    }
+
+    /// Makes a caught-up learner a voter. See [`Group::change`].
+    ///
+    /// # Errors
+    /// As [`Group::change`].
+    ///
+    /// # Cancel safety
+    /// As [`Group::change`].
+    pub async fn promote(&self, replica: ReplicaId) -> Result<(), Rejected> {
+        self.change(MemberChange::Promote(replica)).await
+    }
+
+    /// Removes a learner. See [`Group::change`].
+    ///
+    /// # Errors
+    /// As [`Group::change`].
+    ///
+    /// # Cancel safety
+    /// As [`Group::change`].
+    pub async fn remove(&self, replica: ReplicaId) -> Result<(), Rejected> {
+        self.change(MemberChange::Remove(replica)).await
+    }
+
+    /// Hands leadership to another voter. Answered when it has begun; await [`Group::status`] for the end. It is given up
+    /// after an election timeout.
+    ///
+    /// # Errors
+    /// [`Rejected::NotLeader`], [`Rejected::Membership`] if the target is no voter.
+    ///
+    /// # Cancel safety
+    /// Dropping this abandons the answer only.
+    pub async fn transfer_leader(&self, to: ReplicaId) -> Result<(), Rejected> {
+        let group = self.id;
+        self.done(self.runtime.ask(group, |token| Input::Transfer { group, token, to })).await
+    }
+
+    /// Waits until this replica knows a leader.
+    ///
+    /// # Errors
+    /// [`Rejected::Stopped`] if the replica is dead or removed.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn wait_for_leader(&self) -> Result<ReplicaId, Rejected> {
+        let mut status = self.status();
+        let seen = status
+            .wait_for(|status| status.leader.is_some() || status.role == Role::Dead)
+            .await
+            .map_err(|_| Rejected::Stopped(self.id))?;
+        seen.leader.ok_or(Rejected::Stopped(self.id))
+    }
+}
+
+enum TicketState {
+    Waiting(oneshot::Receiver<Answer>),
+    Refused(Option<Rejected>),
+}
+
+/// The answer to a proposal, to come. Dropping it abandons the answer, not the proposal.
+#[must_use = "the outcome of a proposal is in its ticket"]
+pub struct Ticket {
+    group: GroupId,
+    state: TicketState,
+}
+
+impl Future for Ticket {
+    type Output = Result<Applied, ProposeError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let group = self.group;
+        match &mut self.state {
+            TicketState::Refused(rejected) => {
+                Poll::Ready(Err(rejected.take().unwrap_or(Rejected::Stopped(group)).into()))
+            }
+            TicketState::Waiting(receiver) => Pin::new(receiver).poll(context).map(|answer| match answer {
+                Ok(Answer::Proposed(result)) => result,
+                _ => Err(Ambiguous { group, reason: "the runtime stopped" }.into()),
+            }),
+        }
+    }
+}

@@ -1,0 +1,535 @@
+//! One replica: raft's node and the bookkeeping around it.
+//!
+//! Which message may leave when (the design's rule, kept in `ready.rs`):
+//!
+//! 1. While a term or a vote of this replica is not durable, nothing leaves it.
+//! 2. Otherwise a leader's messages leave at once (they promise nothing about its own disk).
+//! 3. A follower's heartbeat responses leave at once (they promise a term only).
+//! 4. Every other message of a non-leader waits until its ready, and all before it, are durable.
+//! 5. Votes, candidacies and acknowledgements leave only while a quorum of the group's voters has accepted this node's
+//!    boot token, so that a copied or restored disk cannot vote twice.
+
+mod inbound;
+mod membership;
+mod proposals;
+mod pulls;
+mod ready;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use bytes::Bytes;
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+use pontoon_wal::{self as wal, Reservation, Submitter, Wal};
+use raft::{RawNode, StateRole, eraftpb as pb};
+
+pub(crate) use ready::Taken;
+
+use crate::{
+    apply::{ApplyTask, panic_text},
+    convert,
+    effects::{Answer, Effects, Token},
+    error::{Ambiguous, Error, Rejected},
+    hybrid::HybridClock,
+    logging::raft_logger,
+    snapshot::Pull,
+    storage::GroupStorage,
+    types::{Config, Event, GroupStatus, Progress, Role},
+};
+
+/// What all replicas of a core share while one of them works.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) node: NodeId,
+    pub(crate) wal: Wal,
+    pub(crate) submitter: Submitter,
+    /// Peers that accepted this node's current boot token.
+    pub(crate) accepted: BTreeSet<NodeId>,
+    pub(crate) clock: HybridClock,
+    pub(crate) wall_ms: u64,
+    /// Ticks since the core started.
+    pub(crate) ticks: u64,
+    /// Makes read contexts and pull ids unique between incarnations.
+    pub(crate) unique: u64,
+    pub(crate) max_entry_bytes: u64,
+}
+
+impl Shared {
+    pub(crate) fn next_unique(&mut self) -> u64 {
+        self.unique += 1;
+        self.unique
+    }
+}
+
+/// How raft fared; anything but `Ok` ends the replica.
+pub(crate) type Alive<T> = Result<T, String>;
+
+struct ProposalWait {
+    index: u64,
+    token: Token,
+}
+
+struct ReadRound {
+    context: u64,
+    tokens: Vec<Token>,
+    since: u64,
+}
+
+/// A live replica.
+///
+/// Invariants: `durable <= mark.index <= raft applied hand-off <= commit`; `persisted_number <= last_sync_number <=
+/// last_number`; while `installing` is set raft is not touched.
+pub(crate) struct Replica {
+    pub(crate) group: GroupId,
+    pub(crate) id: ReplicaId,
+    raw: RawNode<GroupStorage>,
+    mark: v1::Mark,
+    /// The configuration as raft applied it; ahead of the mark's while the applier writes it.
+    conf: v1::ConfState,
+    /// The mark that the engine has made durable.
+    durable: u64,
+
+    /// The last ready given out, the last that needed the disk, the last that is durable.
+    last_number: u64,
+    last_sync_number: u64,
+    persisted_number: u64,
+    /// The ready whose term or vote is not durable yet.
+    vote_pending: Option<u64>,
+    held: VecDeque<(u64, Vec<pb::Message>)>,
+    reservation: Option<Reservation>,
+    /// Bytes stepped or proposed since the last ready.
+    pending_bytes: u64,
+
+    /// Committed, not yet handed to the applier (a configuration entry may have to wait).
+    committed: VecDeque<pb::Entry>,
+    unapplied_bytes: u64,
+    proposals: VecDeque<ProposalWait>,
+    change_wait: Option<ProposalWait>,
+    reads_waiting: Vec<Token>,
+    read_round: Option<ReadRound>,
+    reads_ready: BTreeMap<u64, Vec<Token>>,
+
+    pull: Option<Pull>,
+    /// A ready that carries a snapshot: it continues once the engine has switched.
+    installing: Option<Box<raft::Ready>>,
+    /// The ready of an installed snapshot and its index: applied once the log is durable.
+    installed: Option<(u64, u64)>,
+    /// Members that were offered a snapshot, and when they last moved on it.
+    offered: BTreeMap<u64, u64>,
+    /// The highest index that may be truncated, as the leader said (or computed, on the leader). 0: not heard yet.
+    floor: u64,
+    eager: bool,
+    seen: (u64, StateRole, u64),
+    dirty: bool,
+}
+
+/// Calls into raft; a panic there ends this replica only.
+fn guarded<T>(work: impl FnOnce() -> T) -> Alive<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|panic| format!("raft stopped on a broken invariant: {}", panic_text(panic.as_ref())))
+}
+
+impl Replica {
+    /// Builds a replica from the log and its machine's mark, and says what the log must still take first.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`]: log and engine do not fit together; the replica must be replaced under a new id.
+    pub(crate) fn build(
+        shared: &mut Shared,
+        group: GroupId,
+        id: ReplicaId,
+        mark: Option<v1::Mark>,
+        founding: bool,
+    ) -> Result<Replica, Error> {
+        let damaged = |reason: String| Error::Damaged { group, reason };
+        let mark = mark.unwrap_or_default();
+        let (mut hard_state, mut view) = match shared.wal.group(group) {
+            Some(view) => (view.hard_state, view),
+            None => return Err(damaged("the log has forgotten the group".to_owned())),
+        };
+        if let Some(damage) = &view.damaged {
+            return Err(damaged(format!("the log lost {damage}")));
+        }
+        if mark.index < view.truncated.0 {
+            return Err(damaged(format!(
+                "the engine stands at {} but the log begins after {}: the engine lost state",
+                mark.index, view.truncated.0
+            )));
+        }
+        let log_term = if mark.index == 0 { Ok(0) } else { shared.wal.term(group, mark.index) };
+        if log_term.as_ref().ok() != Some(&mark.term) {
+            // Crash case: the engine switched to a snapshot, the log did not take it any more. The switch record in the
+            // mark says what to write; nothing was acknowledged in between.
+            if mark.switched_at != mark.index || mark.index == 0 {
+                return Err(damaged(format!(
+                    "the engine stands at {}@{} but the log ends at {}: the log lost entries",
+                    mark.index, mark.term, view.last_index
+                )));
+            }
+            let conf = mark.switched_conf.clone().unwrap_or_default();
+            hard_state = after_install(hard_state, mark.index, mark.term);
+            let mut batch = wal::Batch::new();
+            batch.snapshot(group, &install_meta(&mark, &conf)).hard_state(group, hard_state);
+            shared.wal.commit(batch)?;
+            view = shared
+                .wal
+                .group(group)
+                .ok_or_else(|| damaged("the log has forgotten the group".to_owned()))?;
+        }
+        hard_state.commit = hard_state.commit.max(mark.index);
+        if hard_state.commit > view.last_index {
+            return Err(damaged(format!(
+                "entries up to {} were committed but the log ends at {}",
+                hard_state.commit, view.last_index
+            )));
+        }
+        let conf = mark.conf_state.clone().unwrap_or_default();
+        let config = &shared.config;
+        let raft_config = raft::Config {
+            id: id.get(),
+            election_tick: config.election_ticks,
+            heartbeat_tick: config.heartbeat_ticks,
+            applied: mark.index,
+            max_size_per_msg: config.max_append_bytes,
+            max_inflight_msgs: config.max_inflight_appends,
+            check_quorum: true,
+            pre_vote: true,
+            min_election_tick: config.election_ticks,
+            max_election_tick: config.election_ticks + TIMEOUT_SPREAD_TICKS,
+            read_only_option: raft::ReadOnlyOption::Safe,
+            max_uncommitted_size: config.max_uncommitted_bytes,
+            max_committed_size_per_ready: 4 << 20,
+            ..Default::default()
+        };
+        let mut storage = GroupStorage::new(shared.wal.clone(), group, hard_state, conf.clone());
+        if mark.index > 0 {
+            storage.offer = Some((mark.index, mark.term, conf.clone()));
+        }
+        let raw = guarded(|| RawNode::new(&raft_config, storage, &raft_logger(group)))
+            .map_err(damaged)?
+            .map_err(|error| damaged(error.to_string()))?;
+        shared.clock.observe(mark.timestamp);
+        let mut replica = Replica {
+            group,
+            id,
+            raw,
+            durable: mark.index.min(view.truncated.0),
+            mark,
+            conf,
+            last_number: 0,
+            last_sync_number: 0,
+            persisted_number: 0,
+            vote_pending: None,
+            held: VecDeque::new(),
+            reservation: None,
+            pending_bytes: 0,
+            committed: VecDeque::new(),
+            unapplied_bytes: 0,
+            proposals: VecDeque::new(),
+            change_wait: None,
+            reads_waiting: Vec::new(),
+            read_round: None,
+            reads_ready: BTreeMap::new(),
+            pull: None,
+            installing: None,
+            installed: None,
+            offered: BTreeMap::new(),
+            floor: 0,
+            eager: founding,
+            seen: (0, StateRole::Follower, 0),
+            dirty: true,
+        };
+        // A sole voter has nobody to wait for; a founding group elects its first in rank at once.
+        replica.eager |= replica.is_sole_voter();
+        replica.after_raft(shared, &mut Effects::default());
+        Ok(replica)
+    }
+
+    fn role(&self) -> StateRole {
+        self.raw.raft.state
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.role() == StateRole::Leader
+    }
+
+    fn leader(&self) -> Option<ReplicaId> {
+        ReplicaId::new(self.raw.raft.leader_id).ok()
+    }
+
+    fn is_sole_voter(&self) -> bool {
+        self.conf.voters == [self.id.get()] && self.conf.voters_outgoing.is_empty()
+    }
+
+    fn last_index(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
+    }
+
+    fn not_leader(&self) -> Rejected {
+        Rejected::NotLeader { group: self.group, leader: self.leader() }
+    }
+
+    /// Whether a quorum of this group's voters (of both halves of a joint configuration) knows this incarnation.
+    fn gate_open(&self, shared: &Shared) -> bool {
+        let known = |voters: &[u64]| {
+            let accepted = voters
+                .iter()
+                .filter(|id| {
+                    ReplicaId::new(**id)
+                        .is_ok_and(|id| id.node() == shared.node || shared.accepted.contains(&id.node()))
+                })
+                .count();
+            voters.is_empty() || accepted * 2 > voters.len()
+        };
+        known(&self.conf.voters) && known(&self.conf.voters_outgoing)
+    }
+
+    /// Nodes of voters that have not accepted this incarnation: a word to them opens a connection.
+    pub(crate) fn strangers<'a>(&'a self, shared: &'a Shared) -> impl Iterator<Item = NodeId> + 'a {
+        [&self.conf.voters, &self.conf.voters_outgoing]
+            .into_iter()
+            .flatten()
+            .filter_map(|id| ReplicaId::new(*id).ok())
+            .map(ReplicaId::node)
+            .filter(|node| *node != shared.node && !shared.accepted.contains(node))
+    }
+
+    /// Time goes on. Everything that is retried is retried here.
+    pub(crate) fn tick(&mut self, shared: &mut Shared, ticks: u64, fx: &mut Effects) -> Alive<()> {
+        if self.installing.is_some() {
+            return Ok(());
+        }
+        // A sole voter becomes leader within its campaign, and raft 0.7 asserts that its log is durable by then.
+        let may_campaign = self.gate_open(shared)
+            && (!self.is_sole_voter() || self.raw.raft.raft_log.persisted == self.last_index());
+        if self.is_leader() || may_campaign {
+            let campaign =
+                self.eager && !self.is_leader() && self.leader().is_none() && self.is_first_in_rank();
+            if may_campaign {
+                self.eager = false;
+            }
+            let raw = &mut self.raw;
+            guarded(|| {
+                if campaign {
+                    // Refused campaigns (a configuration entry to apply first) come again by the timeout.
+                    let _ = raw.campaign();
+                }
+                // Ticks that piled up count, but only so far that a pause is not taken for a dead leader.
+                for _ in 0..ticks.min(3) {
+                    raw.tick();
+                }
+            })?;
+            self.after_raft(shared, fx);
+        }
+        self.retry_reads(shared, fx)?;
+        self.tick_pull(shared, ticks, fx);
+        if self.is_leader() {
+            self.tick_offers(shared)?;
+            self.tick_membership(shared)?;
+            self.announce_floor(shared);
+        }
+        if self.dirty {
+            self.dirty = false;
+            fx.statuses.push(self.status());
+        }
+        Ok(())
+    }
+
+    /// To be called after each visit to raft: notices changes of role, term and leader, and replaces raft's own
+    /// randomness by a timeout that depends on rank, term and seed only.
+    fn after_raft(&mut self, shared: &Shared, fx: &mut Effects) {
+        let term = self.raw.raft.term;
+        let now = (term, self.role(), self.raw.raft.leader_id);
+        self.raw.raft.set_randomized_election_timeout(self.timeout_ticks(shared, term));
+        if now == self.seen {
+            return;
+        }
+        let before = std::mem::replace(&mut self.seen, now);
+        self.dirty = true;
+        if before.1 == StateRole::Leader && now.1 != StateRole::Leader {
+            self.lost_leadership(fx);
+        }
+        if now.1 == StateRole::Leader && before.1 != StateRole::Leader {
+            self.floor = 0;
+            self.offered.clear();
+        }
+        if let Some(leader) = self.leader()
+            && (before.0, before.2) != (now.0, now.2)
+        {
+            fx.events.push(Event::LeaderChanged { group: self.group, leader, term });
+        }
+    }
+
+    fn timeout_ticks(&self, shared: &Shared, term: u64) -> usize {
+        let rank = self.rank().unwrap_or(0).min(MAX_RANK);
+        let word = shared.config.seed ^ self.group.0.rotate_left(17) ^ self.id.get().rotate_left(39) ^ term;
+        let jitter = (mix(word) % JITTER_TICKS as u64) as usize;
+        shared.config.election_ticks + rank * RANK_TICKS + jitter
+    }
+
+    /// This voter's place in the order of campaigns: rotated by the group, so that leaders spread over nodes.
+    fn rank(&self) -> Option<usize> {
+        let voters = &self.conf.voters;
+        let at = voters.iter().position(|id| *id == self.id.get())?;
+        Some((at + self.group.0 as usize) % voters.len())
+    }
+
+    fn is_first_in_rank(&self) -> bool {
+        self.rank() == Some(0)
+    }
+
+    fn lost_leadership(&mut self, fx: &mut Effects) {
+        for wait in self.proposals.drain(..) {
+            let reason = "the leader changed";
+            fx.propose_error(wait.token, Ambiguous { group: self.group, reason });
+        }
+        if let Some(wait) = self.change_wait.take() {
+            let reason = "the leader changed; ask the new one".to_owned();
+            fx.answers
+                .push((wait.token, Answer::Done(Err(Rejected::Membership { group: self.group, reason }))));
+        }
+        let rejected = self.not_leader();
+        let waiting = std::mem::take(&mut self.reads_waiting);
+        let round = self.read_round.take().map(|round| round.tokens).unwrap_or_default();
+        for token in waiting.into_iter().chain(round) {
+            fx.answers.push((token, Answer::Index(Err(rejected.clone()))));
+        }
+    }
+
+    /// Answers everybody who waits: the replica stops.
+    pub(crate) fn abandon(&mut self, fx: &mut Effects) {
+        self.lost_leadership(fx);
+        for token in std::mem::take(&mut self.reads_ready).into_values().flatten() {
+            fx.answers.push((token, Answer::Index(Err(Rejected::Stopped(self.group)))));
+        }
+    }
+
+    /// Engines made this replica's state durable up to `index`.
+    pub(crate) fn flushed(&mut self, index: u64) {
+        debug_assert!(index <= self.mark.index, "{}: durable {index} is ahead of applied", self.group);
+        if index > self.durable {
+            self.durable = index;
+            self.dirty = true;
+        }
+    }
+
+    /// The highest index that members and receivers no longer need, told to followers with appends and heartbeats.
+    fn announce_floor(&mut self, shared: &Shared) {
+        let last = self.last_index();
+        let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(0);
+        // The cap overrides members that lag, never this replica's own durable mark.
+        let cap = last.saturating_sub(shared.config.max_retained_entries);
+        self.floor = self.floor.max(matched.max(cap));
+    }
+
+    /// What the log may drop now, if it is worth a record: (index, term).
+    pub(crate) fn truncation(&self, shared: &Shared) -> Option<(u64, u64)> {
+        const WORTH_ENTRIES: u64 = 128;
+        let target = self.floor.min(self.durable);
+        let first = self.raw.raft.raft_log.first_index();
+        if self.installing.is_some() || target < first + WORTH_ENTRIES {
+            return None;
+        }
+        Some((target, shared.wal.term(self.group, target).ok()?))
+    }
+
+    /// The node does not answer: raft stops waiting for it.
+    pub(crate) fn unreachable(&mut self, shared: &Shared, node: NodeId, fx: &mut Effects) -> Alive<()> {
+        if !self.is_leader() || self.installing.is_some() {
+            return Ok(());
+        }
+        let there: Vec<u64> = convert::members(&self.conf)
+            .into_iter()
+            .filter(|id| ReplicaId::new(*id).is_ok_and(|id| id.node() == node))
+            .collect();
+        for id in there {
+            let raw = &mut self.raw;
+            guarded(|| {
+                raw.report_unreachable(id);
+                raw.report_snapshot(id, raft::SnapshotStatus::Failure);
+            })?;
+            self.offered.remove(&id);
+        }
+        self.after_raft(shared, fx);
+        Ok(())
+    }
+
+    pub(crate) fn status(&self) -> GroupStatus {
+        let raft = &self.raw.raft;
+        let role = match raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+            StateRole::Follower if self.conf.learners.contains(&self.id.get()) => Role::Learner,
+            StateRole::Follower => Role::Follower,
+        };
+        let mut progress = Vec::new();
+        if self.is_leader() {
+            progress.extend(raft.prs().iter().filter_map(|(id, progress)| {
+                Some(Progress {
+                    replica: ReplicaId::new(*id).ok()?,
+                    matched: progress.matched,
+                    snapshot: progress.state == raft::ProgressState::Snapshot,
+                    active: progress.recent_active || *id == self.id.get(),
+                })
+            }));
+            progress.sort_by_key(|p| p.replica);
+        }
+        GroupStatus {
+            group: self.group,
+            replica: self.id,
+            role,
+            term: raft.term,
+            leader: self.leader(),
+            first_index: raft.raft_log.first_index(),
+            last_index: self.last_index(),
+            persisted: raft.raft_log.persisted,
+            commit: raft.raft_log.committed,
+            applied: self.mark.index,
+            durable: self.durable,
+            epoch: self.mark.epoch,
+            conf_state: self.conf.clone(),
+            progress,
+            pull: self.pull.as_ref().map(Pull::progress),
+            dead: None,
+        }
+    }
+}
+
+/// Ticks between the campaigns of neighbouring ranks.
+const RANK_TICKS: usize = 3;
+const MAX_RANK: usize = 7;
+const JITTER_TICKS: usize = 3;
+const TIMEOUT_SPREAD_TICKS: usize = RANK_TICKS * MAX_RANK + JITTER_TICKS;
+
+/// SplitMix64's finalizer: spreads a word's bits evenly.
+fn mix(word: u64) -> u64 {
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
+/// The hard state that fits a log which begins after a snapshot. A term that rises clears the vote.
+fn after_install(before: wal::HardState, index: u64, term: u64) -> wal::HardState {
+    wal::HardState {
+        term: before.term.max(term),
+        vote: if term > before.term { 0 } else { before.vote },
+        commit: before.commit.max(index),
+    }
+}
+
+/// What the log remembers of an installed snapshot.
+fn install_meta(mark: &v1::Mark, conf: &v1::ConfState) -> wal::SnapshotMeta {
+    wal::SnapshotMeta {
+        index: mark.index,
+        term: mark.term,
+        conf_state: convert::conf_to_wal(conf),
+        data: Bytes::new(),
+    }
+}
+
+/// A task to give an abandoned stage back to the engine.
+fn abandon_stage(group: GroupId, pull: u64) -> ApplyTask {
+    ApplyTask::StageAbandon { group, pull }
+}

@@ -1,0 +1,104 @@
+//! Messages from peers, checked before raft sees them: raft 0.7 panics on what a stale, damaged or hostile peer can say.
+
+use pontoon_proto::{NodeId, ReplicaId, v1};
+use raft::eraftpb as pb;
+
+use super::{Alive, Replica, Shared, convert, guarded};
+use crate::{effects::Effects, types::Event};
+
+/// What the check found.
+enum Verdict {
+    Step,
+    /// Not for raft; say why.
+    Refuse(String),
+    /// This replica's own log is short of what it acknowledged.
+    LostLog(String),
+}
+
+impl Replica {
+    /// Takes a raft message of a peer.
+    pub(crate) fn on_raft(
+        &mut self,
+        shared: &mut Shared,
+        from: ReplicaId,
+        wire: v1::RaftMessage,
+        fx: &mut Effects,
+    ) -> Alive<()> {
+        if self.installing.is_some() {
+            return Ok(());
+        }
+        if wire.kind == pb::MessageType::MsgSnapshot as i32 {
+            self.on_offer(shared, from, wire, fx);
+            return Ok(());
+        }
+        let (floor, kind, term) = (wire.floor, wire.kind, wire.term);
+        let message = match convert::message_from_wire(from.get(), self.id.get(), wire) {
+            Ok(message) => message,
+            Err(reason) => return self.refuse(from.node(), reason, fx),
+        };
+        match self.check(shared, &message) {
+            Verdict::Step => {}
+            Verdict::Refuse(reason) => return self.refuse(from.node(), reason, fx),
+            Verdict::LostLog(reason) => return Err(reason),
+        }
+        let bytes: u64 = message.get_entries().iter().map(|e| e.data.len() as u64 + 64).sum();
+        if bytes > 0 && !self.reserve(shared, bytes) {
+            // A full log takes no entries; the leader repeats them.
+            return Ok(());
+        }
+        let raw = &mut self.raw;
+        // An unknown peer's answer is an error and no fault.
+        guarded(|| raw.step(message).ok())?;
+        let from_leader = self.raw.raft.leader_id == from.get() && self.raw.raft.term == term;
+        if from_leader
+            && [pb::MessageType::MsgAppend as i32, pb::MessageType::MsgHeartbeat as i32].contains(&kind)
+        {
+            self.floor = self.floor.max(floor);
+        }
+        self.after_raft(shared, fx);
+        Ok(())
+    }
+
+    fn refuse(&self, from: NodeId, reason: String, fx: &mut Effects) -> Alive<()> {
+        fx.events.push(Event::MessageRefused { from, group: self.group, reason });
+        Ok(())
+    }
+
+    fn check(&self, shared: &Shared, message: &pb::Message) -> Verdict {
+        let raft = &self.raw.raft;
+        let (last, committed) = (self.last_index(), raft.raft_log.committed);
+        if message.term < raft.term {
+            return Verdict::Step;
+        }
+        match message.get_msg_type() {
+            // The leader never tells a follower of commits beyond what that follower acknowledged.
+            pb::MessageType::MsgHeartbeat if message.commit > last => Verdict::LostLog(format!(
+                "the leader counts on entries up to {}, the log here ends at {last}: it lost acknowledged entries",
+                message.commit
+            )),
+            pb::MessageType::MsgAppend => {
+                let conflict = message
+                    .get_entries()
+                    .iter()
+                    .take_while(|e| e.index <= committed)
+                    .find(|e| shared.wal.term(self.group, e.index).is_ok_and(|term| term != e.term));
+                match conflict {
+                    Some(e) => Verdict::Refuse(format!(
+                        "entry {}@{} conflicts with a committed one",
+                        e.index, e.term
+                    )),
+                    None => Verdict::Step,
+                }
+            }
+            pb::MessageType::MsgAppendResponse
+                if message.term == raft.term && !message.reject && message.index > last =>
+            {
+                Verdict::Refuse(format!(
+                    "an acknowledgement of {} where the log ends at {last}",
+                    message.index
+                ))
+            }
+            _ => Verdict::Step,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Proposals and linearizable reads, on the leader.
+
+use pontoon_proto::v1;
+
+use super::{Alive, ProposalWait, ReadRound, Replica, Shared, guarded};
+use crate::{
+    apply::Reply,
+    effects::{Answer, Effects, Token},
+    envelope,
+    error::Rejected,
+    types::{Applied, Proposal},
+};
+
+/// How long a caller waits after Busy.
+const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(5);
+
+/// Ticks after which a read round is asked again: raft drops rounds silently.
+const READ_RETRY_TICKS: u64 = 4;
+
+impl Replica {
+    /// Proposes a command, or says at once why not. Nothing is in the log unless this returns without an answer.
+    pub(crate) fn propose(
+        &mut self,
+        shared: &mut Shared,
+        token: Token,
+        proposal: Proposal,
+        fx: &mut Effects,
+    ) -> Alive<()> {
+        let size = proposal.payload.len() as u64;
+        let limit = shared.max_entry_bytes;
+        if !self.is_leader() || self.installing.is_some() {
+            fx.propose_error(token, self.not_leader());
+            return Ok(());
+        }
+        if size > limit {
+            fx.propose_error(token, Rejected::TooLarge { size, limit });
+            return Ok(());
+        }
+        let busy = Rejected::Busy { group: self.group, retry_after: RETRY_AFTER };
+        if self.unapplied_bytes > shared.config.max_unapplied_bytes || self.raw.raft.lead_transferee.is_some()
+        {
+            fx.propose_error(token, busy);
+            return Ok(());
+        }
+        // Raft would forward a proposal, or turn it into nothing, without a word; the checks above and the comparison
+        // of the last index below make sure that it is in the log of this term or was refused.
+        if !self.reserve(shared, size + envelope::OVERHEAD) {
+            fx.propose_error(token, busy);
+            return Ok(());
+        }
+        let timestamp = shared.clock.next(shared.wall_ms);
+        let data = envelope::seal(
+            v1::EntryKind::Command,
+            proposal.epoch,
+            timestamp,
+            proposal.request,
+            proposal.payload,
+        );
+        let before = self.last_index();
+        let raw = &mut self.raw;
+        let accepted = guarded(|| raw.propose(Vec::new(), data))?.is_ok();
+        let index = self.last_index();
+        if accepted && index == before + 1 {
+            self.proposals.push_back(ProposalWait { index, token });
+        } else {
+            fx.propose_error(token, busy);
+        }
+        Ok(())
+    }
+
+    /// Reserves room in the log for what is about to be stepped or proposed.
+    pub(super) fn reserve(&mut self, shared: &Shared, bytes: u64) -> bool {
+        match shared.submitter.try_reserve(self.group, bytes) {
+            Ok(reservation) => {
+                match &mut self.reservation {
+                    Some(held) => held.merge(reservation),
+                    None => self.reservation = Some(reservation),
+                }
+                self.pending_bytes += bytes;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Whether the next ready would grow past half a batch of the log.
+    pub(crate) fn is_full(&self, limit: u64) -> bool {
+        self.pending_bytes > limit / 2
+    }
+
+    /// Gives a session stamp.
+    pub(crate) fn stamp(&mut self, shared: &mut Shared, token: Token, fx: &mut Effects) {
+        let result =
+            if self.is_leader() { Ok(shared.clock.next(shared.wall_ms)) } else { Err(self.not_leader()) };
+        fx.answers.push((token, Answer::Index(result)));
+    }
+
+    /// Takes a reader in. Readers that arrive while a round is under way share the next one.
+    pub(crate) fn read(&mut self, token: Token, fx: &mut Effects) {
+        if self.is_leader() {
+            self.reads_waiting.push(token);
+        } else {
+            fx.answers.push((token, Answer::Index(Err(self.not_leader()))));
+        }
+    }
+
+    /// Begins a round of ReadIndex if somebody waits and none is under way.
+    pub(crate) fn start_reads(&mut self, shared: &mut Shared) -> Alive<()> {
+        if self.reads_waiting.is_empty()
+            || self.read_round.is_some()
+            || self.installing.is_some()
+            || !self.is_leader()
+            // A leader that has not committed in its term does not know what is committed; raft drops such reads.
+            || !self.raw.raft.commit_to_current_term()
+        {
+            return Ok(());
+        }
+        let context = shared.next_unique();
+        let tokens = std::mem::take(&mut self.reads_waiting);
+        self.read_round = Some(ReadRound { context, tokens, since: shared.ticks });
+        let raw = &mut self.raw;
+        guarded(|| raw.read_index(context.to_be_bytes().to_vec()))
+    }
+
+    pub(super) fn retry_reads(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
+        if let Some(round) = &mut self.read_round
+            && shared.ticks > round.since + READ_RETRY_TICKS
+        {
+            round.since = shared.ticks;
+            round.context = shared.next_unique();
+            let context = round.context.to_be_bytes().to_vec();
+            let raw = &mut self.raw;
+            guarded(|| raw.read_index(context))?;
+            self.after_raft(shared, fx);
+        }
+        Ok(())
+    }
+
+    /// Raft confirmed leadership for a round.
+    pub(super) fn on_read_states(&mut self, states: Vec<raft::ReadState>, fx: &mut Effects) {
+        for state in states {
+            let Ok(context) = <[u8; 8]>::try_from(state.request_ctx.as_slice()).map(u64::from_be_bytes)
+            else {
+                continue;
+            };
+            if let Some(round) = self.read_round.take_if(|round| round.context == context) {
+                self.reads_ready.entry(state.index).or_default().extend(round.tokens);
+            }
+        }
+        self.answer_reads(fx);
+    }
+
+    fn answer_reads(&mut self, fx: &mut Effects) {
+        while let Some(entry) = self.reads_ready.first_entry() {
+            if *entry.key() > self.mark.index {
+                break;
+            }
+            let index = *entry.key();
+            for token in entry.remove() {
+                fx.answers.push((token, Answer::Index(Ok(index))));
+            }
+        }
+    }
+
+    /// The machine applied entries up to the mark.
+    pub(crate) fn on_applied(
+        &mut self,
+        shared: &Shared,
+        mark: v1::Mark,
+        bytes: u64,
+        replies: Vec<Reply>,
+        fx: &mut Effects,
+    ) -> Alive<()> {
+        assert!(mark.index >= self.mark.index, "{}: the applied index never goes back", self.group);
+        self.unapplied_bytes -= bytes;
+        self.mark = mark;
+        self.dirty = true;
+        self.raw.mut_store().offer =
+            Some((self.mark.index, self.mark.term, self.mark.conf_state.clone().unwrap_or_default()));
+        for reply in replies {
+            let Some(wait) = self.proposals.pop_front_if(|wait| wait.index == reply.index) else { continue };
+            match reply.result {
+                Ok((index, reply)) => {
+                    fx.answers.push((wait.token, Answer::Proposed(Ok(Applied { index, reply }))));
+                }
+                Err(rejected) => fx.propose_error(wait.token, rejected),
+            }
+        }
+        if let Some(wait) = self.change_wait.take_if(|wait| wait.index <= self.mark.index) {
+            fx.answers.push((wait.token, Answer::Done(Ok(()))));
+        }
+        self.answer_reads(fx);
+        if self.installing.is_none() && self.installed.is_none() {
+            let (raw, index) = (&mut self.raw, self.mark.index);
+            guarded(|| raw.advance_apply_to(index))?;
+            self.after_raft(shared, fx);
+        }
+        Ok(())
+    }
+}

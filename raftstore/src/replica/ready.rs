@@ -1,0 +1,287 @@
+//! From raft's ready to the log, the wire and the applier, in the order that safety needs.
+
+use pontoon_wal::{self as wal, Batch, Reservation};
+use raft::{Ready, eraftpb as pb};
+
+use super::{Alive, Replica, Shared, after_install, convert, guarded, install_meta};
+use crate::{
+    apply::{ApplyTask, weight},
+    effects::Effects,
+    snapshot::PullStep,
+    transport::Class,
+    types::Event,
+};
+use pontoon_proto::{ReplicaId, v1};
+
+/// A ready whose entries are in the turn's batch and which raft must be told of once the batch is submitted.
+pub(crate) struct Taken {
+    ready: Box<Ready>,
+    /// Whether the ready is done only when its batch is durable.
+    pub(crate) sync: bool,
+    pub(crate) number: u64,
+}
+
+impl Replica {
+    pub(crate) fn has_ready(&self) -> bool {
+        self.installing.is_none() && self.raw.has_ready()
+    }
+
+    /// Takes raft's ready into the turn's batch. `None`: there was nothing, or it waits for a snapshot to be switched in.
+    pub(crate) fn take_ready(
+        &mut self,
+        shared: &mut Shared,
+        batch: &mut Batch,
+        reservations: &mut Option<Reservation>,
+        fx: &mut Effects,
+    ) -> Alive<Option<Taken>> {
+        if !self.has_ready() {
+            return Ok(None);
+        }
+        let raw = &mut self.raw;
+        let mut ready = Box::new(guarded(|| raw.ready())?);
+        let number = ready.number();
+        self.last_number = number;
+        self.pending_bytes = 0;
+        if let Some(reservation) = self.reservation.take() {
+            match reservations {
+                Some(all) => all.merge(reservation),
+                None => *reservations = Some(reservation),
+            }
+        }
+        if ready.must_sync() {
+            self.last_sync_number = number;
+        }
+        if ready.hs().is_some_and(|hs| (hs.term, hs.vote) != self.stored_vote(shared)) {
+            self.vote_pending = Some(number);
+        }
+        self.on_read_states(ready.take_read_states(), fx);
+        if !ready.snapshot().is_empty() {
+            // Nothing of this ready reaches the log before the engine has switched; see `on_installed`.
+            self.begin_install(ready, fx);
+            return Ok(None);
+        }
+        let entries: Vec<wal::Entry> = ready.entries().iter().map(convert::entry_to_wal).collect();
+        if !entries.is_empty() {
+            batch.append(self.group, &entries);
+        }
+        if let Some(hs) = ready.hs() {
+            batch.hard_state(self.group, hard_state(hs));
+        }
+        self.send_of(shared, &mut ready, number, fx);
+        self.committed.extend(ready.take_committed_entries());
+        let sync = ready.must_sync();
+        Ok(Some(Taken { ready, sync, number }))
+    }
+
+    fn stored_vote(&self, shared: &Shared) -> (u64, u64) {
+        shared.wal.group(self.group).map_or((0, 0), |view| (view.hard_state.term, view.hard_state.vote))
+    }
+
+    /// The turn's batch was submitted: its entries can be read, so raft may forget them.
+    pub(crate) fn after_submit(&mut self, shared: &mut Shared, taken: Taken, fx: &mut Effects) -> Alive<()> {
+        let raw = &mut self.raw;
+        guarded(|| raw.advance_append_async(*taken.ready))?;
+        self.settle(shared, fx)
+    }
+
+    /// A submission with this replica's ready `number` is durable.
+    pub(crate) fn on_persisted(&mut self, shared: &mut Shared, number: u64, fx: &mut Effects) -> Alive<()> {
+        assert!(number >= self.persisted_number, "{}: readies become durable in order", self.group);
+        self.persisted_number = number;
+        self.dirty = true;
+        if self.vote_pending.is_some_and(|pending| pending <= number) {
+            self.vote_pending = None;
+        }
+        self.settle(shared, fx)
+    }
+
+    /// Tells raft what is durable, releases what waited for it, and hands on what is committed.
+    fn settle(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
+        // Readies after the last one that needed the disk carry nothing to persist: they are done with it.
+        let done = if self.persisted_number >= self.last_sync_number {
+            self.last_number
+        } else {
+            self.persisted_number
+        };
+        // A ready that is being installed is not submitted yet.
+        let done = if self.installing.is_some() { done.min(self.last_number - 1) } else { done };
+        let raw = &mut self.raw;
+        guarded(|| raw.on_persist_ready(done))?;
+        if let Some((number, index)) = self.installed
+            && number <= self.persisted_number
+        {
+            self.installed = None;
+            let raw = &mut self.raw;
+            guarded(|| raw.advance_apply_to(index))?;
+        }
+        while let Some((_, messages)) = self.held.pop_front_if(|(number, _)| *number <= self.persisted_number)
+        {
+            self.send(shared, messages, fx);
+        }
+        self.after_raft(shared, fx);
+        self.pump_apply(shared, fx)
+    }
+
+    /// Sends or holds the messages of a ready; see the rules at the head of [`super`].
+    fn send_of(&mut self, shared: &Shared, ready: &mut Ready, number: u64, fx: &mut Effects) {
+        let mut now = ready.take_messages();
+        let mut later = ready.take_persisted_messages();
+        if let Some(pending) = self.vote_pending {
+            if !now.is_empty() {
+                self.held.push_back((pending, now));
+            }
+        } else {
+            now.extend(later.extract_if(.., |m| m.get_msg_type() == pb::MessageType::MsgHeartbeatResponse));
+            self.send(shared, now, fx);
+        }
+        if later.is_empty() {
+            return;
+        }
+        debug_assert!(self.last_sync_number <= number);
+        if self.last_sync_number <= self.persisted_number && self.held.is_empty() {
+            self.send(shared, later, fx);
+        } else {
+            self.held.push_back((self.last_sync_number, later));
+        }
+    }
+
+    fn send(&mut self, shared: &Shared, messages: Vec<pb::Message>, fx: &mut Effects) {
+        use pb::MessageType::*;
+        let gate_open = self.gate_open(shared);
+        for message in messages {
+            let Ok(to) = ReplicaId::new(message.to) else { continue };
+            let kind = message.get_msg_type();
+            let promises = matches!(
+                kind,
+                MsgAppendResponse | MsgRequestVote | MsgRequestVoteResponse | MsgRequestPreVoteResponse
+            );
+            if promises && !gate_open {
+                continue;
+            }
+            let class = match kind {
+                MsgAppend | MsgAppendResponse | MsgSnapshot => Class::Append,
+                _ => Class::Control,
+            };
+            if kind == MsgSnapshot {
+                self.offered.insert(message.to, shared.ticks);
+            }
+            let floor = if matches!(kind, MsgAppend | MsgHeartbeat) { self.floor } else { 0 };
+            let body = v1::peer_message::Body::Raft(convert::message_to_wire(message, floor));
+            let message =
+                v1::PeerMessage { group: self.group.0, from: self.id.get(), to: to.get(), body: Some(body) };
+            fx.send.push((to.node(), class, message));
+        }
+    }
+
+    /// Hands committed entries to the applier, configuration entries one by one by way of raft.
+    pub(super) fn pump_apply(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
+        let want_replies = self.is_leader();
+        while let Some(front) = self.committed.front() {
+            if front.get_entry_type() != pb::EntryType::EntryNormal {
+                if !self.apply_change(shared, fx)? {
+                    return Ok(());
+                }
+                continue;
+            }
+            let normal = self
+                .committed
+                .iter()
+                .position(|e| e.get_entry_type() != pb::EntryType::EntryNormal)
+                .unwrap_or(self.committed.len());
+            let entries: Vec<pb::Entry> = self.committed.drain(..normal).collect();
+            self.unapplied_bytes += weight(&entries);
+            fx.apply.push(ApplyTask::Entries { group: self.group, entries, want_replies });
+        }
+        Ok(())
+    }
+
+    /// Raft accepted a snapshot: the engine switches first.
+    ///
+    /// Crash argument, step by step:
+    /// 1. before the switch: the engine is old, the log is old; the stage is abandoned at the next open;
+    /// 2. the switch is one durable batch of the engine: generation, mark, switch record;
+    /// 3. between switch and log: the mark is ahead of the log and its switch record tells `build` what to complete;
+    /// 4. the log takes snapshot and hard state in one batch; only when that is durable does the answer leave.
+    fn begin_install(&mut self, ready: Box<Ready>, fx: &mut Effects) {
+        let meta = ready.snapshot().get_metadata();
+        let (index, term) = (meta.index, meta.term);
+        let conf = convert::conf_from_raft(meta.get_conf_state());
+        let pull = self.pull.as_ref().filter(|pull| pull.stepped);
+        let staged = pull.and_then(|pull| Some((pull.id, pull.manifest.as_ref()?.mark.clone()?)));
+        let (pull, mark) =
+            staged.unwrap_or_else(|| unreachable!("{}: only staged snapshots are stepped", self.group));
+        let mark = v1::Mark {
+            conf_state: Some(conf.clone()),
+            switched_at: index,
+            switched_term: term,
+            switched_conf: Some(conf),
+            ..mark
+        };
+        self.installing = Some(ready);
+        self.committed.clear();
+        fx.apply.push(ApplyTask::Install { group: self.group, pull, mark });
+    }
+
+    /// The engine has switched to the snapshot; now the log follows.
+    pub(crate) fn on_installed(
+        &mut self,
+        shared: &mut Shared,
+        mark: v1::Mark,
+        batch: &mut Batch,
+        fx: &mut Effects,
+    ) -> Alive<Option<Taken>> {
+        let Some(mut ready) = self.installing.take() else {
+            return Err("the engine installed a snapshot that nobody asked for".to_owned());
+        };
+        let conf = mark.conf_state.clone().unwrap_or_default();
+        let number = ready.number();
+        let before = ready.hs().map_or_else(|| hard_state(&self.raw.raft.hard_state()), hard_state);
+        batch.snapshot(self.group, &install_meta(&mark, &conf));
+        batch.hard_state(self.group, after_install(before, mark.index, mark.term));
+        let entries: Vec<wal::Entry> = ready.entries().iter().map(convert::entry_to_wal).collect();
+        if !entries.is_empty() {
+            batch.append(self.group, &entries);
+        }
+        let bytes = self.pull.take().map_or(0, |pull| pull.bytes_done);
+        fx.events.push(Event::SnapshotInstalled { group: self.group, index: mark.index, bytes });
+        self.installed = Some((number, mark.index));
+        self.durable = mark.index;
+        self.conf = conf.clone();
+        self.raw.mut_store().offer = Some((mark.index, mark.term, conf));
+        shared.clock.observe(mark.timestamp);
+        self.mark = mark;
+        self.floor = 0;
+        self.dirty = true;
+        // The answer waits for the log as every promise of a follower does.
+        let mut messages = ready.take_messages();
+        messages.extend(ready.take_persisted_messages());
+        self.held.push_back((number, messages));
+        self.committed.extend(ready.take_committed_entries());
+        Ok(Some(Taken { ready, sync: true, number }))
+    }
+
+    /// Carries out what a pull wants next.
+    pub(super) fn run_pull(
+        &mut self,
+        shared: &mut Shared,
+        steps: Vec<PullStep>,
+        fx: &mut Effects,
+    ) -> Alive<()> {
+        for step in steps {
+            let Some(pull) = &self.pull else { return Ok(()) };
+            let (id, source) = (pull.id, pull.source);
+            match step {
+                PullStep::Request { snapshot, chunks } => self.ask_chunks(id, source, snapshot, chunks, fx),
+                PullStep::Stage { chunk, hash, data } => {
+                    fx.apply.push(ApplyTask::StageChunk { group: self.group, pull: id, chunk, hash, data });
+                }
+                PullStep::Complete => self.step_snapshot(shared, fx)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hard_state(hs: &pb::HardState) -> wal::HardState {
+    wal::HardState { term: hs.term, vote: hs.vote, commit: hs.commit }
+}

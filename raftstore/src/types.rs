@@ -1,0 +1,313 @@
+//! The plain words of the runtime's interface.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1::ConfState};
+
+use crate::error::Error;
+
+/// The log position that every founded group starts from: (index, term). Not zero, so that an empty replica can never
+/// catch up by entries alone and must take the configuration from a snapshot.
+pub const INITIAL_POSITION: (u64, u64) = (5, 5);
+
+/// How many requests of one session may be unacknowledged in one group.
+pub const MAX_OPEN_REQUESTS: usize = 1024;
+
+/// Tuning of the runtime. The defaults suit a database node.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Threads that run consensus; each owns the groups that hash to it. At least 1.
+    pub core_threads: usize,
+    /// Threads that apply; each owns the machines that hash to it. At least 1.
+    pub apply_threads: usize,
+    /// How often Raft's clock moves.
+    pub tick: Duration,
+    /// Ticks between a leader's heartbeats.
+    pub heartbeat_ticks: usize,
+    /// Ticks without a leader before the first replica in rank campaigns.
+    pub election_ticks: usize,
+    /// The largest proposal in bytes; also bounded by a quarter of the log's batch.
+    pub max_entry_bytes: u64,
+    /// The most that one append message carries, in bytes.
+    pub max_append_bytes: u64,
+    /// Append messages in flight per follower.
+    pub max_inflight_appends: usize,
+    /// Proposed and not yet committed bytes per group, above which proposals are answered Busy.
+    pub max_uncommitted_bytes: u64,
+    /// Committed and not yet applied bytes per group, above which proposals are answered Busy.
+    pub max_unapplied_bytes: u64,
+    /// The size that snapshot chunks aim at, in bytes.
+    pub chunk_bytes: usize,
+    /// Chunks that a receiver asks for ahead.
+    pub chunk_window: u32,
+    /// How often applied state is made durable while there is any that is not.
+    pub flush_interval: Duration,
+    /// A session whose last request is older than this expires.
+    pub session_ttl: Duration,
+    /// Entries that a group's log may keep for members that lag; beyond it they take a snapshot.
+    pub max_retained_entries: u64,
+    /// Seeds the election jitter, so that a run can be replayed.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            core_threads: 1,
+            apply_threads: 1,
+            tick: Duration::from_millis(100),
+            heartbeat_ticks: 3,
+            election_ticks: 10,
+            max_entry_bytes: 2 << 20,
+            max_append_bytes: 512 << 10,
+            max_inflight_appends: 128,
+            max_uncommitted_bytes: 32 << 20,
+            max_unapplied_bytes: 32 << 20,
+            chunk_bytes: 1 << 20,
+            chunk_window: 4,
+            flush_interval: Duration::from_secs(1),
+            session_ttl: Duration::from_secs(3600),
+            max_retained_entries: 1 << 20,
+            seed: 0,
+        }
+    }
+}
+
+impl Config {
+    /// # Errors
+    /// [`Error::Config`] naming the field that does not fit.
+    pub fn validate(&self) -> Result<(), Error> {
+        let refuse = |what: &str| Err(Error::Config(what.to_owned()));
+        if self.core_threads == 0 || self.apply_threads == 0 {
+            return refuse("core_threads and apply_threads are at least 1");
+        }
+        if self.heartbeat_ticks == 0 || self.election_ticks <= self.heartbeat_ticks {
+            return refuse("election_ticks is larger than heartbeat_ticks, which is at least 1");
+        }
+        if self.chunk_bytes == 0 || self.chunk_window == 0 {
+            return refuse("chunk_bytes and chunk_window are at least 1");
+        }
+        if self.max_entry_bytes == 0 || self.max_inflight_appends == 0 {
+            return refuse("max_entry_bytes and max_inflight_appends are at least 1");
+        }
+        Ok(())
+    }
+}
+
+/// What a replica is made from. The same spec may be given again at any time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupSpec {
+    /// The group, not [`GroupId::NODE`].
+    pub group: GroupId,
+    /// The replica on this node.
+    pub replica: ReplicaId,
+    /// What the state belongs to; handed to [`crate::Machines::open`] and kept in the log's metadata.
+    pub descriptor: Bytes,
+    /// The shard epoch that the group starts with. Ignored for a replica without `initial`.
+    pub epoch: u64,
+    /// The founding configuration, the same on each founding member; `None` for a replica that waits for a snapshot.
+    pub initial: Option<ConfState>,
+}
+
+/// Names one request of one client for ever. A retry carries the same, and is applied once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestId {
+    /// The client, random.
+    pub client: u128,
+    /// The timestamp that [`crate::Group::session_stamp`] gave this client; the same on each retry.
+    pub stamp: u64,
+    /// Counts the client's requests, from 1.
+    pub seq: u64,
+    /// The client has all answers below this and will not ask again.
+    pub acked_below: u64,
+}
+
+/// What is asked of a group.
+#[derive(Debug, Clone)]
+pub struct Proposal {
+    /// The command, for the state machine.
+    pub payload: Bytes,
+    /// Names the request; without one, a retry may be applied twice.
+    pub request: Option<RequestId>,
+    /// The shard epoch that the proposer believes in; 0 is not checked.
+    pub epoch: u64,
+}
+
+/// A command took effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Where in the log. For a retry: where it was applied first.
+    pub index: u64,
+    /// What the state machine answered.
+    pub reply: Bytes,
+}
+
+/// A change of a group's members. Each is "ensure": one that already holds is answered at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberChange {
+    /// The replica becomes a learner, unless it is a member already.
+    AddLearner(ReplicaId),
+    /// A learner that is caught up becomes a voter.
+    Promote(ReplicaId),
+    /// A learner leaves. Voters are demoted first; the leader cannot be removed.
+    Remove(ReplicaId),
+    /// In one joint step, learners that are caught up become voters and voters become learners. Whoever leads leaves the
+    /// joint configuration by itself.
+    EnterJoint {
+        /// Learners to become voters.
+        promote: Vec<ReplicaId>,
+        /// Voters to become learners.
+        demote: Vec<ReplicaId>,
+    },
+    /// Leaves a joint configuration.
+    LeaveJoint,
+}
+
+/// What a replica is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    /// Follows, or waits for its first snapshot.
+    #[default]
+    Follower,
+    /// Follows without a vote.
+    Learner,
+    /// Asks for votes.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Has stopped for good; must be replaced under a new id.
+    Dead,
+}
+
+/// How far a leader knows a member to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The member.
+    pub replica: ReplicaId,
+    /// Its log is durable and equal to the leader's up to this index.
+    pub matched: u64,
+    /// It needs, or is taking, a snapshot.
+    pub snapshot: bool,
+    /// It answered within the last election timeout.
+    pub active: bool,
+}
+
+/// How far a snapshot has been pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PullProgress {
+    /// Bytes that are staged.
+    pub bytes_done: u64,
+    /// Bytes in all.
+    pub bytes_total: u64,
+}
+
+/// What a replica is and knows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: GroupId,
+    /// The replica here.
+    pub replica: ReplicaId,
+    /// Its role.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<ReplicaId>,
+    /// The first index in its log.
+    pub first_index: u64,
+    /// The last index in its log.
+    pub last_index: u64,
+    /// The last index that is durable in its log.
+    pub persisted: u64,
+    /// The last index known to be committed.
+    pub commit: u64,
+    /// The last index that its state machine holds.
+    pub applied: u64,
+    /// The last index that its engine holds durably.
+    pub durable: u64,
+    /// The shard epoch.
+    pub epoch: u64,
+    /// The members, as applied.
+    pub conf_state: ConfState,
+    /// How far the members are; empty on all but the leader.
+    pub progress: Vec<Progress>,
+    /// A snapshot that is being pulled.
+    pub pull: Option<PullProgress>,
+    /// Why the replica is dead.
+    pub dead: Option<String>,
+}
+
+impl GroupStatus {
+    /// Whether the configuration is a joint one.
+    pub fn is_joint(&self) -> bool {
+        !self.conf_state.voters_outgoing.is_empty()
+    }
+
+    pub(crate) fn new(group: GroupId, replica: ReplicaId) -> Self {
+        GroupStatus {
+            group,
+            replica,
+            role: Role::Follower,
+            term: 0,
+            leader: None,
+            first_index: 1,
+            last_index: 0,
+            persisted: 0,
+            commit: 0,
+            applied: 0,
+            durable: 0,
+            epoch: 0,
+            conf_state: ConfState::default(),
+            progress: Vec::new(),
+            pull: None,
+            dead: None,
+        }
+    }
+}
+
+/// What happened, for whoever watches.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Event {
+    /// A replica learned of a leader.
+    LeaderChanged {
+        /// The group.
+        group: GroupId,
+        /// The leader.
+        leader: ReplicaId,
+        /// Its term.
+        term: u64,
+    },
+    /// A replica has stopped for good.
+    ReplicaDead {
+        /// The group.
+        group: GroupId,
+        /// Why, and the next step.
+        reason: String,
+    },
+    /// A replica took a snapshot in.
+    SnapshotInstalled {
+        /// The group.
+        group: GroupId,
+        /// The index it stands at.
+        index: u64,
+        /// How many bytes were received.
+        bytes: u64,
+    },
+    /// The shared log failed: nothing is acknowledged any more; restart the node on a healthy disk.
+    LogFailed {
+        /// What the log said.
+        reason: String,
+    },
+    /// A message from a peer was refused before it reached Raft.
+    MessageRefused {
+        /// The sender.
+        from: NodeId,
+        /// The group.
+        group: GroupId,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
