@@ -190,11 +190,6 @@ pub(crate) fn read_exact(file: &dyn File, mut buf: &mut [u8], mut offset: u64) -
     Ok(())
 }
 
-/// Hands in a write and waits for it.
-pub(crate) fn write(file: &dyn File, offset: u64, data: Bytes) -> io::Result<()> {
-    file.submit(FileOp::Write { offset, data }).wait()
-}
-
 /// Hands in a sync and waits for it.
 pub(crate) fn sync(file: &dyn File) -> io::Result<()> {
     file.submit(FileOp::Sync).wait()

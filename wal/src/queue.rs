@@ -90,9 +90,21 @@ impl Queued {
         self.first_lsn + u64::from(self.records) - 1
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.data.len() + self.dir.len()
+    /// Whether only a waiting thread hears of it.
+    pub(crate) fn is_commit(&self) -> bool {
+        matches!(self.ack, Ack::Waiter(_))
     }
+}
+
+/// How the writer's thread sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sleeping {
+    /// It does not, or there is no such thread.
+    No,
+    /// Until a moment at which it looks anyway.
+    Timed,
+    /// Until it is told.
+    Untold,
 }
 
 /// What waits for the writer.
@@ -106,6 +118,12 @@ pub(crate) struct Queue {
     pub(crate) urgent: usize,
     /// Relaxed batches are wanted on disk too.
     pub(crate) flush: bool,
+    /// Rises with everything that the writer might wait for.
+    pub(crate) signal: u64,
+    /// What the writer's thread waits for.
+    pub(crate) sleeping: Sleeping,
+    /// The writer's thread ends when it has nothing to do.
+    pub(crate) stop: bool,
     /// No more batches are taken.
     pub(crate) closed: bool,
     /// The failure that stopped the log.
@@ -121,6 +139,9 @@ impl Queue {
             next_lsn,
             urgent: 0,
             flush: false,
+            signal: 0,
+            sleeping: Sleeping::No,
+            stop: false,
             closed: false,
             poison: None,
             sinks: Vec::new(),

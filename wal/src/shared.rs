@@ -2,46 +2,186 @@
 
 use std::{
     collections::HashMap,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    sync::Arc,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
 use pontoon_proto::GroupId;
 
 use crate::{
-    Batch, Error, Lsn, MAX_BATCH_BYTES, Options, Result,
+    Batch, Error, Lsn, MAX_BATCH_BYTES, Options, Pinned, Result, Usage, WalEvent,
+    background::Background,
+    cache::Cache,
+    fs::LockGuard,
     index::{Index, Place, Sim},
-    queue::{Ack, Queue, Queued},
+    queue::{Ack, Queue, Queued, Sleeping},
     record::{self, Body, Head},
     space::{Reservation, Space},
+    table::Table,
+    writer::{Identity, Writer},
 };
+
+/// Segments that ordinary batches leave to hard states, truncations and the log's own needs.
+const RESERVE_SEGMENTS: u64 = 2;
 
 /// One open log.
 ///
-/// Locks are taken in this order: writer, background, queue, segments, a shard of the index, cache. Callbacks run under
-/// the writer's only, I/O of the write path too; readers take a shard's lock and the cache's, never during I/O.
+/// Locks are taken in this order: writer, background, queue, table, a shard of the index, cache. Callbacks and the write
+/// path's I/O run under the writer's only; readers take a shard's lock and the cache's, never during I/O.
 pub(crate) struct Shared {
     pub(crate) options: Options,
+    pub(crate) identity: Identity,
     pub(crate) index: Index,
     pub(crate) space: Arc<Space>,
+    pub(crate) cache: Cache,
     queue: Mutex<Queue>,
     /// The writer has something to do.
     pub(crate) work: Condvar,
+    table: Mutex<Table>,
+    /// Set once, with `Queue::poison`; spares the writer a lock per step.
+    poisoned: AtomicBool,
+    writer: Mutex<Writer>,
+    background: Mutex<Background>,
+    pub(crate) background_signal: Mutex<BackgroundSignal>,
+    pub(crate) background_work: Condvar,
+    /// The background's thread finished a pass.
+    pub(crate) background_done: Condvar,
+    /// Held until the log is closed.
+    pub(crate) lock: Mutex<Option<Box<dyn LockGuard>>>,
+}
+
+/// What the background's thread waits for.
+#[derive(Default)]
+pub(crate) struct BackgroundSignal {
+    pub(crate) count: u64,
+    pub(crate) stop: bool,
+}
+
+/// What recovery hands over.
+pub(crate) struct Parts {
+    pub(crate) identity: Identity,
+    pub(crate) index: Index,
+    pub(crate) table: Table,
+    pub(crate) writer: Writer,
+    pub(crate) background: Background,
+    pub(crate) next_lsn: u64,
+    pub(crate) lock: Option<Box<dyn LockGuard>>,
 }
 
 impl Shared {
-    pub(crate) fn new(options: Options) -> Shared {
+    pub(crate) fn new(options: Options, parts: Parts) -> Shared {
         let space = Space::new(options.max_pending_bytes);
-        Shared { options, index: Index::new(), space, queue: Mutex::new(Queue::new(1)), work: Condvar::new() }
+        let shared = Shared {
+            cache: Cache::new(options.cache_bytes),
+            options,
+            identity: parts.identity,
+            index: parts.index,
+            space,
+            queue: Mutex::new(Queue::new(parts.next_lsn)),
+            work: Condvar::new(),
+            table: Mutex::new(parts.table),
+            poisoned: AtomicBool::new(false),
+            writer: Mutex::new(parts.writer),
+            background: Mutex::new(parts.background),
+            background_signal: Mutex::default(),
+            background_work: Condvar::new(),
+            background_done: Condvar::new(),
+            lock: Mutex::new(parts.lock),
+        };
+        shared.update_room(&mut shared.table());
+        shared
     }
 
     pub(crate) fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn try_writer(&self) -> Option<MutexGuard<'_, Writer>> {
+        self.writer.try_lock().ok()
+    }
+
+    pub(crate) fn background(&self) -> MutexGuard<'_, Background> {
+        self.background.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn background_signal(&self) -> MutexGuard<'_, BackgroundSignal> {
+        self.background_signal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn max_batch_bytes(&self) -> u64 {
         MAX_BATCH_BYTES.min(self.options.segment_bytes / 4)
+    }
+
+    /// Lets the writer look again.
+    pub(crate) fn wake_writer(&self) {
+        let mut queue = self.queue();
+        queue.signal += 1;
+        if queue.sleeping != Sleeping::No {
+            self.work.notify_one();
+        }
+    }
+
+    /// Lets the background look again.
+    pub(crate) fn wake_background(&self) {
+        self.background_signal().count += 1;
+        self.background_work.notify_one();
+    }
+
+    /// Stops the log for good; the first failure stays.
+    pub(crate) fn poison(&self, error: Error) {
+        tracing::error!(%error, "the log stops");
+        self.queue().poison.get_or_insert_with(|| Arc::new(error));
+        self.poisoned.store(true, Ordering::Release);
+        self.wake_writer();
+    }
+
+    pub(crate) fn poison_cause(&self) -> Option<Arc<Error>> {
+        if !self.poisoned.load(Ordering::Acquire) {
+            return None;
+        }
+        self.queue().poison.clone()
+    }
+
+    /// Tells everybody. The caller holds none of the queue's, the table's and the index's locks.
+    pub(crate) fn emit(&self, event: &WalEvent) {
+        let sinks = self.queue().live_sinks();
+        sinks.iter().for_each(|slot| slot.sink.event(event));
+    }
+
+    /// Whether another segment file may be made.
+    pub(crate) fn may_grow(&self, table: &Table) -> bool {
+        let limit = self.options.size_limit_bytes.unwrap_or(u64::MAX);
+        (table.files() as u64 + 1) * self.options.segment_bytes <= limit
+    }
+
+    /// States how much room ordinary batches have.
+    pub(crate) fn update_room(&self, table: &mut Table) {
+        let segment = self.options.segment_bytes;
+        let growth = match (self.options.size_limit_bytes, table.disk_full) {
+            (None, false) => {
+                table.tight = false;
+                return self.space.set_room(u64::MAX);
+            }
+            (_, true) => 0,
+            (Some(limit), false) => (limit / segment).saturating_sub(table.files() as u64),
+        };
+        let ahead = (table.prepared.len() + table.free.len()) as u64 + growth;
+        let spare = ahead.saturating_sub(RESERVE_SEGMENTS);
+        table.tight = spare <= 1;
+        // Batches do not split over segments, so the end of one may stay empty.
+        let active = table.active.as_ref().map_or(0, |active| active.room_bytes);
+        self.space.set_room(spare * (segment / 4 * 3) + active);
     }
 
     /// Checks a batch, gives it its place in the order, shows it to readers and queues it.
@@ -54,6 +194,7 @@ impl Shared {
             return Err(Error::TooLarge { what: "a batch", size, limit });
         }
         reservation.cover(size);
+        let is_commit = matches!(ack, Ack::Waiter(_));
         let Batch { data, dir, records, relaxed, .. } = batch;
         let data = Bytes::from(data);
         let decoded = decode_all(&data);
@@ -69,9 +210,63 @@ impl Shared {
         let lsn = Lsn(queued.last_lsn());
         queue.urgent += usize::from(!relaxed);
         queue.batches.push_back(queued);
-        drop(queue);
-        self.work.notify_one();
+        // A committer tries to write by itself and calls the thread only if it cannot.
+        if !is_commit {
+            queue.signal += 1;
+            if queue.sleeping != Sleeping::No {
+                self.work.notify_one();
+            }
+        }
         Ok(lsn)
+    }
+}
+
+/// What may be asked about the log as a whole.
+impl Shared {
+    pub(crate) fn group_ids(&self) -> Vec<GroupId> {
+        let mut groups = Vec::new();
+        self.index.for_each(|group, _| groups.push(group));
+        groups.sort_unstable();
+        groups
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        let pending_bytes = self.space.charged();
+        let table = self.table();
+        let sealed = table.sealed.values().map(|sealed| &sealed.segment);
+        let written = sealed.chain(table.active.iter().map(|active| &active.segment));
+        Usage {
+            groups: self.index.len(),
+            segments: table.sealed.len() + usize::from(table.active.is_some()),
+            prepared: table.prepared.len(),
+            free: table.free.len() + table.retired.len() + table.waiting.len(),
+            disk_bytes: table.files() as u64 * self.options.segment_bytes,
+            live_bytes: written.map(|segment| segment.live_bytes()).sum(),
+            pending_bytes,
+            cache_bytes: self.cache.bytes(),
+            checkpoint: table.manifest_seqs.into_iter().max().unwrap_or(0),
+        }
+    }
+
+    pub(crate) fn pinned(&self, n: usize) -> Vec<Pinned> {
+        let mut pinned = Vec::new();
+        self.index.for_each(|group, state| {
+            if let (bytes, Some(oldest_segment)) = state.disk_bytes() {
+                let (first_index, last_index) = (state.first_index(), state.last_index());
+                pinned.push(Pinned { group, bytes, first_index, last_index, oldest_segment });
+            }
+        });
+        pinned.sort_unstable_by_key(|pin| (std::cmp::Reverse(pin.bytes), pin.group));
+        pinned.truncate(n);
+        pinned
+    }
+
+    /// Blocks until the background has done something.
+    pub(crate) fn await_background(&self) {
+        let signal = self.background_signal();
+        // It tells after each pass; a pass that ended just before this is caught by the timeout.
+        let wait = std::time::Duration::from_millis(2);
+        drop(self.background_done.wait_timeout(signal, wait).unwrap_or_else(PoisonError::into_inner));
     }
 }
 

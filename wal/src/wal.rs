@@ -1,188 +1,332 @@
 //! The log's front.
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use crate::{
-    Batch, Error, GcStats, GroupView, Lsn, Options, PersistSink, Pinned, Result, Storage, Submitter, Usage,
-    index::Piece,
-    queue::{Ack, Persisted, SinkSlot, Waiter},
+    Batch, DriverMode, Error, GcStats, GroupView, Lsn, Options, PersistSink, Pinned, RecoveryReport, Result, Storage,
+    Submitter, Usage, create,
+    driver::Threads,
+    queue::{Ack, SinkSlot, Sleeping, Waiter},
+    read, recovery,
     shared::Shared,
     types::Entry,
+    writer::{Step, Stepper},
 };
 
-/// What opening a log found.
-#[derive(Debug, Clone, Default)]
-pub struct RecoveryReport {}
-
-/// A log opened without writing to it.
-#[derive(Debug)]
-pub struct WalReader {}
-
-/// One durable log for many groups. Clones are cheap and share the log.
+/// One durable log for many groups. Clones are cheap and share the log; the last one that is dropped closes it.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> pontoon_wal::Result<()> {
+/// # let parent = tempfile::tempdir().unwrap();
+/// # let dir = parent.path().join("log");
+/// use pontoon_wal::{Batch, Entry, GroupId, Options, Wal};
+///
+/// # let mut options = Options::new(&dir);
+/// # options.segment_bytes = 1 << 20;
+/// let (wal, _report) = Wal::open(options)?;
+/// let mut batch = Batch::new();
+/// batch.append(GroupId(7), &[Entry { index: 1, term: 1, kind: 0, data: "hello".into() }]);
+/// wal.commit(batch)?;
+///
+/// let mut entries = Vec::new();
+/// wal.entries(GroupId(7), 1..2, u64::MAX, &mut entries)?;
+/// assert_eq!(entries[0].data, "hello");
+/// wal.close()
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Wal {
-    pub(crate) shared: Arc<Shared>,
+    handle: Arc<Handle>,
+}
+
+/// What the clones share besides the log: its threads.
+struct Handle {
+    shared: Arc<Shared>,
+    threads: Mutex<Threads>,
 }
 
 impl Wal {
-    /// Opens a log, which is made if it is missing.
+    /// Opens the log in a directory, which is made if it is missing, and locks it. Of an existing log nothing is written
+    /// before the first submit.
+    ///
+    /// Damage does not keep the log from opening as long as it is known whom it hits: those groups are in the report and
+    /// answer `Damaged`.
     ///
     /// # Errors
-    /// See [`Error`].
-    pub fn open(options: Options) -> Result<(Wal, RecoveryReport)> {
+    /// [`Error::Locked`], [`Error::Foreign`], [`Error::NewerFormat`], [`Error::Corrupt`] (damage of which nobody knows whom
+    /// it hits), [`Error::Io`], [`Error::BadOption`].
+    pub fn open(mut options: Options) -> Result<(Wal, RecoveryReport)> {
         options.check()?;
-        Ok((Wal { shared: Arc::new(Shared::new(options)) }, RecoveryReport {}))
+        let (lock, loaded, created) = create::enter(&options)?;
+        let (mut parts, mut report) = recovery::recover(&mut options, loaded, false)?;
+        report.created = created;
+        parts.lock = Some(lock);
+        let driver = options.driver;
+        let shared = Arc::new(Shared::new(options, parts));
+        let threads = match driver {
+            DriverMode::Threads => Threads::start(&shared)?,
+            DriverMode::Manual => Threads::default(),
+        };
+        Ok((Wal { handle: Arc::new(Handle { shared, threads: Mutex::new(threads) }) }, report))
     }
 
-    /// Opens a log for looking only.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn open_read_only(_dir: &Path) -> Result<WalReader> {
-        Ok(WalReader {})
+    fn shared(&self) -> &Shared {
+        &self.handle.shared
     }
 
-    /// This open's random token.
+    /// This open's random token. No other open of this log has it.
     pub fn incarnation(&self) -> u64 {
-        self.shared.options.seed
+        self.shared().identity.incarnation
     }
 
     /// The store's id, drawn when the directory was made.
     pub fn store_id(&self) -> Uuid {
-        Uuid::from_u128(u128::from(self.shared.options.seed))
+        Uuid::from_u128(self.shared().identity.store)
     }
 
-    /// A door for one submitter.
+    /// A door for one submitter, whose sink hears of its batches, of failures and events.
     pub fn submitter(&self, sink: Arc<dyn PersistSink>) -> Submitter {
         let slot = Arc::new(SinkSlot { sink });
-        self.shared.queue().sinks.push(Arc::downgrade(&slot));
-        Submitter { shared: self.shared.clone(), slot }
+        self.shared().queue().sinks.push(Arc::downgrade(&slot));
+        Submitter { shared: self.handle.shared.clone(), slot }
     }
 
-    /// Hands in a batch and blocks until it is durable.
+    /// Hands in a batch and blocks until it is durable. If nobody else writes at the moment, this thread does.
     ///
     /// # Errors
-    /// As [`Submitter::try_reserve`] and [`Submitter::submit`].
+    /// As [`Submitter::try_reserve`] and [`Submitter::submit`]; [`Error::Stalled`] if the log is stepped by hand and the
+    /// simulated disk holds an operation back.
     pub fn commit(&self, batch: Batch) -> Result<Lsn> {
-        let reservation = self.shared.space.try_reserve(batch.size_bytes())?;
+        let shared = self.shared();
+        let reservation = shared.space.try_reserve(batch.size_bytes())?;
         let waiter = Arc::new(Waiter::default());
-        let lsn = self.shared.submit(batch, reservation, Ack::Waiter(waiter.clone()))?;
-        self.step();
-        waiter.wait()?;
+        let lsn = shared.submit(batch, reservation, Ack::Waiter(waiter.clone()))?;
+        match shared.options.driver {
+            DriverMode::Threads => wait_or_write(shared, &waiter)?,
+            DriverMode::Manual => loop {
+                if let Some(result) = waiter.poll() {
+                    result?;
+                    break;
+                }
+                if !self.step() {
+                    return Err(self.why_stalled(lsn));
+                }
+            },
+        }
         Ok(lsn)
     }
 
-    /// The largest batch, see [`Batch::size_bytes`].
-    pub fn max_batch_bytes(&self) -> u64 {
-        self.shared.max_batch_bytes()
+    fn why_stalled(&self, _lsn: Lsn) -> Error {
+        match self.shared().table().disk_full {
+            true => Error::NoSpace { needed_bytes: self.shared().options.segment_bytes },
+            false => Error::Stalled,
+        }
     }
 
-    /// What the log knows of a group; no I/O. `None` if it does not exist.
+    /// The largest batch by [`Batch::size_bytes`]: 16 MiB or a quarter of a segment.
+    pub fn max_batch_bytes(&self) -> u64 {
+        self.shared().max_batch_bytes()
+    }
+
+    /// What the log knows of a group. `None` if it does not exist. No I/O.
     pub fn group(&self, group: GroupId) -> Option<GroupView> {
         let tombstone = self.tombstone(group);
-        self.shared.index.with(group, |state| state.view(tombstone))
+        self.shared().index.with(group, |state| state.view(tombstone))
     }
 
-    /// The term of an index; no I/O. The truncated index still has its term.
+    /// The term of an index. The truncated index still has its term; a group that does not exist has only index 0. No I/O.
     ///
     /// # Errors
-    /// [`Error::Compacted`] below it, [`Error::Unavailable`] above the last index, [`Error::Damaged`].
+    /// [`Error::Compacted`] below the truncated index, [`Error::Unavailable`] above the last, [`Error::Damaged`].
     pub fn term(&self, group: GroupId, index: u64) -> Result<u64> {
-        self.shared.index.with(group, |state| state.term(index)).unwrap_or(match index {
-            0 => Ok(0),
-            _ => Err(Error::Unavailable { last: 0 }),
-        })
+        let term = self.shared().index.with(group, |state| match &state.damage {
+            Some(damage) => Err(Error::Damaged { group, damage: (**damage).clone() }),
+            None => state.term(index),
+        });
+        term.unwrap_or(if index == 0 { Ok(0) } else { Err(Error::Unavailable { last: 0 }) })
     }
 
     /// Reads entries of `[low, high)` to the end of `out`: at least one if the range is not empty, then as many as
     /// `max_bytes` of payload allow.
     ///
     /// # Errors
-    /// [`Error::Compacted`], [`Error::Unavailable`], [`Error::Damaged`], [`Error::Corrupt`], [`Error::Io`].
+    /// [`Error::Compacted`] or [`Error::Unavailable`] if a part of the range is not in the log, [`Error::Damaged`],
+    /// [`Error::Corrupt`] if a record changed on disk (the group is damaged from then on), [`Error::Io`].
     pub fn entries(&self, group: GroupId, range: Range<u64>, max_bytes: u64, out: &mut Vec<Entry>) -> Result<()> {
-        let mut pieces = Vec::new();
-        self.shared.index.with(group, |state| state.pieces(range.start, range.end, max_bytes, &mut pieces));
-        let mut bytes = 0;
-        for piece in pieces {
-            let Piece::Memory(entries, count) = piece else { continue };
-            let high = range.end.min(entries.first + count);
-            entries.read(range.start, high, |entry| {
-                bytes += entry.data.len() as u64;
-                let fits = out.is_empty() || bytes <= max_bytes;
-                if fits {
-                    out.push(entry);
-                }
-                fits
-            });
-        }
-        Ok(())
+        read::entries(self.shared(), group, range, max_bytes, out)
     }
 
     /// A value of a group's metadata, from memory.
     pub fn meta(&self, group: GroupId, key: &[u8]) -> Option<Bytes> {
-        self.shared.index.with(group, |state| state.meta.as_ref()?.get(key).cloned())?
+        self.shared().index.with(group, |state| state.meta.as_ref()?.get(key).cloned())?
     }
 
     /// The minimum replica id that may ever exist again, if the group was destroyed here.
     pub fn tombstone(&self, group: GroupId) -> Option<u64> {
-        self.shared.index.tombstone(group)
+        self.shared().index.tombstone(group)
     }
 
-    /// All groups, in ascending order.
+    /// All groups that exist, ascending.
     pub fn groups(&self) -> Vec<GroupId> {
-        let mut groups = Vec::new();
-        self.shared.index.for_each(|group, _| groups.push(group));
-        groups.sort_unstable();
-        groups
+        self.shared().group_ids()
     }
 
     /// How much the log holds.
     pub fn usage(&self) -> Usage {
-        Usage { groups: self.shared.index.len(), ..Usage::default() }
+        self.shared().usage()
     }
 
-    /// The `n` groups that hold the most bytes on disk.
-    pub fn pinned(&self, _n: usize) -> Vec<Pinned> {
-        Vec::new()
+    /// The `n` groups that hold the most bytes on disk, the largest first.
+    pub fn pinned(&self, n: usize) -> Vec<Pinned> {
+        self.shared().pinned(n)
     }
 
-    /// Frees segments that hold nothing any more.
+    /// Writes checkpoints until no dead segment is left that could be freed. Does nothing before the first submit.
     ///
     /// # Errors
     /// [`Error::Poisoned`], [`Error::Closed`].
     pub fn gc_once(&self) -> Result<GcStats> {
-        Ok(GcStats::default())
-    }
-
-    /// Writes what was submitted and a watermark, and lets the directory go.
-    ///
-    /// # Errors
-    /// [`Error::Poisoned`].
-    pub fn close(self) -> Result<()> {
-        Ok(())
-    }
-
-    /// Moves the log one step forward over what the clock and the file system say; whether anything happened.
-    pub fn step(&self) -> bool {
-        let batches = std::mem::take(&mut self.shared.queue().batches);
-        let any = !batches.is_empty();
-        for batch in batches {
-            match &batch.ack {
-                Ack::Sink(slot, token) => {
-                    slot.sink.persisted(&[Persisted { token: *token, lsn: Lsn(batch.last_lsn()) }]);
-                }
-                Ack::Waiter(waiter) => waiter.complete(Ok(())),
+        let shared = self.shared();
+        if !shared.table().started {
+            return shared.queue().check_open().map(|()| GcStats::default());
+        }
+        {
+            let mut background = shared.background();
+            background.stats = GcStats::default();
+            background.gc_wanted = true;
+        }
+        shared.wake_background();
+        loop {
+            shared.queue().check_open()?;
+            let (done, stats) = {
+                let background = shared.background();
+                (!background.gc_wanted, background.stats)
+            };
+            if done {
+                return Ok(stats);
+            }
+            match shared.options.driver {
+                DriverMode::Manual if self.step() => {}
+                DriverMode::Manual => return Err(Error::Stalled),
+                DriverMode::Threads => shared.await_background(),
             }
         }
-        any
     }
 
-    /// The per-group view.
+    /// Writes what was submitted and a watermark, ends the threads and lets the directory go. Other clones and submitters
+    /// answer [`Error::Closed`] afterwards; readers may go on.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] if the log failed before or fails now, [`Error::NoSpace`] if what was submitted found no room,
+    /// [`Error::Stalled`] as for [`Wal::commit`].
+    pub fn close(self) -> Result<()> {
+        self.handle.close()
+    }
+
+    /// With [`DriverMode::Manual`]: moves writer and background one step over what the clock and the file system say;
+    /// whether anything happened.
+    pub fn step(&self) -> bool {
+        self.handle.step()
+    }
+
+    /// The view of one group in the shape that single-group logs have.
     pub fn storage(&self, group: GroupId) -> Storage {
         Storage { wal: self.clone(), group }
+    }
+}
+
+impl Handle {
+    fn step(&self) -> bool {
+        let shared = &*self.shared;
+        let now = shared.options.clock.now();
+        let wrote = matches!(shared.writer().step(shared, now, Stepper::Driver), Step::Progress);
+        let worked = matches!(shared.background().step(shared, now), Step::Progress);
+        wrote || worked
+    }
+
+    fn close(&self) -> Result<()> {
+        let shared = &*self.shared;
+        {
+            let mut queue = shared.queue();
+            queue.closed = true;
+            queue.flush = true;
+        }
+        match shared.options.driver {
+            DriverMode::Threads => self.threads.lock().unwrap_or_else(PoisonError::into_inner).stop(shared),
+            DriverMode::Manual => while self.step() {},
+        }
+        let cause = shared.poison_cause();
+        let left = !shared.queue().batches.is_empty();
+        let quiet = shared.writer().is_quiet();
+        shared.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match cause {
+            Some(cause) => Err(Error::Poisoned { cause }),
+            None if left => {
+                let error = Error::NoSpace { needed_bytes: shared.options.segment_bytes };
+                shared.poison(error.clone());
+                self.step();
+                Err(error)
+            }
+            None if !quiet => Err(Error::Stalled),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.shared.options.driver == DriverMode::Manual {
+            // Whoever steps the log decides what still happens; a simulated crash wants nothing more.
+            self.shared.queue().closed = true;
+            self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        } else if let Err(error) = self.close() {
+            tracing::warn!(%error, "the log was dropped and did not close cleanly");
+        }
+    }
+}
+
+impl std::fmt::Debug for Wal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wal").field("dir", &self.shared().options.dir).finish_non_exhaustive()
+    }
+}
+
+/// Waits for a batch, writing it if the writer is free.
+fn wait_or_write(shared: &Shared, waiter: &Waiter) -> Result<()> {
+    if let Some(mut writer) = shared.try_writer() {
+        loop {
+            if let Some(result) = waiter.poll() {
+                drop(writer);
+                leave_to_thread(shared, Sleeping::Untold);
+                return result;
+            }
+            match writer.step(shared, shared.options.clock.now(), Stepper::Committer) {
+                Step::Progress => {}
+                Step::Io(ticket) => ticket.ready(),
+                Step::Timer(_) | Step::Blocked => break,
+            }
+        }
+    }
+    leave_to_thread(shared, Sleeping::Timed);
+    waiter.wait()
+}
+
+/// Wakes the writer's thread if there is work, or if it sleeps as deep as this and does not know of the last frame.
+fn leave_to_thread(shared: &Shared, depth: Sleeping) {
+    let mut queue = shared.queue();
+    if queue.wants_write() || queue.sleeping == depth || queue.poison.is_some() {
+        queue.signal += 1;
+        if queue.sleeping != Sleeping::No {
+            shared.work.notify_one();
+        }
     }
 }

@@ -10,7 +10,8 @@ use pontoon_proto::GroupId;
 
 use crate::{
     Error, Result,
-    record::{Body, Entries, Head},
+    manifest::GroupState,
+    record::{Body, Entries, Head, Kind},
     segment::Segment,
     types::{Damage, GroupView, HardState, SnapshotMeta},
 };
@@ -193,6 +194,19 @@ impl Group {
         self.terms.last().map_or(self.truncated.1, |(_, term)| *term)
     }
 
+    /// What a checkpoint says of the group.
+    pub(crate) fn checkpoint(&self) -> GroupState {
+        let meta = self.meta.iter().flat_map(|meta| meta.iter());
+        GroupState {
+            hard_state: self.hard_state,
+            truncated: self.truncated,
+            last: (self.last_index(), self.last_term()),
+            snapshot: self.snapshot.as_deref().cloned(),
+            meta: meta.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            damage: self.damage.as_deref().cloned(),
+        }
+    }
+
     /// The term of an index, from memory.
     pub(crate) fn term(&self, index: u64) -> Result<u64> {
         if index == self.truncated.0 {
@@ -212,7 +226,12 @@ impl Group {
     pub(crate) fn apply(&mut self, head: &Head, body: Body, place: &Place<'_>) {
         match body {
             Body::Entries(entries) => self.append(head, entries, place),
-            Body::HardState(state) => self.hard_state = state,
+            Body::HardState(state) => {
+                self.hard_state = state;
+                if let Some(damage) = &mut self.damage {
+                    damage.hard_state = false;
+                }
+            }
             Body::TruncatePrefix { index, term } => self.truncate_prefix(index, term),
             Body::ResetTo { index, term } => self.reset(index, term),
             Body::Snapshot { reset, meta } => {
@@ -395,24 +414,58 @@ impl Group {
         }
     }
 
-    /// Sets the bounds that a checkpoint states, and drops what lies outside.
-    pub(crate) fn clip(&mut self, truncated: (u64, u64), last: u64, last_term: u64) {
-        if last <= truncated.0 {
-            self.reset(truncated.0, truncated.1);
-            return;
+    /// Takes what a checkpoint says besides the bounds, for which [`Group::clip`] comes later.
+    pub(crate) fn restore(&mut self, state: &GroupState) {
+        self.hard_state = state.hard_state;
+        self.snapshot = state.snapshot.clone().map(Arc::new);
+        self.meta = (!state.meta.is_empty()).then(|| Box::new(state.meta.iter().cloned().collect()));
+    }
+
+    /// Sets the bounds that a checkpoint states, and drops what lies outside. Missing entries leave holes.
+    pub(crate) fn clip(&mut self, truncated: (u64, u64), last: (u64, u64)) {
+        if last.0 <= truncated.0 {
+            return self.reset(truncated.0, truncated.1);
         }
-        self.cut(last + 1);
-        // Entries of the range may be missing; the bounds are the checkpoint's nevertheless, so that holes show.
-        let terms = std::mem::take(&mut self.terms);
-        self.terms = terms;
-        if self.last_index() < last {
-            self.last = last;
-            self.note_terms(std::iter::once((last, last_term)));
-        }
-        if truncated.0 > self.truncated.0 {
-            self.truncate_prefix(truncated.0, truncated.1);
-        }
+        self.cut(last.0 + 1);
+        self.truncate_prefix(truncated.0, truncated.1);
         self.truncated = truncated;
+        if self.last_index() < last.0 {
+            self.note_terms(std::iter::once((self.last_index() + 1, last.1)));
+            self.last = last.0;
+        }
+    }
+
+    /// Applies what can be known of a damaged record: its kind and range. What it would have said is noted as lost, until
+    /// a later record says it anew.
+    pub(crate) fn apply_damaged(&mut self, head: &Head, segment: &Arc<Segment>, offset: u32) {
+        let mut lost = Damage::default();
+        match head.kind {
+            Kind::Entries => return self.append_damaged(head, segment, offset),
+            Kind::HardState => lost.hard_state = true,
+            Kind::PutMeta => lost.meta = true,
+            Kind::TruncatePrefix => match self.term(head.index) {
+                Ok(term) => self.truncate_prefix(head.index, term),
+                Err(_) => lost.truncation = head.index > self.truncated.0,
+            },
+            Kind::ResetTo => {
+                self.reset(head.index, 0);
+                lost.truncation = true;
+            }
+            Kind::Snapshot => {
+                lost.meta = true;
+                if head.count == 1 {
+                    self.reset(head.index, 0);
+                    lost.truncation = true;
+                }
+            }
+            Kind::Destroy => {}
+        }
+        if !lost.is_empty() {
+            let damage = self.damage.get_or_insert_default();
+            damage.hard_state |= lost.hard_state;
+            damage.truncation |= lost.truncation;
+            damage.meta |= lost.meta;
+        }
     }
 
     /// Index ranges above the truncated index for which there are neither extents nor pending records.
@@ -470,11 +523,6 @@ impl Group {
     pub(crate) fn disk_bytes(&self) -> (u64, Option<u32>) {
         let extents = self.runs.iter().flat_map(|run| &run.extents);
         (extents.map(|extent| u64::from(extent.len())).sum(), self.runs.front().map(|run| run.segment.id))
-    }
-
-    /// The segments that hold its entries.
-    pub(crate) fn segment_ids(&self) -> impl Iterator<Item = u32> + '_ {
-        self.runs.iter().map(|run| run.segment.id)
     }
 
     /// Panics if an invariant does not hold.

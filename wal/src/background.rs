@@ -1,0 +1,378 @@
+//! The background: prepares segments, writes checkpoints, frees segments. A state machine like the writer.
+//!
+//! Crash cases:
+//!
+//! 1. While a segment file is being filled: no manifest lists it, so it is free, whatever it holds.
+//! 2. After it is filled, before both manifests list it: it took no frame, so either manifest tells the truth.
+//! 3. In the middle of a manifest's write: that file is torn, the other is whole. It is at most one checkpoint older, and
+//!    everything that it lists is still there: a segment is used again only when neither file lists it.
+//! 4. After a manifest is durable, before the next: entries, bounds and segments that it no longer mentions are only in
+//!    the other file's past. Recovery takes the newer one; if rot takes that, the older is complete (see 3) and every
+//!    segment that took frames since is listed in both.
+//! 5. Between the capture and the manifest's write: the capture is in memory only.
+//! 6. A full disk in the middle of a manifest's write: as 3, and the file is written again when there is room. Until then
+//!    the file counts as listing both the old set and the new.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use pontoon_proto::GroupId;
+
+use crate::{
+    Error, GcStats, Result, WalEvent,
+    fs::{File, FileOp, OpenMode, Ticket},
+    manifest::{AsOf, GroupState, MANIFEST_NAMES, Manifest},
+    rng::Rng,
+    segment::{Segment, segment_name},
+    shared::Shared,
+    table::{Free, Table},
+    writer::{Identity, Step},
+};
+
+/// A segment is filled in pieces of this size.
+const FILL_BYTES: u64 = 1 << 20;
+/// After a full disk, the next try.
+const RETRY: Duration = Duration::from_millis(500);
+/// Dead segments that ask for a checkpoint even if prepared ones abound.
+const DEAD_ENOUGH: usize = 4;
+/// Segments sealed since the last checkpoint that ask for one, so that recovery replays no more.
+const REPLAY_ENOUGH: usize = 16;
+/// Free files that are kept for later; more are removed.
+const KEEP_FREE: usize = 4;
+
+/// The state of all groups at one LSN.
+struct Capture {
+    lsn: u64,
+    groups: Vec<(GroupId, GroupState)>,
+    tombstones: Vec<(GroupId, u64)>,
+    /// Segments that hold nothing at that LSN.
+    dead: Vec<u32>,
+}
+
+/// Operations on a row of files, one after the other.
+struct Job {
+    ops: std::collections::VecDeque<(Arc<dyn File>, FileOp)>,
+    ticket: Option<Ticket>,
+    goal: Goal,
+}
+
+enum Goal {
+    Prepare { id: u32, file: Arc<dyn File> },
+    Checkpoint { slot: usize, seq: u64, listed: BTreeSet<u32> },
+}
+
+/// The background of one open log.
+pub(crate) struct Background {
+    identity: Identity,
+    rng: Rng,
+    capture: Option<Capture>,
+    job: Option<Job>,
+    retry_at: Option<Duration>,
+    /// Checkpoints that were asked for.
+    pub(crate) gc_wanted: bool,
+    pub(crate) stats: GcStats,
+    sealed_at_checkpoint: usize,
+}
+
+impl Background {
+    pub(crate) fn new(identity: Identity, rng: Rng) -> Background {
+        Background {
+            identity,
+            rng,
+            capture: None,
+            job: None,
+            retry_at: None,
+            gc_wanted: false,
+            stats: GcStats::default(),
+            sealed_at_checkpoint: 0,
+        }
+    }
+
+    pub(crate) fn step(&mut self, shared: &Shared, now: Duration) -> Step {
+        if shared.poison_cause().is_some() {
+            return Step::Blocked;
+        }
+        if self.job.is_some() {
+            return self.step_job(shared, now);
+        }
+        if !shared.table().started {
+            // Nothing is written before the first append.
+            return Step::Blocked;
+        }
+        self.release(shared);
+        if let Some(at) = self.retry_at {
+            if now < at {
+                return Step::Timer(at);
+            }
+            self.retry_at = None;
+        }
+        if self.capture.is_some() {
+            return self.start_checkpoint(shared, now);
+        }
+        if self.wants_checkpoint(shared) {
+            self.capture = Some(capture(shared));
+            return Step::Progress;
+        }
+        self.start_prepare(shared, now)
+    }
+
+    fn step_job(&mut self, shared: &Shared, now: Duration) -> Step {
+        let Some(job) = &mut self.job else { return Step::Blocked };
+        if let Some(ticket) = &job.ticket {
+            match ticket.poll() {
+                None => return Step::Io(ticket.clone()),
+                Some(Ok(())) => job.ticket = None,
+                Some(Err(source)) => {
+                    let failed = self.job.take();
+                    self.fail(shared, now, failed, source);
+                    return Step::Progress;
+                }
+            }
+        }
+        if let Some((file, op)) = job.ops.pop_front() {
+            job.ticket = Some(file.submit(op));
+            return Step::Progress;
+        }
+        match self.job.take().map(|job| job.goal) {
+            Some(Goal::Prepare { id, file }) => self.finish_prepare(shared, id, file),
+            Some(Goal::Checkpoint { slot, seq, listed }) => self.finish_checkpoint(shared, slot, seq, listed),
+            None => {}
+        }
+        Step::Progress
+    }
+
+    /// A full disk passes; any other failure leaves blocks in an unknown state, and the log stops.
+    fn fail(&mut self, shared: &Shared, now: Duration, job: Option<Job>, source: std::io::Error) {
+        let Some(job) = job else { return };
+        let name = match &job.goal {
+            Goal::Prepare { id, .. } => segment_name(*id),
+            Goal::Checkpoint { slot, .. } => MANIFEST_NAMES[*slot].to_owned(),
+        };
+        let error = Error::io("write", shared.options.dir.join(name), source);
+        if !error.is_disk_full() {
+            shared.poison(error);
+            return;
+        }
+        let mut table = shared.table();
+        if let Goal::Prepare { id, .. } = &job.goal {
+            table.free.push(Free { id: *id, formed: false });
+        }
+        self.disk_full(shared, table, now);
+    }
+
+    fn disk_full(&mut self, shared: &Shared, mut table: std::sync::MutexGuard<'_, Table>, now: Duration) {
+        self.retry_at = Some(now + RETRY);
+        // Whoever asked for a collection gets the answer that the disk allows.
+        self.gc_wanted = false;
+        let news = !std::mem::replace(&mut table.disk_full, true);
+        shared.update_room(&mut table);
+        drop(table);
+        if news {
+            tracing::warn!(dir = %shared.options.dir.display(), "the disk is full; the log lives on its reserve");
+            shared.emit(&WalEvent::SpaceLow);
+        }
+    }
+
+    fn wants_checkpoint(&mut self, shared: &Shared) -> bool {
+        let table = shared.table();
+        let dead = table.dead().count();
+        let short = table.prepared.len() < shared.options.prepared_segments && table.free.is_empty();
+        if self.gc_wanted && dead == 0 && !table.listing_is_due() && self.stats.checkpoints > 0 {
+            self.gc_wanted = false;
+        }
+        self.gc_wanted
+            || table.listing_is_due()
+            || (short || table.tight) && dead > 0
+            || dead >= DEAD_ENOUGH
+            || table.sealed.len() >= self.sealed_at_checkpoint + REPLAY_ENOUGH
+    }
+
+    /// Writes what was captured once all of it is durable.
+    fn start_checkpoint(&mut self, shared: &Shared, now: Duration) -> Step {
+        let mut table = shared.table();
+        let waits = self.capture.as_ref().is_some_and(|capture| table.done_lsn < capture.lsn);
+        table.capture_waits = waits;
+        if waits {
+            return Step::Blocked;
+        }
+        let Some(capture) = self.capture.take() else { return Step::Blocked };
+        for id in capture.dead {
+            if let Some(sealed) = table.sealed.remove(&id) {
+                table.retired.push(sealed.segment);
+            }
+        }
+        let slot = if table.manifest_seqs[0] <= table.manifest_seqs[1] { 0 } else { 1 };
+        let manifest = Manifest {
+            seq: table.manifest_seqs[1 - slot].max(table.manifest_seqs[slot]) + 1,
+            store: self.identity.store,
+            segment_bytes: shared.options.segment_bytes,
+            next_segment: table.next_id,
+            as_of: AsOf {
+                incarnation: self.identity.incarnation,
+                ordinal: self.identity.ordinal,
+                seqs: [table.done_seq, 0],
+                lsn: capture.lsn,
+            },
+            segments: table.listing(),
+            groups: capture.groups,
+            tombstones: capture.tombstones,
+        };
+        let listed: BTreeSet<u32> = manifest.segments.iter().map(|segment| segment.id).collect();
+        // Until the sync the file may hold the old list or the new one.
+        table.listed[slot].extend(&listed);
+        self.sealed_at_checkpoint = table.sealed.len();
+        let mut ops: std::collections::VecDeque<(Arc<dyn File>, FileOp)> = std::collections::VecDeque::new();
+        if shared.options.durability == crate::Durability::System {
+            // Frames were written without a sync; what the checkpoint builds on must be there after a power cut.
+            let files = table.active.iter().map(|active| &active.segment);
+            let files = files.chain(table.sealed.values().map(|sealed| &sealed.segment));
+            ops.extend(files.map(|segment| (segment.file.clone(), FileOp::Sync)));
+        }
+        drop(table);
+        let path = shared.options.dir.join(MANIFEST_NAMES[slot]);
+        let file = match shared.options.fs.open(&path, OpenMode::Write) {
+            Ok(file) => file,
+            Err(source) => {
+                shared.poison(Error::io("open", path, source));
+                return Step::Progress;
+            }
+        };
+        let bytes = Bytes::from(manifest.encode());
+        ops.push_back((file.clone(), FileOp::Write { offset: 0, data: bytes }));
+        ops.push_back((file, FileOp::Sync));
+        self.job = Some(Job { ops, ticket: None, goal: Goal::Checkpoint { slot, seq: manifest.seq, listed } });
+        self.step_job(shared, now)
+    }
+
+    fn finish_checkpoint(&mut self, shared: &Shared, slot: usize, seq: u64, listed: BTreeSet<u32>) {
+        let has_room;
+        {
+            let mut table = shared.table();
+            table.listed[slot] = listed;
+            table.manifest_seqs[slot] = seq;
+            has_room = disk_has_room(shared, &mut table);
+        }
+        if has_room {
+            shared.emit(&WalEvent::SpaceBack);
+        }
+        self.stats.checkpoints += 1;
+        tracing::debug!(seq, "checkpoint");
+        shared.emit(&WalEvent::Checkpointed { seq });
+        self.release(shared);
+        shared.wake_writer();
+    }
+
+    /// Frees what both manifests forgot, and removes files that are too many.
+    fn release(&mut self, shared: &Shared) {
+        let mut table = shared.table();
+        let freed = table.release();
+        freed.iter().for_each(|id| shared.cache.forget(*id));
+        self.stats.segments_freed += freed.len();
+        self.stats.bytes_freed += freed.len() as u64 * shared.options.segment_bytes;
+        let kept = table.free.len().min(KEEP_FREE);
+        let surplus = table.free.split_off(kept);
+        if !freed.is_empty() {
+            shared.update_room(&mut table);
+        }
+        drop(table);
+        for free in surplus {
+            let path = shared.options.dir.join(segment_name(free.id));
+            // A file that stays is free at the next open, whatever it holds.
+            if let Err(error) = shared.options.fs.remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove a free segment");
+            }
+        }
+    }
+
+    fn start_prepare(&mut self, shared: &Shared, now: Duration) -> Step {
+        let mut table = shared.table();
+        if table.prepared.len() >= shared.options.prepared_segments.max(1) {
+            return Step::Blocked;
+        }
+        let (id, formed) = match table.free.pop() {
+            Some(free) => (free.id, free.formed),
+            None if shared.may_grow(&table) => {
+                table.next_id += 1;
+                (table.next_id - 1, false)
+            }
+            None => return Step::Blocked,
+        };
+        drop(table);
+        let path = shared.options.dir.join(segment_name(id));
+        let file = match shared.options.fs.open(&path, OpenMode::Create) {
+            Ok(file) => file,
+            Err(source) => {
+                let error = Error::io("make", path, source);
+                if error.is_disk_full() {
+                    let mut table = shared.table();
+                    table.free.push(Free { id, formed: false });
+                    self.disk_full(shared, table, now);
+                } else {
+                    shared.poison(error);
+                }
+                return Step::Progress;
+            }
+        };
+        let ops = if formed { Default::default() } else { fill_ops(&file, shared.options.segment_bytes).into() };
+        self.job = Some(Job { ops, ticket: None, goal: Goal::Prepare { id, file } });
+        self.step_job(shared, now)
+    }
+
+    fn finish_prepare(&mut self, shared: &Shared, id: u32, file: Arc<dyn File>) {
+        let dir = &shared.options.dir;
+        if let Err(source) = shared.options.fs.sync_dir(dir) {
+            shared.poison(Error::io("sync", dir, source));
+            return;
+        }
+        let segment = Segment::new(id, self.rng.next_u128(), dir.join(segment_name(id)), file);
+        let mut table = shared.table();
+        table.prepared.push_back(Arc::new(segment));
+        let has_room = disk_has_room(shared, &mut table);
+        drop(table);
+        if has_room {
+            shared.emit(&WalEvent::SpaceBack);
+        }
+    }
+}
+
+/// Notes that the disk took something; whether that is news.
+fn disk_has_room(shared: &Shared, table: &mut Table) -> bool {
+    let news = std::mem::replace(&mut table.disk_full, false);
+    shared.update_room(table);
+    news
+}
+
+/// What fills a segment with written zeros: a block that was never written costs a journal commit at its first sync.
+pub(crate) fn fill_ops(file: &Arc<dyn File>, segment_bytes: u64) -> Vec<(Arc<dyn File>, FileOp)> {
+    let zeros = Bytes::from(vec![0; FILL_BYTES.min(segment_bytes) as usize]);
+    let mut ops: Vec<(Arc<dyn File>, FileOp)> = vec![(file.clone(), FileOp::SetLen(segment_bytes))];
+    for offset in (0..segment_bytes).step_by(zeros.len()) {
+        let data = zeros.slice(..zeros.len().min((segment_bytes - offset) as usize));
+        ops.push((file.clone(), FileOp::Write { offset, data }));
+    }
+    ops.push((file.clone(), FileOp::Sync));
+    ops
+}
+
+/// Runs operations to their end, for when nobody else uses the log yet.
+pub(crate) fn run(ops: Vec<(Arc<dyn File>, FileOp)>, path: &std::path::Path) -> Result<()> {
+    for (file, op) in ops {
+        file.submit(op).wait().map_err(|source| Error::io("write", path, source))?;
+    }
+    Ok(())
+}
+
+/// Copies the state of all groups as of the last LSN that was given out. Submitters wait for it, readers do not.
+fn capture(shared: &Shared) -> Capture {
+    let mut queue = shared.queue();
+    let lsn = queue.next_lsn - 1;
+    let mut groups = Vec::new();
+    shared.index.for_each(|group, state| groups.push((group, state.checkpoint())));
+    let tombstones = shared.index.tombstones().into_iter().collect();
+    let dead = shared.table().dead().collect();
+    queue.flush = true;
+    drop(queue);
+    shared.wake_writer();
+    groups.sort_unstable_by_key(|(group, _)| *group);
+    Capture { lsn, groups, tombstones, dead }
+}

@@ -1,0 +1,321 @@
+//! The checkpoint, which is the manifest too: which segments belong to the log, and what every group holds besides its
+//! entries. Two files are written in turn; `docs/wal-format.md` gives each byte.
+
+use bytes::{BufMut, Bytes};
+use pontoon_proto::GroupId;
+
+use crate::{
+    codec::{Decoder, put_bytes, round_up},
+    frame::BLOCK,
+    record::{decode_snapshot, put_hard_state, put_snapshot},
+    types::{Damage, HardState, SnapshotMeta},
+};
+
+/// The two files, written in turn.
+pub(crate) const MANIFEST_NAMES: [&str; 2] = ["manifest-a", "manifest-b"];
+/// The format that is written, and the newest that is read.
+pub(crate) const FORMAT: u16 = 1;
+
+const MAGIC: &[u8; 8] = b"PNTNMANI";
+const HEADER: usize = 128;
+
+/// How a segment is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listing {
+    /// May have taken frames after the checkpoint.
+    Prepared,
+    /// Takes frames from `first_seq` on.
+    Active,
+    /// Holds the frames from `first_seq` to `last_seq`; whatever else it holds is void.
+    Sealed,
+}
+
+/// A segment of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ListedSegment {
+    pub(crate) id: u32,
+    pub(crate) epoch: u128,
+    pub(crate) listing: Listing,
+    pub(crate) stream: u8,
+    /// The open that wrote it; a segment never holds frames of two that are both live.
+    pub(crate) incarnation: u64,
+    pub(crate) first_seq: u64,
+    pub(crate) last_seq: u64,
+}
+
+/// The moment that the checkpoint describes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct AsOf {
+    /// The open that made the checkpoint, and its ordinal.
+    pub(crate) incarnation: u64,
+    pub(crate) ordinal: u64,
+    /// Per stream: all frames up to here are durable.
+    pub(crate) seqs: [u64; 2],
+    /// All records up to here are durable and in the state; no later one is.
+    pub(crate) lsn: u64,
+}
+
+/// A group's state besides its entries.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct GroupState {
+    pub(crate) hard_state: HardState,
+    pub(crate) truncated: (u64, u64),
+    pub(crate) last: (u64, u64),
+    pub(crate) snapshot: Option<SnapshotMeta>,
+    pub(crate) meta: Vec<(Bytes, Bytes)>,
+    pub(crate) damage: Option<Damage>,
+}
+
+/// A checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Manifest {
+    pub(crate) seq: u64,
+    pub(crate) store: u128,
+    pub(crate) segment_bytes: u64,
+    pub(crate) next_segment: u32,
+    pub(crate) as_of: AsOf,
+    pub(crate) segments: Vec<ListedSegment>,
+    pub(crate) groups: Vec<(GroupId, GroupState)>,
+    pub(crate) tombstones: Vec<(GroupId, u64)>,
+}
+
+/// Why bytes are no manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// Not one, torn or damaged.
+    Damaged,
+    /// Intact, but of a format or with a feature that is not known here.
+    Newer(u32),
+}
+
+impl Manifest {
+    /// The file's whole content.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0; BLOCK];
+        self.encode_body(&mut out);
+        let body_len = out.len() - BLOCK;
+        let body_crc = crc32c::crc32c(&out[BLOCK..]);
+        let mut header = Vec::with_capacity(HEADER);
+        header.put_slice(MAGIC);
+        header.put_u32_le(0);
+        header.put_u16_le(FORMAT);
+        header.put_u16_le(0);
+        header.put_u128_le(self.store);
+        header.put_u64_le(self.seq);
+        // Features that a reader must know; none so far.
+        header.put_u64_le(0);
+        header.put_u64_le(self.segment_bytes);
+        header.put_u64_le(body_len as u64);
+        header.put_u32_le(body_crc);
+        header.resize(HEADER, 0);
+        let crc = crc32c::crc32c(&header[12..]);
+        header[8..12].copy_from_slice(&crc.to_le_bytes());
+        out[..HEADER].copy_from_slice(&header);
+        out.resize(round_up(out.len(), BLOCK), 0);
+        out
+    }
+
+    fn encode_body(&self, out: &mut Vec<u8>) {
+        out.put_u32_le(self.next_segment);
+        out.put_u64_le(self.as_of.incarnation);
+        out.put_u64_le(self.as_of.ordinal);
+        self.as_of.seqs.iter().for_each(|seq| out.put_u64_le(*seq));
+        out.put_u64_le(self.as_of.lsn);
+        out.put_u32_le(self.segments.len() as u32);
+        for segment in &self.segments {
+            out.put_u32_le(segment.id);
+            out.put_u128_le(segment.epoch);
+            out.put_u8(match segment.listing {
+                Listing::Prepared => 0,
+                Listing::Active => 1,
+                Listing::Sealed => 2,
+            });
+            out.put_u8(segment.stream);
+            out.put_u64_le(segment.incarnation);
+            out.put_u64_le(segment.first_seq);
+            out.put_u64_le(segment.last_seq);
+        }
+        out.put_u64_le(self.groups.len() as u64);
+        for (group, state) in &self.groups {
+            out.put_u64_le(group.0);
+            encode_group(state, out);
+        }
+        out.put_u64_le(self.tombstones.len() as u64);
+        for (group, min_replica) in &self.tombstones {
+            out.put_u64_le(group.0);
+            out.put_u64_le(*min_replica);
+        }
+    }
+
+    /// Reads a file's content.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest, Unreadable> {
+        let header = bytes.get(..HEADER).ok_or(Unreadable::Damaged)?;
+        if &header[..8] != MAGIC || header[8..12] != crc32c::crc32c(&header[12..]).to_le_bytes() {
+            return Err(Unreadable::Damaged);
+        }
+        let mut d = Decoder(&header[12..]);
+        let mut fixed = || Some((d.u16()?, d.u16()?, d.u128()?, d.u64()?, d.u64()?, d.u64()?, d.u64()?, d.u32()?));
+        let (format, _, store, seq, features, segment_bytes, body_len, body_crc) = fixed().ok_or(Unreadable::Damaged)?;
+        if format != FORMAT {
+            return Err(Unreadable::Newer(u32::from(format)));
+        }
+        if features != 0 {
+            // Written by a later version that says so by a feature: the next format as far as this one can tell.
+            return Err(Unreadable::Newer(u32::from(FORMAT) + 1));
+        }
+        let body = usize::try_from(body_len).ok().and_then(|len| bytes.get(BLOCK..)?.get(..len));
+        let body = body.filter(|body| crc32c::crc32c(body) == body_crc).ok_or(Unreadable::Damaged)?;
+        let manifest = Manifest { seq, store, segment_bytes, ..Manifest::default() };
+        manifest.decode_body(body).ok_or(Unreadable::Damaged)
+    }
+
+    fn decode_body(mut self, body: &[u8]) -> Option<Manifest> {
+        let mut d = Decoder(body);
+        self.next_segment = d.u32()?;
+        self.as_of = AsOf {
+            incarnation: d.u64()?,
+            ordinal: d.u64()?,
+            seqs: [d.u64()?, d.u64()?],
+            lsn: d.u64()?,
+        };
+        for _ in 0..d.u32()? {
+            self.segments.push(ListedSegment {
+                id: d.u32()?,
+                epoch: d.u128()?,
+                listing: match d.u8()? {
+                    0 => Listing::Prepared,
+                    1 => Listing::Active,
+                    2 => Listing::Sealed,
+                    _ => return None,
+                },
+                stream: d.u8()?,
+                incarnation: d.u64()?,
+                first_seq: d.u64()?,
+                last_seq: d.u64()?,
+            });
+        }
+        for _ in 0..d.u64()? {
+            self.groups.push((GroupId(d.u64()?), decode_group(&mut d)?));
+        }
+        for _ in 0..d.u64()? {
+            self.tombstones.push((GroupId(d.u64()?), d.u64()?));
+        }
+        d.end()?;
+        Some(self)
+    }
+}
+
+const HAS_SNAPSHOT: u8 = 1;
+const HAS_DAMAGE: u8 = 2;
+
+fn encode_group(state: &GroupState, out: &mut Vec<u8>) {
+    put_hard_state(out, &state.hard_state);
+    for value in [state.truncated.0, state.truncated.1, state.last.0, state.last.1] {
+        out.put_u64_le(value);
+    }
+    let flag = |present, flag| if present { flag } else { 0 };
+    out.put_u8(flag(state.snapshot.is_some(), HAS_SNAPSHOT) | flag(state.damage.is_some(), HAS_DAMAGE));
+    if let Some(snapshot) = &state.snapshot {
+        put_snapshot(out, snapshot);
+    }
+    if let Some(damage) = &state.damage {
+        out.put_u8(u8::from(damage.hard_state) | u8::from(damage.truncation) << 1 | u8::from(damage.meta) << 2);
+        out.put_u32_le(damage.entries.len() as u32);
+        for (low, high) in &damage.entries {
+            out.put_u64_le(*low);
+            out.put_u64_le(*high);
+        }
+    }
+    out.put_u32_le(state.meta.len() as u32);
+    for (key, value) in &state.meta {
+        put_bytes(out, key);
+        put_bytes(out, value);
+    }
+}
+
+fn decode_group(d: &mut Decoder<'_>) -> Option<GroupState> {
+    let mut state = GroupState {
+        hard_state: HardState { term: d.u64()?, vote: d.u64()?, commit: d.u64()? },
+        truncated: (d.u64()?, d.u64()?),
+        last: (d.u64()?, d.u64()?),
+        ..GroupState::default()
+    };
+    let flags = d.u8()?;
+    if flags & HAS_SNAPSHOT != 0 {
+        let mut snapshot = decode_snapshot(d)?;
+        snapshot.data = Bytes::copy_from_slice(d.bytes()?);
+        state.snapshot = Some(snapshot);
+    }
+    if flags & HAS_DAMAGE != 0 {
+        let bits = d.u8()?;
+        let mut damage = Damage {
+            hard_state: bits & 1 != 0,
+            truncation: bits & 2 != 0,
+            meta: bits & 4 != 0,
+            entries: Vec::new(),
+        };
+        for _ in 0..d.u32()? {
+            damage.entries.push((d.u64()?, d.u64()?));
+        }
+        state.damage = Some(damage);
+    }
+    for _ in 0..d.u32()? {
+        state.meta.push((Bytes::copy_from_slice(d.bytes()?), Bytes::copy_from_slice(d.bytes()?)));
+    }
+    Some(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Manifest {
+        let state = GroupState {
+            hard_state: HardState { term: 3, vote: 2, commit: 9 },
+            truncated: (4, 2),
+            last: (12, 3),
+            snapshot: Some(SnapshotMeta { index: 4, term: 2, data: "x".into(), ..SnapshotMeta::default() }),
+            meta: vec![("k".into(), "v".into())],
+            damage: Some(Damage { entries: vec![(5, 7)], meta: true, ..Damage::default() }),
+        };
+        Manifest {
+            seq: 7,
+            store: 42,
+            segment_bytes: 1 << 20,
+            next_segment: 4,
+            as_of: AsOf { incarnation: 5, ordinal: 2, seqs: [10, 0], lsn: 99 },
+            segments: vec![ListedSegment {
+                id: 3,
+                epoch: 77,
+                listing: Listing::Sealed,
+                stream: 0,
+                incarnation: 5,
+                first_seq: 2,
+                last_seq: 8,
+            }],
+            groups: vec![(GroupId(4), state)],
+            tombstones: vec![(GroupId(5), 6)],
+        }
+    }
+
+    #[test]
+    fn a_manifest_comes_back_as_it_was() {
+        assert_eq!(Manifest::decode(&sample().encode()), Ok(sample()));
+    }
+
+    #[test]
+    fn damage_and_newer_formats_are_told_apart() {
+        let good = sample().encode();
+        for at in [0, 9, 30, 100, BLOCK, BLOCK + 60] {
+            let mut bad = good.clone();
+            bad[at] ^= 4;
+            assert_eq!(Manifest::decode(&bad), Err(Unreadable::Damaged), "byte {at}");
+        }
+        let mut newer = good;
+        newer[12] = 9;
+        let crc = crc32c::crc32c(&newer[12..HEADER]);
+        newer[8..12].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Manifest::decode(&newer), Err(Unreadable::Newer(9)));
+        assert_eq!(Manifest::decode(&[]), Err(Unreadable::Damaged));
+    }
+}

@@ -1,0 +1,289 @@
+//! Opening an existing log: manifests, frames, state. Nothing is written; what was read beyond the proven mark is synced.
+//!
+//! Steps: the newer readable manifest says which segments there are ([`load`]); `scan` finds their frames; `chain` decides
+//! which are live and which are missing; `replay` applies them. A second crash at any point of this finds the same disk.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use pontoon_proto::GroupId;
+
+use crate::{
+    Error, Lsn, Options, Result,
+    background::Background,
+    frame::{BLOCK, Cut},
+    fs::{Fs, OpenMode, read_exact, sync},
+    manifest::{Listing, MANIFEST_NAMES, Manifest, Unreadable},
+    rng::Rng,
+    segment::{Segment, segment_id, segment_name},
+    shared::Parts,
+    table::{Free, Sealed, Table},
+    types::Damage,
+    writer::{Identity, Writer},
+};
+
+mod chain;
+mod replay;
+mod scan;
+
+use chain::Chain;
+use replay::Replay;
+use scan::{Found, Scan};
+
+/// What opening a log found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// The directory was made by this open.
+    pub created: bool,
+    /// The number of the checkpoint that recovery started from.
+    pub checkpoint: u64,
+    /// Segments that belong to the log.
+    pub segments: usize,
+    /// Bytes read to find frames.
+    pub bytes_scanned: u64,
+    /// Live frames.
+    pub frames: u64,
+    /// Frames that were acknowledged and are gone; what they held is in `damaged`.
+    pub lost_frames: u64,
+    /// Records in live frames.
+    pub records: u64,
+    /// Where unacknowledged bytes were cut, if there were any.
+    pub torn: Option<TornTail>,
+    /// A manifest file that could not be read. A crash may leave one; the other is complete.
+    pub unreadable_manifest: Option<PathBuf>,
+    /// Records that were acknowledged and are damaged, whether or not anything still needs them.
+    pub damaged: Vec<DamagedRecord>,
+    /// Groups that lost something that they need. The others are whole.
+    pub damaged_groups: BTreeMap<GroupId, Damage>,
+    /// The last record's LSN.
+    pub last_lsn: Lsn,
+}
+
+/// Where the torn tail begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment's file.
+    pub path: PathBuf,
+    /// The offset of the first frame that was cut.
+    pub offset: u64,
+}
+
+impl TornTail {
+    fn at(found: &Found) -> TornTail {
+        TornTail { path: found.segment.path.clone(), offset: u64::from(found.block) * BLOCK as u64 }
+    }
+}
+
+/// A record that was acknowledged and is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedRecord {
+    /// The segment's file.
+    pub path: PathBuf,
+    /// The segment.
+    pub segment: u32,
+    /// Where in the file.
+    pub offset: u64,
+    /// How long.
+    pub bytes: u64,
+    /// Whose it was.
+    pub group: GroupId,
+    /// The entries that it held, `[low, high)`.
+    pub entries: Option<(u64, u64)>,
+}
+
+/// The readable manifests of a directory.
+pub(crate) struct Loaded {
+    pub(crate) manifests: [Option<Manifest>; 2],
+    pub(crate) unreadable: Option<PathBuf>,
+}
+
+/// Reads both manifest files. `None` if there is neither.
+pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Option<Loaded>> {
+    let mut loaded = Loaded { manifests: [None, None], unreadable: None };
+    let mut any = false;
+    for (slot, name) in MANIFEST_NAMES.into_iter().enumerate() {
+        let path = dir.join(name);
+        let file = match fs.open(&path, OpenMode::Read) {
+            Ok(file) => file,
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                loaded.unreadable = Some(path);
+                continue;
+            }
+            Err(source) => return Err(Error::io("open", path, source)),
+        };
+        any = true;
+        let len = file.len().map_err(|source| Error::io("read", &path, source))?;
+        let mut bytes = vec![0; len as usize];
+        read_exact(&*file, &mut bytes, 0).map_err(|source| Error::io("read", &path, source))?;
+        match Manifest::decode(&bytes) {
+            Ok(manifest) => loaded.manifests[slot] = Some(manifest),
+            Err(Unreadable::Damaged) => loaded.unreadable = Some(path),
+            Err(Unreadable::Newer(found)) => {
+                return Err(Error::NewerFormat { path, found, supported: u32::from(crate::manifest::FORMAT) });
+            }
+        }
+    }
+    if !any {
+        return Ok(None);
+    }
+    if let [Some(a), Some(b)] = &loaded.manifests
+        && a.store != b.store
+    {
+        let what = "the two manifests belong to different logs".to_owned();
+        return Err(Error::Foreign { path: dir.to_owned(), what });
+    }
+    if loaded.manifests.iter().all(Option::is_none) {
+        let what = "neither manifest is readable; restore the directory or replace the node".to_owned();
+        return Err(Error::Corrupt { path: dir.join(MANIFEST_NAMES[0]), offset: 0, what });
+    }
+    Ok(Some(loaded))
+}
+
+/// Rebuilds the state of an existing log. `options` takes the log's own segment size.
+pub(crate) fn recover(options: &mut Options, loaded: Loaded, read_only: bool) -> Result<(Parts, RecoveryReport)> {
+    let Loaded { manifests, unreadable } = loaded;
+    let mut report = RecoveryReport { unreadable_manifest: unreadable, ..RecoveryReport::default() };
+    let listed_in = |slot: usize| -> BTreeSet<u32> {
+        manifests[slot].iter().flat_map(|manifest| manifest.segments.iter().map(|segment| segment.id)).collect()
+    };
+    let seq_of = |slot: usize| manifests[slot].as_ref().map_or(0, |manifest: &Manifest| manifest.seq);
+    let mut table = Table {
+        listed: [listed_in(0), listed_in(1)],
+        manifest_seqs: [seq_of(0), seq_of(1)],
+        ..Table::default()
+    };
+    let [first, second] = manifests;
+    let newest = first.into_iter().chain(second).max_by_key(|manifest| manifest.seq);
+    let Some(manifest) = newest else { return Err(Error::Closed) };
+    options.segment_bytes = manifest.segment_bytes;
+    report.checkpoint = manifest.seq;
+    report.segments = manifest.segments.len();
+    table.next_id = manifest.next_segment;
+
+    let segments = open_segments(options, &manifest, read_only)?;
+    let mut scan = Scan::default();
+    for segment in segments.values() {
+        scan.segment(segment, manifest.store, manifest.segment_bytes)?;
+    }
+    report.bytes_scanned = scan.bytes;
+    check_checkpoint(options, &scan, &manifest)?;
+    let touched: BTreeSet<u32> = scan.frames.iter().map(|found| found.segment.id).collect();
+    let chain = Chain::new(scan, &manifest.as_of, &manifest.segments);
+    let mut replay = Replay::new(&manifest);
+    replay.run(&chain, &mut report)?;
+    let (last_lsn, last_seq) = (replay.last_lsn, replay.last_seq);
+    report.last_lsn = Lsn(last_lsn);
+    if !read_only {
+        // Nobody may see what a power cut could still take back.
+        for segment in replay.unproven.values() {
+            sync(&*segment.file).map_err(|source| Error::io("sync", &segment.path, source))?;
+        }
+    }
+    let carry = std::mem::take(&mut replay.carry);
+    let last_in = std::mem::take(&mut replay.last_in);
+    let index = replay.finish(&mut report);
+    file_segments(&mut table, &manifest, &segments, &last_in, &touched);
+    drop(segments);
+    find_free(options, &mut table)?;
+
+    let ordinal = chain.ordinal.max(last_lsn >> Lsn::COUNTER_BITS) + 1;
+    let mut rng = Rng::new(options.seed);
+    for value in [manifest.store as u64, ordinal, manifest.seq, last_lsn] {
+        rng.mix(value);
+    }
+    let identity = Identity {
+        store: manifest.store,
+        incarnation: rng.token(),
+        ordinal,
+        cuts: [
+            Cut { incarnation: chain.incarnation, seq: last_seq },
+            Cut { incarnation: chain.incarnation, seq: manifest.as_of.seqs[1] },
+        ],
+    };
+    let next_lsn = (ordinal << Lsn::COUNTER_BITS).max(last_lsn) + 1;
+    (table.done_seq, table.done_lsn) = (last_seq, next_lsn - 1);
+    let writer = Writer::new(identity.clone(), last_seq, carry);
+    let background = Background::new(identity.clone(), rng);
+    Ok((Parts { identity, index, table, writer, background, next_lsn, lock: None }, report))
+}
+
+/// Opens the files that the manifest lists; one that is missing or of another length is corruption.
+fn open_segments(options: &Options, manifest: &Manifest, read_only: bool) -> Result<BTreeMap<u32, Arc<Segment>>> {
+    let mode = if read_only { OpenMode::Read } else { OpenMode::Write };
+    let mut segments = BTreeMap::new();
+    for listed in &manifest.segments {
+        let path = options.dir.join(segment_name(listed.id));
+        let corrupt = |what: String| Error::Corrupt { path: path.clone(), offset: 0, what };
+        let file = match options.fs.open(&path, mode) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(corrupt("the segment belongs to the log and is missing; restore it".to_owned()));
+            }
+            Err(source) => return Err(Error::io("open", path, source)),
+        };
+        let len = file.len().map_err(|source| Error::io("read", &path, source))?;
+        if len != manifest.segment_bytes {
+            return Err(corrupt(format!("the segment has {len} bytes instead of {}", manifest.segment_bytes)));
+        }
+        segments.insert(listed.id, Arc::new(Segment::new(listed.id, listed.epoch, path, file)));
+    }
+    Ok(segments)
+}
+
+/// Frames know which checkpoint was durable before them. With both manifests in place the newest one that a frame knows
+/// must be one of the two; with one lost, the other is at most one older.
+fn check_checkpoint(options: &Options, scan: &Scan, manifest: &Manifest) -> Result<()> {
+    if scan.checkpoint > manifest.seq + 1 {
+        let what = format!("it holds checkpoint {}, frames know of checkpoint {}", manifest.seq, scan.checkpoint);
+        return Err(Error::Corrupt { path: options.dir.join(MANIFEST_NAMES[0]), offset: 0, what });
+    }
+    Ok(())
+}
+
+/// Gives each listed segment its place.
+fn file_segments(
+    table: &mut Table,
+    manifest: &Manifest,
+    segments: &BTreeMap<u32, Arc<Segment>>,
+    last_in: &BTreeMap<u32, (u64, u64, u64)>,
+    touched: &BTreeSet<u32>,
+) {
+    for listed in &manifest.segments {
+        let segment = segments[&listed.id].clone();
+        let seqs = match listed.listing {
+            Listing::Sealed => Some((listed.first_seq, listed.last_seq, listed.incarnation)),
+            Listing::Active | Listing::Prepared => last_in.get(&listed.id).copied(),
+        };
+        match seqs {
+            Some((first_seq, last_seq, incarnation)) => {
+                table.sealed.insert(listed.id, Sealed { segment, incarnation, first_seq, last_seq });
+            }
+            // Only void or torn frames: it must not take new ones under the same epoch.
+            None if touched.contains(&listed.id) || listed.listing == Listing::Active => table.retired.push(segment),
+            None => table.prepared.push_back(segment),
+        }
+    }
+}
+
+/// Segment files that the manifest does not list are free, whatever they hold.
+fn find_free(options: &Options, table: &mut Table) -> Result<()> {
+    let names = options.fs.read_dir(&options.dir).map_err(|source| Error::io("list", &options.dir, source))?;
+    for id in names.iter().filter_map(|name| segment_id(name)) {
+        let known = table.sealed.contains_key(&id)
+            || table.prepared.iter().chain(&table.retired).any(|segment| segment.id == id);
+        // The other manifest may list it still: then it waits until that one is written over.
+        if known {
+            continue;
+        }
+        if table.listed.iter().any(|listed| listed.contains(&id)) {
+            table.waiting.push(id);
+        } else {
+            table.free.push(Free { id, formed: false });
+        }
+        table.next_id = table.next_id.max(id + 1);
+    }
+    Ok(())
+}
