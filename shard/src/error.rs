@@ -61,6 +61,20 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// The engine cannot read what the directory holds.
+    #[error(
+        "{} does not open in {kind} ({source}): restore it, \
+         or remove it and let the node fetch its replicas from its peers under a new id",
+        path.display()
+    )]
+    Unreadable {
+        /// The directory.
+        path: PathBuf,
+        /// The engine.
+        kind: EngineKind,
+        /// What the engine said.
+        source: Box<Error>,
+    },
     /// A write or sync failed before; nothing after it can be promised.
     #[error("the engine stopped after a failed write or sync: restart the node")]
     Poisoned,

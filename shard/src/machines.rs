@@ -48,10 +48,10 @@ impl ShardMachines {
         Ok(Arc::new(ShardMachines { shared, known: Mutex::new(known), views: DashMap::new(), meta }))
     }
 
-    /// Reads the rows of a map; `None` if no map of this group was opened here.
+    /// Reads the rows of a map; `None` if no map of this group was opened here, or it was destroyed.
     pub fn reader(&self, group: GroupId) -> Option<MapReader> {
         let view = self.views.get(&group)?;
-        (view.0 == v1::ShardKind::Map).then(|| MapReader::new(view.1.clone()))
+        (view.0 == v1::ShardKind::Map && view.1.is_there()).then(|| MapReader::new(view.1.clone()))
     }
 
     /// The meta group's state as this node has applied it; of version 0 while this node has no replica of it.

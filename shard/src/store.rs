@@ -177,6 +177,11 @@ pub(crate) struct GroupView {
 }
 
 impl GroupView {
+    /// False from the group's destruction on.
+    pub(crate) fn is_there(&self) -> bool {
+        self.live.load(Ordering::Acquire) != 0
+    }
+
     /// About how many bytes the live generation holds.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)

@@ -247,6 +247,16 @@ fn numbered_state_prefix(engine: &dyn Engine) -> u32 {
     u32::from_be_bytes(mark[..].try_into().unwrap())
 }
 
+/// Overwrites what an engine reads first.
+fn damage(data: &Path) {
+    for entry in fs::read_dir(data).unwrap() {
+        let path = entry.unwrap().path();
+        if ["version", "conf"].iter().any(|name| path.file_name().unwrap() == *name) {
+            fs::write(path, vec![0x5a; 64]).unwrap();
+        }
+    }
+}
+
 #[test]
 fn another_engines_or_a_newer_or_a_foreign_or_a_locked_directory_is_refused_by_name() {
     let parent = tempfile::tempdir().unwrap();
@@ -264,6 +274,8 @@ fn another_engines_or_a_newer_or_a_foreign_or_a_locked_directory_is_refused_by_n
         drop(engine);
         assert!(matches!(refused(other), Error::OtherEngine { .. }));
         let marker = dir.join("ENGINE");
+        damage(&dir.join("data"));
+        assert!(matches!(refused(mine), Error::Unreadable { .. }));
         let text = fs::read_to_string(&marker).unwrap();
         fs::write(&marker, text.replace("pontoon engine 1", "pontoon engine 2")).unwrap();
         assert!(matches!(refused(mine), Error::NewerFormat { found: 2, known: 1, .. }));
@@ -381,9 +393,9 @@ fn fjall_comes_back_at_or_after_its_last_durable_mark_wherever_the_power_was_cut
     let shared = old.iter().zip(new).take_while(|(a, b)| a == b).count();
     let end = new.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     let mut reached = std::collections::BTreeSet::new();
-    for step in 0..=40 {
+    for step in 0..=15 {
         // Up to here the later bytes reached the disk; beyond, it still holds what it held.
-        let cut = shared + (end - shared) * step / 40;
+        let cut = shared + (end - shared) * step / 15;
         let mut torn = new[..cut].to_vec();
         torn.extend(old.get(cut..).unwrap_or_default());
         let mut image = durable.clone();

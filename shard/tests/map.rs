@@ -289,8 +289,11 @@ fn a_generation_is_switched_and_dropped_among_thousands_of_groups() {
             "a reader from before sees the new state"
         );
         assert_eq!(reader.scan(&Scan::all()).unwrap().index, 90);
-        Map::on(machines.clone(), GroupId(701)).machine.destroy().unwrap();
-        assert!(matches!(machines.reader(GroupId(701)).unwrap().get(b"x"), Err(Error::Gone { .. })));
+        let mut gone = Map::on(machines.clone(), GroupId(701));
+        let late = gone.reader(GroupId(701));
+        gone.machine.destroy().unwrap();
+        assert!(matches!(late.get(b"x"), Err(Error::Gone { .. })));
+        assert!(machines.reader(GroupId(701)).is_none());
         while !machines.reap(7).unwrap() {}
         let check = |machines: &Arc<ShardMachines>| {
             for group in 1..=groups {
@@ -308,7 +311,7 @@ fn a_generation_is_switched_and_dropped_among_thousands_of_groups() {
             continue;
         }
         machines.close().unwrap();
-        drop((map, reader, machines));
+        drop((map, gone, late, reader, machines));
         let machines = ShardMachines::new(engine::open(kind, dir.path()).unwrap()).unwrap();
         check(&machines);
         // A replica that comes back to where one was destroyed begins anew.

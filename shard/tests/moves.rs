@@ -41,6 +41,16 @@ const FAULTS: [Fault; 7] = [
     Fault::NoLeader,
 ];
 
+/// When the group's leader leaves a joint configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    WhenAsked,
+    /// By itself, if it stays a voter.
+    AsVoter,
+    /// By itself, whatever becomes of it.
+    Anyhow,
+}
+
 #[derive(Debug, Default, Clone)]
 struct Replica {
     matched: u64,
@@ -61,8 +71,7 @@ struct World {
     fences: BTreeMap<NodeId, u64>,
     down: BTreeSet<NodeId>,
     silent: bool,
-    /// Whether the leader leaves a joint configuration by itself.
-    auto_leave: bool,
+    leaves: Leaves,
 }
 
 fn id(raw: u64) -> ReplicaId {
@@ -95,7 +104,7 @@ impl World {
             fences: BTreeMap::new(),
             down: BTreeSet::new(),
             silent: false,
-            auto_leave: false,
+            leaves: Leaves::WhenAsked,
         }
     }
 
@@ -212,7 +221,9 @@ impl World {
             Action::RemoveLearner(replica) if changes => {
                 assert!(!self.conf.voters.contains(&replica.get()), "a voter is never removed");
                 assert!(!self.is_joint());
-                self.conf.learners.retain(|raw| *raw != replica.get());
+                if replica.get() != self.leader {
+                    self.conf.learners.retain(|raw| *raw != replica.get());
+                }
             }
             Action::Fence { node, replica } if !self.down.contains(node) => {
                 assert!(!self.names(replica.get()), "a member is never fenced");
@@ -226,7 +237,8 @@ impl World {
     }
 
     fn leave_joint(&mut self) {
-        if self.is_joint() && self.conf.voters.contains(&self.leader) {
+        let stays = self.conf.voters.contains(&self.leader);
+        if self.is_joint() && (stays || self.leaves == Leaves::Anyhow) {
             self.conf.voters_outgoing.clear();
             let demoted = std::mem::take(&mut self.conf.learners_next);
             self.conf.learners.extend(demoted);
@@ -247,7 +259,7 @@ impl World {
                 *held = Replica { matched: self.last, snapshot: false };
             }
         }
-        if self.auto_leave && self.commits() {
+        if self.leaves != Leaves::WhenAsked && self.commits() {
             self.leave_joint();
         }
     }
@@ -345,8 +357,8 @@ const CASES: [Case; 6] = [
 #[test]
 fn every_move_ends_whoever_fails_at_whatever_step() {
     for (voters, kind, source, target, after) in CASES {
-        for auto_leave in [false, true] {
-            let world = || World { auto_leave, ..World::new(voters, kind, source, target) };
+        for leaves in [Leaves::WhenAsked, Leaves::AsVoter, Leaves::Anyhow] {
+            let world = || World { leaves, ..World::new(voters, kind, source, target) };
             let mut calm = world();
             let turns = calm.run(0, None);
             calm.check_done(after);

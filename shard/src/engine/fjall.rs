@@ -50,6 +50,11 @@ impl FjallEngine {
     /// As [`super::open`].
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self, Error> {
         let home = Home::open(EngineKind::Fjall, dir, options)?;
+        let unreadable = |error: ::fjall::Error| Error::Unreadable {
+            path: dir.into(),
+            kind: EngineKind::Fjall,
+            source: Box::new(error.into()),
+        };
         let db = Database::builder(home.data())
             .manual_journal_persist(true)
             .cache_size(CACHE_BYTES)
@@ -58,7 +63,7 @@ impl FjallEngine {
             .open()
             .map_err(|error| match error {
                 ::fjall::Error::Locked => Error::Locked { path: dir.into() },
-                other => Error::Fjall(other),
+                other => unreadable(other),
             })?;
         let spaces = (0..layout::KEYSPACES)
             .map(|space| {
@@ -68,7 +73,8 @@ impl FjallEngine {
                         .manual_journal_persist(true)
                 })
             })
-            .collect::<Result<Vec<_>, _>>()?;
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(unreadable)?;
         Ok(FjallEngine {
             db,
             spaces,

@@ -69,7 +69,12 @@ impl SledEngine {
             .cache_capacity(CACHE_BYTES)
             .mode(::sled::Mode::HighThroughput)
             .flush_every_ms(None)
-            .open()?;
+            .open()
+            .map_err(|error| Error::Unreadable {
+                path: dir.into(),
+                kind: EngineKind::Sled,
+                source: Box::new(error.into()),
+            })?;
         let core = Core { tree: ::sled::Tree::clone(&db), overlays: RwLock::default() };
         Ok(SledEngine {
             core: Arc::new(core),

@@ -246,6 +246,10 @@ fn remove_old(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision 
         ));
     }
     if group.names(source) {
+        // A leader that left the joint configuration before it passed leadership on cannot remove itself.
+        if let Some(to) = group.best_voter(source).filter(|_| group.leads(source)) {
+            return Decision::Act(vec![Action::TransferLeader { to }]);
+        }
         return Decision::Act(vec![Action::RemoveLearner(source)]);
     }
     if !seen.confirmed {
