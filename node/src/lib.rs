@@ -1,3 +1,50 @@
-//! A Pontoon node: the process, its services and its client.
+//! A Pontoon node: the process around the log, the runtime and the shards.
+//!
+//! A node serves everything on one port: gRPC for clients, operators and peers (package `pontoon.v1`), health,
+//! reflection and plain HTTP. [`Node::start`] embeds a whole one.
+//!
+//! ```text
+//!  client ──> service ──> route ──> raftstore::Group ──> wal
+//!                │          └──> another node, one hop       ▲
+//!  peers ──> transport ──────────────────────────────────────┘
+//!  meta group's leader ──> reconcile ──> shards made, moved, repaired
+//! ```
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), pontoon_node::NodeError> {
+//! use pontoon_node::{Node, NodeConfig};
+//!
+//! let node = Node::start(NodeConfig::new("data", "127.0.0.1:7001")).await?;
+//! println!("{} listens on {}", node.id(), node.address());
+//! node.shutdown().await
+//! # }
+//! ```
 
 pub mod api;
+
+mod calls;
+mod channels;
+mod clock;
+mod cluster;
+mod config;
+mod directory;
+mod error;
+mod follow;
+mod machines;
+mod map;
+mod node;
+mod process;
+mod reconcile;
+mod replicas;
+mod route;
+mod server;
+mod service;
+mod shared;
+mod transport;
+mod views;
+
+pub use channels::MESSAGE_LIMIT_BYTES;
+pub use config::{MachineExtension, NodeConfig, OWN_KINDS_FROM};
+pub use error::NodeError;
+pub use node::Node;
+pub use process::{LogFormat, init_logs, shutdown_signal};

@@ -1,0 +1,207 @@
+//! Calls between nodes: to one node by its id, or to whoever leads the meta group.
+//!
+//! Each request type knows how to be answered here and how to be sent there, so that a caller need not care which of
+//! the two it is.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use pontoon_proto::{GroupId, NodeId, v1};
+use pontoon_raftstore::{Proposal, ProposeError};
+use prost::Message;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Code, Status, transport::Channel};
+
+use crate::{api::admin_client::AdminClient, clock::unix_ms, map::member_nodes, shared::Shared};
+
+/// How long one node may take to answer another.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the node that was asked first looks for the leader of the meta group.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+/// Any node, a member of the meta group, its leader.
+const MOST_HOPS: u32 = 2;
+
+/// A request that any node can answer for itself.
+pub(crate) trait Call: Clone + Send + Sync + 'static {
+    type Reply: Send;
+    /// Boxed, since answers call each other.
+    fn run(self, shared: Arc<Shared>) -> BoxFuture<'static, Result<Self::Reply, Status>>;
+    fn send(self, client: AdminClient<Channel>) -> impl Future<Output = Result<Self::Reply, Status>> + Send;
+}
+
+/// A request that the leader of the meta group answers. `Unavailable` from [`Call::run`] means that it does not lead
+/// (any more); these requests may be repeated.
+pub(crate) trait MetaCall: Call {
+    fn hops(&mut self) -> &mut u32;
+}
+
+macro_rules! calls {
+    ($($request:ident => $reply:ident by $method:ident $($meta:ident)?;)*) => {$(
+        impl Call for v1::$request {
+            type Reply = v1::$reply;
+
+            fn run(self, shared: Arc<Shared>) -> BoxFuture<'static, Result<v1::$reply, Status>> {
+                Box::pin(async move { shared.$method(self).await })
+            }
+
+            async fn send(self, mut client: AdminClient<Channel>) -> Result<v1::$reply, Status> {
+                Ok(client.$method(self).await?.into_inner())
+            }
+        }
+        $(calls!(@$meta $request);)?
+    )*};
+    (@meta $request:ident) => {
+        impl MetaCall for v1::$request {
+            fn hops(&mut self) -> &mut u32 {
+                &mut self.hops
+            }
+        }
+    };
+}
+
+calls! {
+    CreatePredicateRequest => CreatePredicateReply by create_predicate meta;
+    DropPredicateRequest => DropPredicateReply by drop_predicate meta;
+    MoveStartRequest => MoveStartReply by move_start meta;
+    MoveListRequest => MoveListReply by move_list meta;
+    MoveCancelRequest => MoveCancelReply by move_cancel meta;
+    JoinRequest => JoinReply by join meta;
+    AnnounceRequest => AnnounceReply by announce meta;
+    EventsRequest => EventsReply by events meta;
+    GroupsRequest => GroupsReply by groups;
+    ReportRequest => NodeView by report;
+    EnsureReplicaRequest => EnsureReplicaReply by ensure_replica;
+    FenceReplicaRequest => FenceReplicaReply by fence_replica;
+    ReplicaStatusRequest => ReplicaStatusReply by replica_status;
+    ChangeMembersRequest => ChangeMembersReply by change_members;
+    TransferLeaderRequest => TransferLeaderReply by transfer_leader;
+    ConfirmMembersRequest => ConfirmMembersReply by confirm_members;
+}
+
+impl Shared {
+    /// Asks one node, which may be this one.
+    pub(crate) async fn at<C: Call>(self: &Arc<Self>, node: NodeId, call: C) -> Result<C::Reply, Status> {
+        self.at_within(CALL_TIMEOUT, node, call).await
+    }
+
+    /// The same with a limit of its own.
+    pub(crate) async fn at_within<C: Call>(
+        self: &Arc<Self>,
+        limit: Duration,
+        node: NodeId,
+        call: C,
+    ) -> Result<C::Reply, Status> {
+        let late =
+            |_| Status::deadline_exceeded(format!("{node} did not answer within {} s", limit.as_secs()));
+        if node == self.own {
+            return timeout(limit, call.run(self.clone())).await.map_err(late)?;
+        }
+        let address = self
+            .map
+            .address(node)
+            .ok_or_else(|| Status::unavailable(format!("where {node} listens is not known")))?;
+        timeout(limit, call.send(self.channels.admin(&address)?)).await.map_err(late)?
+    }
+
+    /// Asks the leader of the meta group, through its members if need be.
+    pub(crate) async fn at_meta_leader<C: MetaCall>(
+        self: &Arc<Self>,
+        mut call: C,
+    ) -> Result<C::Reply, Status> {
+        let (hops, deadline) = (*call.hops(), Instant::now() + PATIENCE);
+        loop {
+            let last = match self.meta_leader() {
+                Some(leader) if leader == self.own => call.clone().run(self.clone()).await,
+                leader if hops < MOST_HOPS => match leader.or_else(|| self.meta_member()) {
+                    Some(node) => {
+                        let mut passed = call.clone();
+                        *passed.hops() = hops + 1;
+                        self.at(node, passed).await
+                    }
+                    None => Err(Status::unavailable(
+                        "no member of the meta group is known; is the cluster reachable?",
+                    )),
+                },
+                _ => Err(Status::unavailable(format!("{} does not lead the meta group", self.own))),
+            };
+            match last {
+                Err(status) if lost(&status) => {
+                    if hops > 0 || Instant::now() >= deadline {
+                        return Err(Status::unavailable(status.message()));
+                    }
+                }
+                other => return other,
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Who leads the meta group, as far as a member here knows.
+    pub(crate) fn meta_leader(&self) -> Option<NodeId> {
+        let group = self.raft.group(GroupId::META)?;
+        let leader = group.status().borrow().leader;
+        leader.map(|leader| leader.node())
+    }
+
+    /// A member of the meta group other than this node, another one each time.
+    pub(crate) fn meta_member(&self) -> Option<NodeId> {
+        let view = self.map.view();
+        let mut nodes: Vec<NodeId> = view.shard(GroupId::META).map(member_nodes).unwrap_or_default();
+        nodes.retain(|&node| node != self.own);
+        if nodes.is_empty() {
+            nodes = view
+                .present()
+                .filter_map(|node| NodeId::new(node.id).ok())
+                .filter(|&node| node != self.own)
+                .collect();
+        }
+        (!nodes.is_empty()).then(|| nodes[self.turn() % nodes.len()])
+    }
+
+    /// Commits one command in the meta group. This node must lead it.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if it does not lead or the outcome is not known: the commands may be repeated.
+    pub(crate) async fn meta_command(&self, body: v1::meta_command::Body) -> Result<v1::MetaReply, Status> {
+        let group = self
+            .raft
+            .group(GroupId::META)
+            .ok_or_else(|| Status::unavailable("no member of the meta group is here"))?;
+        let command = v1::MetaCommand { format: 1, now_ms: unix_ms(), body: Some(body) };
+        let proposal = Proposal { payload: command.encode_to_vec().into(), request: None, epoch: 0 };
+        let applied = group.propose(proposal).await.map_err(|error| match error {
+            ProposeError::Rejected(rejected) => Status::unavailable(rejected.to_string()),
+            ProposeError::Ambiguous(ambiguous) => Status::unavailable(ambiguous.to_string()),
+        })?;
+        v1::MetaReply::decode(applied.reply)
+            .map_err(|error| Status::internal(format!("the meta group's answer is not legible: {error}")))
+    }
+
+    /// The same; what the meta group refuses is an error too.
+    pub(crate) async fn meta_done(&self, body: v1::meta_command::Body) -> Result<v1::MetaReply, Status> {
+        let reply = self.meta_command(body).await?;
+        match &reply.body {
+            Some(v1::meta_reply::Body::Refused(refused)) => Err(refused_status(refused)),
+            _ => Ok(reply),
+        }
+    }
+}
+
+/// What the meta group refused, as a status.
+pub(crate) fn refused_status(refused: &v1::MetaRefused) -> Status {
+    let code = match refused.reason() {
+        v1::MetaRefusal::Invalid => Code::InvalidArgument,
+        v1::MetaRefusal::NoSuchNode | v1::MetaRefusal::NoSuchShard | v1::MetaRefusal::NoSuchMove => {
+            Code::NotFound
+        }
+        v1::MetaRefusal::AddressHeld => Code::AlreadyExists,
+        _ => Code::FailedPrecondition,
+    };
+    Status::new(code, refused.text.clone())
+}
+
+/// Whether the call may have found nobody who leads.
+fn lost(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown)
+}

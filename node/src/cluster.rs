@@ -1,0 +1,324 @@
+//! What the leader of the meta group answers: predicates, moves, members. Runs on whichever node leads it; a call that
+//! finds the leadership gone ends with `UNAVAILABLE` and is taken elsewhere.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use pontoon_proto::{
+    NodeId, ReplicaId,
+    v1::{self, meta_command::Body, meta_reply::Body as Answer},
+};
+use pontoon_shard::{MetaState, planner};
+use tokio::time::timeout;
+use tonic::Status;
+
+use crate::{
+    map::member_nodes,
+    route::check_predicate,
+    shared::Shared,
+    views::{is_ended, no_such_predicate, under_replicated},
+};
+
+/// How long a predicate may take to be served after it was created.
+const CREATE_PATIENCE: Duration = Duration::from_secs(10);
+const REPLICAS_DEFAULT: u32 = 3;
+const EVENTS_DEFAULT: usize = 100;
+
+impl Shared {
+    fn meta_state(&self) -> Arc<MetaState> {
+        self.machines.shards().meta().borrow().clone()
+    }
+
+    pub(crate) async fn create_predicate(
+        self: &Arc<Self>,
+        request: v1::CreatePredicateRequest,
+    ) -> Result<v1::CreatePredicateReply, Status> {
+        check_predicate(&request.predicate).map_err(Status::invalid_argument)?;
+        let state = self.meta_state();
+        let shard = match state.shard(&request.predicate) {
+            Some(shard) if shard.state() != v1::ShardState::Dropping => (**shard).clone(),
+            _ => {
+                let wanted = if request.replicas == 0 { REPLICAS_DEFAULT } else { request.replicas };
+                let nodes =
+                    planner::placement(&state, wanted as usize).into_iter().map(NodeId::get).collect();
+                let create = v1::CreateShard {
+                    predicate: request.predicate.clone(),
+                    kind: request.kind,
+                    replicas_wanted: wanted,
+                    nodes,
+                };
+                match self.meta_done(Body::CreateShard(create)).await?.body {
+                    Some(Answer::Shard(shard)) => shard,
+                    _ => return Err(Status::internal("the meta group answered something else than a shard")),
+                }
+            }
+        };
+        if shard.state() == v1::ShardState::Live {
+            return Ok(v1::CreatePredicateReply { shard: Some(shard) });
+        }
+        let group = shard.group;
+        let mut states = self.machines.shards().meta();
+        let live = states.wait_for(|state| {
+            state.shards.get(&group).is_none_or(|shard| shard.state() != v1::ShardState::Creating)
+        });
+        let found = match timeout(CREATE_PATIENCE, live).await {
+            Ok(Ok(state)) => state.shards.get(&group).map(|shard| (**shard).clone()),
+            _ => {
+                let members: Vec<_> = member_nodes(&shard).iter().map(ToString::to_string).collect();
+                return Err(Status::deadline_exceeded(format!(
+                    "{} is being created on {}; are these nodes up? It will be served when they are",
+                    request.predicate,
+                    members.join(", ")
+                )));
+            }
+        };
+        let shard =
+            found.ok_or_else(|| Status::aborted(format!("{} was dropped meanwhile", request.predicate)))?;
+        Ok(v1::CreatePredicateReply { shard: Some(shard) })
+    }
+
+    pub(crate) async fn drop_predicate(
+        self: &Arc<Self>,
+        request: v1::DropPredicateRequest,
+    ) -> Result<v1::DropPredicateReply, Status> {
+        let state = self.meta_state();
+        let Some(shard) = state.shard(&request.predicate) else {
+            return Err(no_such_predicate(&request.predicate));
+        };
+        let group = shard.group;
+        self.meta_done(Body::DropShard(v1::DropShard { predicate: request.predicate.clone() })).await?;
+        let mut states = self.machines.shards().meta();
+        let gone = states.wait_for(|state| !state.shards.contains_key(&group));
+        // Nodes that are down are fenced when they return; the caller need not wait for them.
+        drop(timeout(CREATE_PATIENCE, gone).await);
+        Ok(v1::DropPredicateReply {})
+    }
+
+    pub(crate) async fn move_start(
+        self: &Arc<Self>,
+        request: v1::MoveStartRequest,
+    ) -> Result<v1::MoveStartReply, Status> {
+        let state = self.meta_state();
+        let shard =
+            state.shard(&request.predicate).ok_or_else(|| no_such_predicate(&request.predicate))?.clone();
+        let plan = plan_move(&state, &shard, &request)?;
+        let reports = join_all(member_nodes(&shard).into_iter().map(|node| {
+            self.at_within(Duration::from_secs(2), node, v1::ReplicaStatusRequest { group: shard.group })
+        }))
+        .await;
+        let replicas: Vec<_> = reports.into_iter().flatten().filter_map(|reply| reply.replica).collect();
+        let bytes = replicas.iter().map(|replica| replica.bytes).max().unwrap_or(0);
+        let leader = replicas.iter().find(|replica| replica.role == "leader");
+        let before: Vec<u64> =
+            shard.voters.iter().filter_map(|&id| ReplicaId::new(id).ok()).map(|id| id.node().get()).collect();
+        let source_node = ReplicaId::new(plan.source).map_or(0, |source| source.node().get());
+        let mut after: Vec<u64> = before.iter().copied().filter(|&node| node != source_node).collect();
+        after.extend((plan.target_node != 0).then_some(plan.target_node));
+        let mut reply = v1::MoveStartReply {
+            r#move: None,
+            checks: checks(&shard, &before, leader.is_some(), replicas.len()),
+            bytes,
+            before,
+            after,
+            leader_node: leader
+                .and_then(|leader| ReplicaId::new(leader.replica).ok())
+                .map_or(0, |id| id.node().get()),
+        };
+        let start = v1::StartMove { bytes_total: bytes, session: fresh(), ..plan };
+        reply.r#move = Some(if request.dry_run {
+            v1::Move {
+                group: shard.group,
+                predicate: shard.predicate.clone(),
+                kind: start.kind,
+                source: start.source,
+                bytes_total: bytes,
+                ..Default::default()
+            }
+        } else {
+            match self.meta_done(Body::StartMove(start)).await?.body {
+                Some(Answer::Move(mv)) => mv,
+                _ => return Err(Status::internal("the meta group answered something else than a move")),
+            }
+        });
+        Ok(reply)
+    }
+
+    pub(crate) async fn move_list(
+        self: &Arc<Self>,
+        request: v1::MoveListRequest,
+    ) -> Result<v1::MoveListReply, Status> {
+        let state = self.meta_state();
+        let chosen = state.moves.values().filter(|mv| request.all || !is_ended(mv));
+        let moves = join_all(chosen.map(|mv| self.move_view((**mv).clone()))).await;
+        Ok(v1::MoveListReply { moves })
+    }
+
+    pub(crate) async fn move_cancel(
+        self: &Arc<Self>,
+        request: v1::MoveCancelRequest,
+    ) -> Result<v1::MoveCancelReply, Status> {
+        let cancel = v1::CancelMove { id: request.id, reason: "by an operator".to_owned() };
+        match self.meta_done(Body::CancelMove(cancel)).await?.body {
+            Some(Answer::Move(mv)) => Ok(v1::MoveCancelReply { r#move: Some(mv) }),
+            _ => Err(Status::internal("the meta group answered something else than a move")),
+        }
+    }
+
+    pub(crate) async fn events(
+        self: &Arc<Self>,
+        request: v1::EventsRequest,
+    ) -> Result<v1::EventsReply, Status> {
+        let state = self.meta_state();
+        let limit = if request.limit == 0 { EVENTS_DEFAULT } else { request.limit as usize };
+        let newer: Vec<_> = state
+            .events
+            .range(request.after.saturating_add(1)..)
+            .map(|(_, event)| (**event).clone())
+            .collect();
+        let events = newer[newer.len().saturating_sub(limit)..].to_vec();
+        Ok(v1::EventsReply { events })
+    }
+
+    /// Takes a node in. The same nonce gets the same answer.
+    pub(crate) async fn join(self: &Arc<Self>, request: v1::JoinRequest) -> Result<v1::JoinReply, Status> {
+        let register = v1::RegisterNode {
+            address: request.address,
+            engine: request.engine,
+            labels: request.labels,
+            capacity_bytes: request.capacity_bytes,
+            boot_token: request.boot_token,
+            nonce: request.nonce,
+            replace: request.replace,
+        };
+        let reply = self.meta_done(Body::RegisterNode(register)).await?;
+        let Some(Answer::Node(node)) = reply.body else {
+            return Err(Status::internal("the meta group answered something else than a node"));
+        };
+        // The map that is handed out must hold the new node.
+        let mut states = self.machines.shards().meta();
+        let state = states
+            .wait_for(|state| state.version >= reply.version)
+            .await
+            .map_err(|_| Status::unavailable("the node is shutting down"))?
+            .clone();
+        Ok(v1::JoinReply {
+            cluster: self.cluster.as_bytes().to_vec().into(),
+            node: node.id,
+            map: Some(v1::ClusterMap { meta_leader: self.own.get(), ..state.to_map() }),
+        })
+    }
+
+    pub(crate) async fn announce(
+        self: &Arc<Self>,
+        request: v1::AnnounceRequest,
+    ) -> Result<v1::AnnounceReply, Status> {
+        let address = v1::SetNodeAddress {
+            node: request.node,
+            address: request.address,
+            boot_token: request.boot_token,
+        };
+        self.meta_done(Body::SetNodeAddress(address)).await?;
+        Ok(v1::AnnounceReply {})
+    }
+}
+
+/// Fills in what the request leaves to the planner and refuses what makes no sense.
+fn plan_move(
+    state: &MetaState,
+    shard: &v1::Shard,
+    request: &v1::MoveStartRequest,
+) -> Result<v1::StartMove, Status> {
+    let kind = v1::MoveKind::try_from(request.kind)
+        .map_err(|_| Status::invalid_argument(format!("no kind of move has the number {}", request.kind)))?;
+    let voter_on = |node: u64| {
+        shard
+            .voters
+            .iter()
+            .copied()
+            .find(|&id| ReplicaId::new(id).is_ok_and(|replica| replica.node().get() == node))
+    };
+    let load = state.load();
+    let load_of = |node: u64| load.get(&node).copied().unwrap_or(0);
+    let source = match (kind, request.from_node) {
+        (v1::MoveKind::Add, _) => 0,
+        (_, 0) => shard
+            .voters
+            .iter()
+            .copied()
+            .max_by_key(|&id| ReplicaId::new(id).map_or(0, |replica| load_of(replica.node().get())))
+            .ok_or_else(|| {
+                Status::failed_precondition(format!("{} has no voters yet; wait", shard.predicate))
+            })?,
+        (_, node) => voter_on(node).ok_or_else(|| {
+            let holders: Vec<_> = member_nodes(shard).iter().map(ToString::to_string).collect();
+            Status::failed_precondition(format!(
+                "n{node} holds no replica of {}; its replicas are on {}",
+                shard.predicate,
+                holders.join(", ")
+            ))
+        })?,
+    };
+    let target_node = match (kind, request.to_node) {
+        (v1::MoveKind::Remove, _) => 0,
+        (_, 0) => {
+            let held = member_nodes(shard);
+            state
+                .live_nodes()
+                .filter(|node| !held.contains(node))
+                .min_by_key(|node| load_of(node.get()))
+                .ok_or_else(|| {
+                    Status::failed_precondition(format!(
+                        "every live node holds a replica of {}; add a node",
+                        shard.predicate
+                    ))
+                })?
+                .get()
+        }
+        (_, node) => node,
+    };
+    let reason = if request.reason.is_empty() { "by an operator".to_owned() } else { request.reason.clone() };
+    Ok(v1::StartMove {
+        group: shard.group,
+        kind: kind.into(),
+        source,
+        target_node,
+        reason,
+        ..Default::default()
+    })
+}
+
+fn checks(shard: &v1::Shard, before: &[u64], led: bool, answering: usize) -> Vec<v1::MoveCheck> {
+    let majority = before.len() / 2 + 1;
+    let mut checks = vec![
+        v1::MoveCheck {
+            ok: led,
+            text: if led {
+                "the group has a leader".to_owned()
+            } else {
+                "nobody leads the group now; the move waits".to_owned()
+            },
+        },
+        v1::MoveCheck {
+            ok: answering >= majority,
+            text: format!("{answering} of {} replicas answer, {majority} are needed", before.len()),
+        },
+    ];
+    if before.len() == 1 {
+        checks.push(v1::MoveCheck {
+            ok: true,
+            text:
+                "one voter: no fault is tolerated between the joint step and the removal of the old replica"
+                    .to_owned(),
+        });
+    }
+    if under_replicated(shard) {
+        let text = format!("{} of {} wanted replicas exist", before.len(), shard.replicas_wanted);
+        checks.push(v1::MoveCheck { ok: true, text });
+    }
+    checks
+}
+
+/// A number that no other call drew.
+pub(crate) fn fresh() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().0
+}

@@ -1,0 +1,129 @@
+//! What a node is started with.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use pontoon_proto::{GroupId, NodeId, v1};
+use pontoon_raftstore::{MachineError, StateMachine};
+use pontoon_shard::EngineKind;
+
+use crate::error::NodeError;
+
+/// Shard kinds from here on belong to the embedder: [`MachineExtension`] opens their machines.
+pub const OWN_KINDS_FROM: i32 = 1000;
+
+/// How a node runs. [`NodeConfig::new`] gives the defaults of `pontoon node`.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct NodeConfig {
+    /// The data directory. Made if it is missing; must be empty at the first start.
+    pub dir: PathBuf,
+    /// HOST:PORT to listen on. Port 0 takes a free one. Loopback only.
+    pub listen: String,
+    /// Any node of the cluster to join. Only read at the first start; `None` founds a cluster.
+    pub join: Option<String>,
+    /// The engine; `None` takes the directory's, or fjall for a new one.
+    pub engine: Option<EngineKind>,
+    /// Where the shared log lies, if not in `dir/wal`.
+    pub wal_dir: Option<PathBuf>,
+    /// The node that this one takes the place of. Only read at the first start.
+    pub replace: Option<NodeId>,
+    /// For placement: zone, rack, host.
+    pub labels: BTreeMap<String, String>,
+    /// What the node may hold, in bytes; 0 is not limited.
+    pub capacity_bytes: u64,
+    /// The runtime's threads and clocks.
+    pub raft: pontoon_raftstore::Config,
+    /// The size of a segment of the log; `None` takes the log's default.
+    pub segment_bytes: Option<u64>,
+    /// Whether acknowledged writes survive a loss of power. False only for tests and caches.
+    pub durable: bool,
+    /// Opens the machines of the embedder's own shard kinds.
+    pub machines: Option<Arc<dyn MachineExtension>>,
+}
+
+/// Opens state machines of the embedder's own kinds ([`OWN_KINDS_FROM`] and above).
+///
+/// A predicate of such a kind is created by `CreatePredicate` with that kind, placed, replicated and moved as any
+/// other; its commands are proposed through [`crate::Node::group`].
+pub trait MachineExtension: Send + Sync {
+    /// Opens the machine of a group. `shard.kind` says which kind.
+    ///
+    /// # Errors
+    /// What the replica is stopped with: an unknown kind, or local trouble.
+    fn open(&self, group: GroupId, shard: &v1::Shard) -> Result<Box<dyn StateMachine>, MachineError>;
+
+    /// Makes durable everything that these machines committed before the call.
+    ///
+    /// # Errors
+    /// Local trouble; after one, success must not be reported again.
+    fn flush(&self) -> Result<(), MachineError>;
+}
+
+impl fmt::Debug for NodeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeConfig")
+            .field("dir", &self.dir)
+            .field("listen", &self.listen)
+            .field("join", &self.join)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NodeConfig {
+    /// A node with its data in `dir` that listens on `listen` and founds a cluster.
+    pub fn new(dir: impl AsRef<Path>, listen: impl Into<String>) -> Self {
+        NodeConfig {
+            dir: dir.as_ref().to_owned(),
+            listen: listen.into(),
+            join: None,
+            engine: None,
+            wal_dir: None,
+            replace: None,
+            labels: BTreeMap::new(),
+            capacity_bytes: 0,
+            raft: pontoon_raftstore::Config::default(),
+            segment_bytes: None,
+            durable: true,
+            machines: None,
+        }
+    }
+
+    /// The same, joining the cluster that the node at `address` belongs to.
+    #[must_use]
+    pub fn joining(mut self, address: impl Into<String>) -> Self {
+        self.join = Some(address.into());
+        self
+    }
+}
+
+/// Resolves a listen address, all of whose meanings must be loopback.
+pub(crate) async fn loopback_only(address: &str) -> Result<Vec<SocketAddr>, NodeError> {
+    let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address)
+        .await
+        .map_err(|source| NodeError::Resolve { address: address.to_owned(), source })?
+        .collect();
+    match resolved.iter().find(|resolved| !resolved.ip().is_loopback()) {
+        Some(&resolved) => Err(NodeError::NotLoopback { address: address.to_owned(), resolved }),
+        None => Ok(resolved),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_loopback_is_listened_on() {
+        assert!(loopback_only("127.0.0.1:0").await.is_ok());
+        assert!(loopback_only("[::1]:0").await.is_ok());
+        let error = loopback_only("0.0.0.0:7000").await.unwrap_err();
+        assert!(error.to_string().contains("0.0.0.0:7000"), "{error}");
+        assert!(matches!(loopback_only("nowhere").await, Err(NodeError::Resolve { .. })));
+    }
+}

@@ -1,0 +1,551 @@
+//! Starting and stopping a node.
+//!
+//! A start goes from the outside in, so that each mistake is found before anything is changed: the address, the
+//! directory, the log (which is the lock), the identity, the engine, the runtime, the server. What a first start adds:
+//! a founder makes the meta group and registers itself in it; a joiner asks the cluster for its id. Both may crash
+//! anywhere and start again ([`crate::directory`]).
+
+use std::{
+    fmt, io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize},
+    },
+    time::{Duration, Instant},
+};
+
+use dashmap::DashMap;
+use pontoon_proto::{
+    ClusterId, GroupId, NodeId, ReplicaId,
+    v1::{self, meta_command::Body, meta_reply::Body as Answer},
+};
+use pontoon_raftstore::{Event, Group, GroupSpec, Identity, MultiRaft};
+use pontoon_shard::{EngineKind, META_PREDICATE, ShardMachines, engine};
+use pontoon_wal::{Durability, Wal};
+use prost::Message;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tonic::{Code, Status};
+use tracing::{error, info, warn};
+
+use crate::{
+    channels::Channels,
+    config::{NodeConfig, loopback_only},
+    directory::{Directory, Marker, State},
+    error::NodeError,
+    follow::remember_peers,
+    machines::NodeMachines,
+    map::MapCache,
+    server,
+    shared::Shared,
+    transport::PeerTransport,
+};
+
+/// How many members the meta group grows to.
+const META_REPLICAS: u32 = 3;
+/// How long a joiner tries to reach the node that it was told of.
+const REACH_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a joiner waits for a cluster that answers but has no leader yet.
+const JOIN_PATIENCE: Duration = Duration::from_secs(20);
+/// How long open calls may take to end at a shutdown.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(100);
+
+/// A whole node in this process.
+///
+/// # Examples
+/// ```no_run
+/// # async fn run() -> Result<(), pontoon_node::NodeError> {
+/// use pontoon_node::{Node, NodeConfig};
+///
+/// let first = Node::start(NodeConfig::new("data/1", "127.0.0.1:7001")).await?;
+/// let second = Node::start(NodeConfig::new("data/2", "127.0.0.1:0").joining(first.address())).await?;
+/// second.shutdown().await?;
+/// first.shutdown().await
+/// # }
+/// ```
+pub struct Node {
+    shared: Arc<Shared>,
+    server: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Starts a node: the first of a cluster, one that joins, or one that was here before. On return it serves.
+    ///
+    /// Must be called in a multi-threaded tokio runtime.
+    ///
+    /// # Errors
+    /// Each [`NodeError`] names what is wrong and the next step. Nothing was changed that a repeated start would not
+    /// take up again.
+    ///
+    /// # Cancel safety
+    /// Dropping this may leave the directory locked until the process ends.
+    pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
+        let listener = bind(&config.listen).await?;
+        let bound = listener
+            .local_addr()
+            .map_err(|source| NodeError::Listen { address: config.listen.clone(), source })?;
+        let address = advertised(&config.listen, bound.port());
+
+        let (directory, marker) = Directory::open(&config.dir)?;
+        let engine = choose_engine(&config, marker.as_ref())?;
+        let wal_dir = config.wal_dir.clone().unwrap_or_else(|| directory.wal());
+        let wal = open_wal(&config, &wal_dir).await?;
+        let stored = Identity::load(&wal)?;
+        check_owner(&config.dir, &wal_dir, marker.as_ref(), stored.as_ref())?;
+
+        let marker = match marker {
+            Some(marker) => marker,
+            None => {
+                let state = if config.join.is_some() { State::Joining } else { State::Founding };
+                let marker = Marker::new(state, engine.to_string());
+                directory.write_marker(&marker)?;
+                marker
+            }
+        };
+        let map = Arc::new(MapCache::new(directory.read_peers()));
+        let channels = Channels::default();
+        let identity = match (stored, marker.state) {
+            (Some(stored), _) if stored.address == address => stored,
+            (Some(stored), _) => establish(&wal, stored.cluster, stored.node.get(), &address).await?,
+            (None, State::Joining) => join(&config, &wal, &marker, engine, &address, &channels, &map).await?,
+            (None, _) => establish(&wal, ClusterId(marker.nonce), 1, &address).await?,
+        };
+        let (cluster, own) = (identity.cluster, identity.node);
+
+        let shards = open_engine(engine, &directory).await?;
+        let machines = Arc::new(NodeMachines::new(shards, config.machines.clone()));
+        let transport = Arc::new(PeerTransport::new(own, map.clone()));
+        let raft_config = pontoon_raftstore::Config { seed: wal.incarnation(), ..config.raft.clone() };
+        let raft = blocking({
+            let (wal, machines, transport) = (wal.clone(), machines.clone(), transport.clone());
+            move || MultiRaft::open(raft_config, wal, identity, machines, transport)
+        })
+        .await?;
+        transport.attach(raft.clone());
+
+        let shared = Arc::new(Shared {
+            cluster,
+            own,
+            address: address.clone(),
+            engine,
+            wal,
+            raft,
+            machines,
+            map,
+            channels,
+            transport,
+            creating: DashMap::new(),
+            stop: watch::Sender::new(false),
+            started: Instant::now(),
+            driver_term: AtomicU64::new(0),
+            turns: AtomicUsize::new(0),
+        });
+        let server = tokio::spawn(server::serve(shared.clone(), listener));
+        let directory = Arc::new(directory);
+        let tasks = vec![
+            tokio::spawn(shared.clone().follow_own_meta()),
+            tokio::spawn(shared.clone().follow_others()),
+            tokio::spawn(remember_peers(shared.clone(), directory.clone())),
+            tokio::spawn(shared.clone().found_own_replicas()),
+            tokio::spawn(shared.clone().reconcile()),
+            tokio::spawn(log_events(shared.clone())),
+        ];
+        let node = Node { shared, server: Some(server), tasks };
+        match marker.state {
+            State::Founding => {
+                if let Err(error) = node.found(&marker).await {
+                    drop(node.shutdown().await);
+                    return Err(error);
+                }
+            }
+            State::Joining => {}
+            State::Member => {
+                tokio::spawn(announce(node.shared.clone()));
+            }
+        }
+        directory.write_marker(&marker.member(cluster, own))?;
+        info!(node = %own, %cluster, address, engine = %engine, "serving");
+        Ok(node)
+    }
+
+    /// Where the node listens.
+    pub fn address(&self) -> &str {
+        &self.shared.address
+    }
+
+    /// The node's id.
+    pub fn id(&self) -> NodeId {
+        self.shared.own
+    }
+
+    /// The cluster that the node belongs to.
+    pub fn cluster(&self) -> ClusterId {
+        self.shared.cluster
+    }
+
+    /// The runtime, for embedders that propose to groups of their own kinds.
+    pub fn raft(&self) -> &MultiRaft {
+        &self.shared.raft
+    }
+
+    /// This node's replica of a predicate's group; `None` if none is here.
+    pub fn group(&self, predicate: &str) -> Option<Group> {
+        let view = self.shared.map.view();
+        self.shared.raft.group(GroupId(view.predicate(predicate)?.group))
+    }
+
+    /// Waits until the server or the shared log fails; pending for ever while all is well.
+    pub async fn failed(&self) -> String {
+        let mut events = self.shared.raft.events();
+        loop {
+            match events.recv().await {
+                Ok(Event::LogFailed { reason }) => return reason,
+                Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => {
+                    return "the runtime stopped".to_owned();
+                }
+            }
+        }
+    }
+
+    /// Stops serving, flushes, and closes engine and log. Acknowledged writes are durable with or without this.
+    ///
+    /// # Errors
+    /// What failed last while closing; everything is stopped nonetheless.
+    pub async fn shutdown(mut self) -> Result<(), NodeError> {
+        self.shared.stop.send_replace(true);
+        self.shared.transport.stop();
+        if let Some(mut server) = self.server.take()
+            && timeout(SHUTDOWN_PATIENCE, &mut server).await.is_err()
+        {
+            server.abort();
+            drop(server.await);
+        }
+        for task in self.tasks.drain(..) {
+            task.abort();
+            drop(task.await);
+        }
+        let shared = self.shared.clone();
+        drop(self);
+        let (raft, machines, wal) = (shared.raft.clone(), shared.machines.clone(), shared.wal.clone());
+        drop(shared);
+        blocking(move || {
+            raft.shutdown();
+            machines.shards().close()?;
+            wal.close()?;
+            Ok::<(), NodeError>(())
+        })
+        .await
+    }
+
+    /// Makes the meta group with this node as its only voter and registers it there. Repeatable.
+    async fn found(&self, marker: &Marker) -> Result<(), NodeError> {
+        let replica = ReplicaId::on(self.shared.own, 1);
+        let descriptor = v1::Shard {
+            predicate: META_PREDICATE.to_owned(),
+            group: GroupId::META.0,
+            epoch: 1,
+            kind: v1::ShardKind::Meta.into(),
+            replicas_wanted: META_REPLICAS,
+            initial: vec![replica.get()],
+            ..Default::default()
+        };
+        let spec = GroupSpec {
+            group: GroupId::META,
+            replica,
+            descriptor: descriptor.encode_to_vec().into(),
+            epoch: 1,
+            initial: Some(v1::ConfState { voters: vec![replica.get()], ..Default::default() }),
+        };
+        let group = self.shared.raft.create_group(spec).await?;
+        let bootstrap = v1::BootstrapCluster {
+            cluster: self.shared.cluster.as_bytes().to_vec().into(),
+            node: Some(v1::RegisterNode {
+                address: self.shared.address.clone(),
+                engine: self.shared.engine.to_string(),
+                boot_token: self.shared.wal.incarnation(),
+                nonce: marker.nonce.as_bytes().to_vec().into(),
+                ..Default::default()
+            }),
+            meta_replicas: META_REPLICAS,
+        };
+        let mut reason = String::new();
+        for _ in 0..(JOIN_PATIENCE.as_millis() / RETRY.as_millis()) {
+            if let Err(rejected) = group.wait_for_leader().await {
+                reason = rejected.to_string();
+            } else {
+                match self.shared.meta_command(Body::Bootstrap(bootstrap.clone())).await {
+                    Ok(reply) => match reply.body {
+                        Some(Answer::Refused(refused))
+                            if refused.reason() != v1::MetaRefusal::Bootstrapped =>
+                        {
+                            return Err(NodeError::Founding { reason: refused.text });
+                        }
+                        _ => break,
+                    },
+                    Err(status) => reason = status.message().to_owned(),
+                }
+            }
+            sleep(RETRY).await;
+        }
+        let mut views = self.shared.map.subscribe();
+        match timeout(JOIN_PATIENCE, views.wait_for(|view| view.version() > 0)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(NodeError::Founding { reason }),
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.shared.stop.send_replace(true);
+        self.shared.transport.stop();
+    }
+}
+
+/// Runs what blocks away from the network's threads.
+async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, NodeError>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    NodeError: From<E>,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(failure) => match failure.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(failure) => Err(NodeError::Serve(failure.to_string())),
+        },
+    }
+}
+
+async fn bind(address: &str) -> Result<TcpListener, NodeError> {
+    let resolved = loopback_only(address).await?;
+    TcpListener::bind(&*resolved).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => NodeError::PortInUse { address: address.to_owned() },
+        _ => NodeError::Listen { address: address.to_owned(), source },
+    })
+}
+
+/// The address as others are told it: the host as it was given, the port as it was bound.
+fn advertised(listen: &str, port: u16) -> String {
+    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
+    format!("{host}:{port}")
+}
+
+fn choose_engine(config: &NodeConfig, marker: Option<&Marker>) -> Result<EngineKind, NodeError> {
+    let Some(marker) = marker else { return Ok(config.engine.unwrap_or(EngineKind::Fjall)) };
+    let found: EngineKind =
+        marker.engine.parse().map_err(|_| NodeError::UnknownEngine { name: marker.engine.clone() })?;
+    match config.engine {
+        Some(asked) if asked != found => {
+            Err(NodeError::OtherEngine { path: config.dir.clone(), found: found.to_string() })
+        }
+        _ => Ok(found),
+    }
+}
+
+async fn open_wal(config: &NodeConfig, path: &Path) -> Result<Wal, NodeError> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)
+            .map_err(|source| NodeError::Io { path: parent.to_owned(), source })?;
+    }
+    let mut options = pontoon_wal::Options::new(path);
+    if let Some(segment_bytes) = config.segment_bytes {
+        options.segment_bytes = segment_bytes;
+    }
+    if !config.durable {
+        options.durability = Durability::System;
+    }
+    let (wal, report) = blocking(move || Wal::open(options)).await?;
+    info!(path = %path.display(), ?report, "the log is open");
+    Ok(wal)
+}
+
+async fn open_engine(kind: EngineKind, directory: &Directory) -> Result<Arc<ShardMachines>, NodeError> {
+    let path = directory.engine();
+    blocking(move || ShardMachines::new(engine::open(kind, &path)?)).await
+}
+
+/// Checks that marker and log speak of the same node.
+fn check_owner(
+    dir: &Path,
+    wal: &Path,
+    marker: Option<&Marker>,
+    stored: Option<&Identity>,
+) -> Result<(), NodeError> {
+    let name = |cluster: ClusterId, node: NodeId| format!("node {node} of cluster {cluster}");
+    let owner = stored.map(|identity| name(identity.cluster, identity.node));
+    let foreign = |path: &Path, found: String, expected: String| {
+        Err(NodeError::ForeignDirectory { path: path.to_owned(), found, expected })
+    };
+    match (marker, owner) {
+        (None, Some(found)) => foreign(wal, found, "a new node".to_owned()),
+        (Some(Marker { cluster: Some(cluster), node: Some(node), .. }), owner) => {
+            let node = NodeId::new(*node).map_err(|error| NodeError::ForeignDirectory {
+                path: dir.to_owned(),
+                found: error.to_string(),
+                expected: "a node".to_owned(),
+            })?;
+            let expected = name(ClusterId(*cluster), node);
+            match owner {
+                Some(found) if found == expected => Ok(()),
+                Some(found) => foreign(wal, found, expected),
+                None => foreign(wal, "nobody (it is empty)".to_owned(), expected),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn establish(wal: &Wal, cluster: ClusterId, node: u64, address: &str) -> Result<Identity, NodeError> {
+    let node = NodeId::new(node).map_err(|error| NodeError::Founding { reason: error.to_string() })?;
+    let (wal, address) = (wal.clone(), address.to_owned());
+    blocking(move || Identity::establish(&wal, cluster, node, &address)).await
+}
+
+/// Asks the cluster for an id. The answer is the same however often it is asked with this directory's nonce.
+async fn join(
+    config: &NodeConfig,
+    wal: &Wal,
+    marker: &Marker,
+    engine: EngineKind,
+    own_address: &str,
+    channels: &Channels,
+    map: &MapCache,
+) -> Result<Identity, NodeError> {
+    let Some(address) = config.join.clone() else {
+        return Err(NodeError::JoinRefused {
+            address: "?".to_owned(),
+            reason: "this directory began to join a cluster; start it with --join again".to_owned(),
+        });
+    };
+    let request = v1::JoinRequest {
+        address: own_address.to_owned(),
+        engine: engine.to_string(),
+        labels: config.labels.clone(),
+        capacity_bytes: config.capacity_bytes,
+        nonce: marker.nonce.as_bytes().to_vec().into(),
+        boot_token: wal.incarnation(),
+        hops: 0,
+        replace: config.replace.map_or(0, NodeId::get),
+    };
+    let reply = ask_to_join(&address, request, channels).await?;
+    let refused = |reason: String| NodeError::JoinRefused { address: address.clone(), reason };
+    let cluster = ClusterId::from_slice(&reply.cluster).map_err(|error| refused(error.to_string()))?;
+    map.offer(reply.map.unwrap_or_default());
+    establish(wal, cluster, reply.node, own_address).await
+}
+
+async fn ask_to_join(
+    address: &str,
+    request: v1::JoinRequest,
+    channels: &Channels,
+) -> Result<v1::JoinReply, NodeError> {
+    let started = Instant::now();
+    loop {
+        let status = match channels.admin(address) {
+            Ok(mut client) => match timeout(JOIN_PATIENCE, client.join(request.clone())).await {
+                Ok(Ok(reply)) => return Ok(reply.into_inner()),
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded("no answer"),
+            },
+            Err(status) => status,
+        };
+        // A connection that was never made has a source; an answer from the other side has none.
+        let unreachable = status.code() == Code::Unavailable && std::error::Error::source(&status).is_some();
+        let patience = if unreachable { REACH_PATIENCE } else { JOIN_PATIENCE };
+        let retry = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown);
+        if !retry || started.elapsed() >= patience {
+            let (address, reason) = (address.to_owned(), status.message().to_owned());
+            return Err(match unreachable {
+                true => NodeError::NobodyAnswers { address, reason },
+                false => NodeError::JoinRefused { address, reason },
+            });
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// Tells the meta group where this node listens now and under which boot token, until it is heard.
+async fn announce(shared: Arc<Shared>) {
+    let request = v1::AnnounceRequest {
+        node: shared.own.get(),
+        address: shared.address.clone(),
+        boot_token: shared.wal.incarnation(),
+        hops: 0,
+    };
+    let mut stop = shared.stop.subscribe();
+    let announce = async {
+        loop {
+            match shared.at_meta_leader(request.clone()).await {
+                Ok(_) => return,
+                Err(status) if status.code() == Code::Unavailable => {}
+                Err(status) => {
+                    warn!(reason = status.message(), "the cluster did not take this node's address")
+                }
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        () = announce => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+}
+
+async fn log_events(shared: Arc<Shared>) {
+    use tokio::sync::broadcast::error::RecvError;
+    let mut events = shared.raft.events();
+    loop {
+        match events.recv().await {
+            Ok(Event::ReplicaDead { group, reason }) => error!(%group, reason, "a replica is dead"),
+            Ok(Event::LogFailed { reason }) => {
+                error!(reason, "the log failed; restart the node on a healthy disk")
+            }
+            Ok(Event::SnapshotInstalled { group, index, bytes }) => {
+                info!(%group, index, bytes, "snapshot installed")
+            }
+            Ok(Event::LeaderChanged { group, leader, .. }) => shared.map.set_leader(group, leader.node()),
+            Ok(other) => warn!(?other, "runtime"),
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_told_the_host_as_given_and_the_port_as_bound() {
+        assert_eq!(advertised("127.0.0.1:0", 7001), "127.0.0.1:7001");
+        assert_eq!(advertised("[::1]:0", 7001), "[::1]:7001");
+        assert_eq!(advertised("localhost:7000", 7000), "localhost:7000");
+    }
+
+    #[test]
+    fn a_directory_keeps_its_engine() {
+        let marker = Marker::new(State::Member, "sled".to_owned());
+        let mut config = NodeConfig::new("d", "127.0.0.1:0");
+        assert_eq!(choose_engine(&config, Some(&marker)).unwrap(), EngineKind::Sled);
+        assert_eq!(choose_engine(&config, None).unwrap(), EngineKind::Fjall);
+        config.engine = Some(EngineKind::Fjall);
+        let error = choose_engine(&config, Some(&marker)).unwrap_err();
+        assert!(error.to_string().contains("--engine sled"), "{error}");
+    }
+}

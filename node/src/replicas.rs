@@ -1,0 +1,201 @@
+//! What other nodes ask of the replicas on this one. Every call says "ensure", so that each may be repeated.
+
+use std::sync::Arc;
+
+use pontoon_proto::{GroupId, ReplicaId, v1};
+use pontoon_raftstore::{Error, Group, GroupSpec, GroupStatus, MemberChange, Rejected, Role};
+use prost::Message;
+use tonic::Status;
+
+use crate::{route::Refused, shared::Shared};
+
+impl Shared {
+    /// Makes a replica exist here.
+    pub(crate) async fn ensure_replica(
+        self: &Arc<Self>,
+        request: v1::EnsureReplicaRequest,
+    ) -> Result<v1::EnsureReplicaReply, Status> {
+        self.check_driver(request.driver_term)?;
+        let shard = request.shard.ok_or_else(|| Status::invalid_argument("which shard?"))?;
+        let replica = replica_id(request.replica)?;
+        if replica.node() != self.own {
+            return Err(Status::invalid_argument(format!("{replica} does not belong on {}", self.own)));
+        }
+        let spec = GroupSpec {
+            group: GroupId(shard.group),
+            replica,
+            descriptor: shard.encode_to_vec().into(),
+            epoch: shard.epoch,
+            initial: request.initial,
+        };
+        let group = self.raft.create_group(spec).await.map_err(|error| match error {
+            Error::Tombstoned { .. } | Error::OtherReplica { .. } | Error::Damaged { .. } => {
+                Status::failed_precondition(error.to_string())
+            }
+            other => Status::internal(other.to_string()),
+        })?;
+        Ok(v1::EnsureReplicaReply { replica: Some(self.info(&group)) })
+    }
+
+    /// Makes a replica never exist here again.
+    pub(crate) async fn fence_replica(
+        self: &Arc<Self>,
+        request: v1::FenceReplicaRequest,
+    ) -> Result<v1::FenceReplicaReply, Status> {
+        self.check_driver(request.driver_term)?;
+        let (group, replica) = (GroupId(request.group), replica_id(request.replica)?);
+        self.raft
+            .destroy_replica(group, replica)
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(v1::FenceReplicaReply {})
+    }
+
+    pub(crate) async fn replica_status(
+        self: &Arc<Self>,
+        request: v1::ReplicaStatusRequest,
+    ) -> Result<v1::ReplicaStatusReply, Status> {
+        let group = GroupId(request.group);
+        Ok(v1::ReplicaStatusReply {
+            replica: self.raft.group(group).map(|group| self.info(&group)),
+            min_replica: self.wal.tombstone(group).unwrap_or(0),
+        })
+    }
+
+    pub(crate) async fn change_members(
+        self: &Arc<Self>,
+        request: v1::ChangeMembersRequest,
+    ) -> Result<v1::ChangeMembersReply, Status> {
+        self.check_driver(request.driver_term)?;
+        let change = match request.change.and_then(|change| change.change) {
+            Some(v1::member_change::Change::AddLearner(replica)) => {
+                MemberChange::AddLearner(replica_id(replica)?)
+            }
+            Some(v1::member_change::Change::Promote(replica)) => MemberChange::Promote(replica_id(replica)?),
+            Some(v1::member_change::Change::Remove(replica)) => MemberChange::Remove(replica_id(replica)?),
+            Some(v1::member_change::Change::EnterJoint(joint)) => MemberChange::EnterJoint {
+                promote: joint.promote.into_iter().map(replica_id).collect::<Result<_, _>>()?,
+                demote: joint.demote.into_iter().map(replica_id).collect::<Result<_, _>>()?,
+            },
+            Some(v1::member_change::Change::LeaveJoint(_)) => MemberChange::LeaveJoint,
+            None => return Err(Status::invalid_argument("which change?")),
+        };
+        let group = match self.local_group(request.group) {
+            Ok(group) => group,
+            Err(refusal) => return Ok(v1::ChangeMembersReply { refusal: Some(*refusal), replica: None }),
+        };
+        match group.change(change).await {
+            Ok(()) => Ok(v1::ChangeMembersReply { refusal: None, replica: Some(self.info(&group)) }),
+            Err(rejected) => {
+                let refusal = Some(self.rejected(rejected, request.group));
+                Ok(v1::ChangeMembersReply { refusal, replica: Some(self.info(&group)) })
+            }
+        }
+    }
+
+    pub(crate) async fn transfer_leader(
+        self: &Arc<Self>,
+        request: v1::TransferLeaderRequest,
+    ) -> Result<v1::TransferLeaderReply, Status> {
+        self.check_driver(request.driver_term)?;
+        let to = replica_id(request.to)?;
+        let group = match self.local_group(request.group) {
+            Ok(group) => group,
+            Err(refusal) => return Ok(v1::TransferLeaderReply { refusal: Some(*refusal) }),
+        };
+        let refusal =
+            group.transfer_leader(to).await.err().map(|rejected| self.rejected(rejected, request.group));
+        Ok(v1::TransferLeaderReply { refusal })
+    }
+
+    pub(crate) async fn confirm_members(
+        self: &Arc<Self>,
+        request: v1::ConfirmMembersRequest,
+    ) -> Result<v1::ConfirmMembersReply, Status> {
+        let group = match self.local_group(request.group) {
+            Ok(group) => group,
+            Err(refusal) => {
+                return Ok(v1::ConfirmMembersReply { refusal: Some(*refusal), ..Default::default() });
+            }
+        };
+        match group.read_barrier().await {
+            Ok(index) => {
+                let conf_state = Some(group.status().borrow().conf_state.clone());
+                Ok(v1::ConfirmMembersReply { refusal: None, conf_state, index })
+            }
+            Err(rejected) => {
+                let refusal = Some(self.rejected(rejected, request.group));
+                Ok(v1::ConfirmMembersReply { refusal, ..Default::default() })
+            }
+        }
+    }
+
+    fn local_group(&self, group: u64) -> Result<Group, Box<v1::Refusal>> {
+        let id = GroupId(group);
+        self.raft.group(id).ok_or_else(|| Box::new(self.rejected(Rejected::NoGroup(id), group)))
+    }
+
+    fn rejected(&self, rejected: Rejected, group: u64) -> v1::Refusal {
+        let shard = self.map.view().shard(GroupId(group)).cloned();
+        self.explain(
+            Refused::Rejected(rejected),
+            &shard.unwrap_or_else(|| v1::Shard { group, ..Default::default() }),
+        )
+    }
+
+    /// A replica here, as other nodes and people are told of it.
+    pub(crate) fn info(&self, group: &Group) -> v1::ReplicaInfo {
+        let status = group.status().borrow().clone();
+        let bytes = self.machines.usage(group.id());
+        replica_info(&status, bytes)
+    }
+}
+
+fn replica_info(status: &GroupStatus, bytes: u64) -> v1::ReplicaInfo {
+    let progress = status
+        .progress
+        .iter()
+        .map(|peer| v1::ReplicaProgress {
+            replica: peer.replica.get(),
+            matched: peer.matched,
+            snapshot: peer.snapshot,
+            active: peer.active,
+        })
+        .collect();
+    v1::ReplicaInfo {
+        group: status.group.0,
+        replica: status.replica.get(),
+        role: role_name(status.role).to_owned(),
+        term: status.term,
+        leader: status.leader.map_or(0, ReplicaId::get),
+        first_index: status.first_index,
+        last_index: status.last_index,
+        persisted: status.persisted,
+        commit: status.commit,
+        applied: status.applied,
+        durable: status.durable,
+        epoch: status.epoch,
+        conf_state: Some(status.conf_state.clone()),
+        progress,
+        pull: status
+            .pull
+            .as_ref()
+            .map(|pull| v1::PullView { bytes_done: pull.bytes_done, bytes_total: pull.bytes_total }),
+        dead: status.dead.clone().unwrap_or_default(),
+        bytes,
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Follower => "follower",
+        Role::Candidate => "candidate",
+        Role::Learner => "learner",
+        Role::Dead => "dead",
+    }
+}
+
+fn replica_id(value: u64) -> Result<ReplicaId, Status> {
+    ReplicaId::new(value).map_err(|error| Status::invalid_argument(error.to_string()))
+}

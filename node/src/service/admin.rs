@@ -1,0 +1,166 @@
+//! Operating the cluster, and what nodes ask of each other. Each call is answered by a method of [`Shared`].
+
+use std::sync::Arc;
+
+use pontoon_proto::v1;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::{api::admin_server::Admin, calls::Call, shared::Shared};
+
+/// Serves `pontoon.v1.Admin`.
+#[derive(Debug)]
+pub(crate) struct AdminService {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl AdminService {
+    /// Answers from what this node has.
+    async fn here<C: Call>(&self, request: Request<C>) -> Result<Response<C::Reply>, Status> {
+        request.into_inner().run(self.shared.clone()).await.map(Response::new)
+    }
+
+    /// Answers through the leader of the meta group.
+    async fn meta<C: crate::calls::MetaCall>(
+        &self,
+        request: Request<C>,
+    ) -> Result<Response<C::Reply>, Status> {
+        self.shared.at_meta_leader(request.into_inner()).await.map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    type MoveWatchStream = ReceiverStream<Result<v1::MoveView, Status>>;
+    type MetaMapStream = ReceiverStream<Result<v1::ClusterMap, Status>>;
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        Ok(Response::new(self.shared.status().await))
+    }
+
+    async fn nodes(&self, _: Request<v1::NodesRequest>) -> Result<Response<v1::NodesReply>, Status> {
+        Ok(Response::new(v1::NodesReply { nodes: self.shared.node_views().await }))
+    }
+
+    async fn predicates(
+        &self,
+        request: Request<v1::PredicatesRequest>,
+    ) -> Result<Response<v1::PredicatesReply>, Status> {
+        self.shared.predicates(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn groups(&self, request: Request<v1::GroupsRequest>) -> Result<Response<v1::GroupsReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn create_predicate(
+        &self,
+        request: Request<v1::CreatePredicateRequest>,
+    ) -> Result<Response<v1::CreatePredicateReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn drop_predicate(
+        &self,
+        request: Request<v1::DropPredicateRequest>,
+    ) -> Result<Response<v1::DropPredicateReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn move_start(
+        &self,
+        request: Request<v1::MoveStartRequest>,
+    ) -> Result<Response<v1::MoveStartReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn move_list(
+        &self,
+        request: Request<v1::MoveListRequest>,
+    ) -> Result<Response<v1::MoveListReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn move_watch(
+        &self,
+        request: Request<v1::MoveWatchRequest>,
+    ) -> Result<Response<Self::MoveWatchStream>, Status> {
+        let views = self.shared.watch_move(request.into_inner().id).await?;
+        Ok(Response::new(ReceiverStream::new(views)))
+    }
+
+    async fn move_cancel(
+        &self,
+        request: Request<v1::MoveCancelRequest>,
+    ) -> Result<Response<v1::MoveCancelReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<v1::EventsReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn announce(
+        &self,
+        request: Request<v1::AnnounceRequest>,
+    ) -> Result<Response<v1::AnnounceReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::NodeView>, Status> {
+        self.here(request).await
+    }
+
+    async fn meta_map(
+        &self,
+        request: Request<v1::MetaMapRequest>,
+    ) -> Result<Response<Self::MetaMapStream>, Status> {
+        Ok(Response::new(ReceiverStream::new(self.shared.meta_map(&request.into_inner()))))
+    }
+
+    async fn ensure_replica(
+        &self,
+        request: Request<v1::EnsureReplicaRequest>,
+    ) -> Result<Response<v1::EnsureReplicaReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn fence_replica(
+        &self,
+        request: Request<v1::FenceReplicaRequest>,
+    ) -> Result<Response<v1::FenceReplicaReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn replica_status(
+        &self,
+        request: Request<v1::ReplicaStatusRequest>,
+    ) -> Result<Response<v1::ReplicaStatusReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<v1::ChangeMembersRequest>,
+    ) -> Result<Response<v1::ChangeMembersReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn confirm_members(
+        &self,
+        request: Request<v1::ConfirmMembersRequest>,
+    ) -> Result<Response<v1::ConfirmMembersReply>, Status> {
+        self.here(request).await
+    }
+}

@@ -1,0 +1,95 @@
+//! What the services and tasks of one node share.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use dashmap::DashMap;
+use pontoon_proto::{ClusterId, GroupId, NodeId};
+use pontoon_raftstore::{MultiRaft, Role};
+use pontoon_shard::EngineKind;
+use pontoon_wal::Wal;
+use tokio::sync::{Mutex, watch};
+use tonic::Status;
+
+use crate::{channels::Channels, machines::NodeMachines, map::MapCache, transport::PeerTransport};
+
+/// A running node, without its server.
+pub(crate) struct Shared {
+    pub(crate) cluster: ClusterId,
+    pub(crate) own: NodeId,
+    pub(crate) address: String,
+    pub(crate) engine: EngineKind,
+    pub(crate) wal: Wal,
+    pub(crate) raft: MultiRaft,
+    pub(crate) machines: Arc<NodeMachines>,
+    pub(crate) map: Arc<MapCache>,
+    pub(crate) channels: Channels,
+    pub(crate) transport: Arc<PeerTransport>,
+    /// Predicates that are being created on behalf of a first write.
+    pub(crate) creating: DashMap<String, Arc<Mutex<()>>>,
+    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) started: Instant,
+    /// The highest meta term that a driver showed: an older driver's late calls are refused.
+    pub(crate) driver_term: AtomicU64,
+    pub(crate) turns: AtomicUsize,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("own", &self.own)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// A number that rises with each call.
+    pub(crate) fn turn(&self) -> usize {
+        self.turns.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Why the node is not ready to serve; `None` if it is.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        if *self.stop.borrow() {
+            return Some("the node is shutting down".to_owned());
+        }
+        if self.map.view().version() == 0 {
+            return Some("no map of the cluster yet".to_owned());
+        }
+        None
+    }
+
+    /// Checks the term of whoever drives a move: a driver that was followed by another must not act any more.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` for an older driver.
+    pub(crate) fn check_driver(&self, term: u64) -> Result<(), Status> {
+        let seen = self.driver_term.fetch_max(term, Ordering::Relaxed);
+        if term != 0 && term < seen {
+            return Err(Status::failed_precondition(format!(
+                "driver of term {term} was followed by one of term {seen}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The term in which this node leads the meta group, `None` if it does not.
+    pub(crate) fn meta_term(&self) -> Option<u64> {
+        let group = self.raft.group(GroupId::META)?;
+        let status = group.status();
+        let status = status.borrow();
+        (status.role == Role::Leader).then_some(status.term)
+    }
+
+    /// The bytes of the log's files.
+    pub(crate) fn wal_bytes(&self) -> u64 {
+        self.wal.usage().disk_bytes
+    }
+}

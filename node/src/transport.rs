@@ -1,0 +1,368 @@
+//! Raft's way to other nodes: per peer three queues and three streams, each on a connection of its own.
+//!
+//! ```text
+//!  core loop ── send ──> queue per (peer, class), bounded in bytes
+//!                            └─ pump task ── Greeting, HelloReply, PeerBatch… ──> the peer's Peer service
+//! ```
+//!
+//! - A connection per class: a chunk of a snapshot can fill its socket without holding up a heartbeat.
+//! - A queue is bounded in bytes. What does not fit is dropped and the peer reported unreachable; Raft repeats it.
+//! - Nothing is sent before both sides have accepted each other's greeting.
+//! - While a peer cannot be reached its queues are emptied, so that old messages never pile up for a returning node.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use pontoon_proto::{
+    NodeId,
+    v1::{self, PeerMessage, peer_frame::Frame},
+};
+use pontoon_raftstore::{Class, MultiRaft, Transport};
+use prost::Message;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tracing::{debug, info, warn};
+
+use crate::{
+    api::peer_client::PeerClient,
+    channels::{MESSAGE_LIMIT_BYTES, endpoint},
+    map::MapCache,
+};
+
+/// Messages are packed into one frame up to about this size.
+const FRAME_BYTES: usize = 1 << 20;
+/// Frames that wait between a pump and its socket. Few: the queue before the pump is the one that is bounded in bytes.
+const FRAMES_AHEAD: usize = 4;
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+const BACKOFF_FIRST: Duration = Duration::from_millis(20);
+const BACKOFF_MOST: Duration = Duration::from_millis(500);
+
+fn queue_limit_bytes(class: Class) -> usize {
+    match class {
+        Class::Control => 8 << 20,
+        Class::Append => 64 << 20,
+        Class::Snapshot => 32 << 20,
+    }
+}
+
+/// The number of a class in a [`v1::Greeting`].
+pub(crate) fn class_number(class: Class) -> u32 {
+    match class {
+        Class::Control => 0,
+        Class::Append => 1,
+        Class::Snapshot => 2,
+    }
+}
+
+/// Implements [`Transport`] over gRPC streams.
+pub(crate) struct PeerTransport {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    own: NodeId,
+    map: Arc<MapCache>,
+    /// Set once the runtime is open, emptied at shutdown: the runtime owns the transport, not the other way round.
+    raft: RwLock<Option<MultiRaft>>,
+    links: DashMap<NodeId, Arc<[Link; 3]>>,
+    runtime: tokio::runtime::Handle,
+    stop: watch::Sender<bool>,
+}
+
+struct Link {
+    queue: mpsc::UnboundedSender<Packet>,
+    queued_bytes: Arc<AtomicUsize>,
+    connected: Arc<AtomicBool>,
+}
+
+struct Packet {
+    messages: Vec<PeerMessage>,
+    bytes: usize,
+}
+
+impl fmt::Debug for PeerTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerTransport").field("own", &self.inner.own).finish_non_exhaustive()
+    }
+}
+
+impl PeerTransport {
+    /// Must be called within a tokio runtime; the pumps run there.
+    pub(crate) fn new(own: NodeId, map: Arc<MapCache>) -> Self {
+        PeerTransport {
+            inner: Arc::new(Inner {
+                own,
+                map,
+                raft: RwLock::new(None),
+                links: DashMap::new(),
+                runtime: tokio::runtime::Handle::current(),
+                stop: watch::Sender::new(false),
+            }),
+        }
+    }
+
+    /// Tells where greetings are checked and failures reported. Before this call nothing is sent.
+    pub(crate) fn attach(&self, raft: MultiRaft) {
+        *self.inner.raft.write().expect("never poisoned: held only to assign") = Some(raft);
+    }
+
+    /// Ends all streams and lets go of the runtime.
+    pub(crate) fn stop(&self) {
+        self.inner.stop.send_replace(true);
+        self.inner.links.clear();
+        *self.inner.raft.write().expect("never poisoned: held only to assign") = None;
+    }
+
+    /// Whether the control stream to a peer stands.
+    pub(crate) fn reaches(&self, peer: NodeId) -> bool {
+        peer == self.inner.own
+            || self.inner.links.get(&peer).is_some_and(|links| links[0].connected.load(Ordering::Relaxed))
+    }
+}
+
+impl Transport for PeerTransport {
+    fn send(&self, to: NodeId, class: Class, messages: Vec<PeerMessage>) {
+        if messages.is_empty() || to == self.inner.own || *self.inner.stop.borrow() {
+            return;
+        }
+        let links = self.inner.links(to);
+        let link = &links[class_number(class) as usize];
+        let bytes = messages.iter().map(Message::encoded_len).sum::<usize>();
+        if link.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > queue_limit_bytes(class) {
+            link.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.inner.unreachable(to);
+            return;
+        }
+        if link.queue.send(Packet { messages, bytes }).is_err() {
+            link.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Inner {
+    fn raft(&self) -> Option<MultiRaft> {
+        self.raft.read().expect("never poisoned: held only to assign").clone()
+    }
+
+    fn unreachable(&self, peer: NodeId) {
+        if let Some(raft) = self.raft() {
+            raft.unreachable(peer);
+        }
+    }
+
+    fn links(self: &Arc<Self>, peer: NodeId) -> Arc<[Link; 3]> {
+        if let Some(links) = self.links.get(&peer) {
+            return links.clone();
+        }
+        self.links
+            .entry(peer)
+            .or_insert_with(|| Arc::new(Class::ALL.map(|class| self.start(peer, class))))
+            .clone()
+    }
+
+    fn start(self: &Arc<Self>, peer: NodeId, class: Class) -> Link {
+        let (queue, packets) = mpsc::unbounded_channel();
+        let (queued_bytes, connected) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let pump = Pump {
+            inner: self.clone(),
+            peer,
+            class,
+            packets,
+            queued_bytes: queued_bytes.clone(),
+            connected: connected.clone(),
+        };
+        let mut stop = self.stop.subscribe();
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = pump.run() => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        });
+        Link { queue, queued_bytes, connected }
+    }
+}
+
+/// Carries one queue to one peer, connecting as often as it takes.
+struct Pump {
+    inner: Arc<Inner>,
+    peer: NodeId,
+    class: Class,
+    packets: mpsc::UnboundedReceiver<Packet>,
+    queued_bytes: Arc<AtomicUsize>,
+    connected: Arc<AtomicBool>,
+}
+
+/// Why a stream was not made or ended.
+enum Ended {
+    /// The queue's owner is gone.
+    Stopped,
+    Broken(String),
+    Refused(String),
+}
+
+impl Pump {
+    async fn run(mut self) {
+        let mut backoff = BACKOFF_FIRST;
+        let mut complained = false;
+        loop {
+            // Nothing to say, nobody to call: a peer that is never addressed is never dialed.
+            let Some(first) = self.packets.recv().await else { return };
+            self.queued_bytes.fetch_sub(first.bytes, Ordering::Relaxed);
+
+            let (ended, was_connected) = match self.connect().await {
+                Ok((frames, mut answers)) => {
+                    self.connected.store(true, Ordering::Relaxed);
+                    info!(peer = %self.peer, class = ?self.class, "stream to peer stands");
+                    let ended = self.carry(first, &frames, &mut answers).await;
+                    self.connected.store(false, Ordering::Relaxed);
+                    (ended, true)
+                }
+                Err(ended) => (ended, false),
+            };
+            if was_connected {
+                (backoff, complained) = (BACKOFF_FIRST, false);
+            }
+            match ended {
+                Ended::Stopped => return,
+                Ended::Refused(reason) if !complained => {
+                    warn!(peer = %self.peer, class = ?self.class, reason, "greeting was refused");
+                    complained = true;
+                }
+                Ended::Broken(reason) if !complained => {
+                    info!(peer = %self.peer, class = ?self.class, reason, "no stream to peer; trying on");
+                    complained = true;
+                }
+                Ended::Refused(reason) | Ended::Broken(reason) => {
+                    debug!(peer = %self.peer, class = ?self.class, reason, "no stream to peer");
+                }
+            }
+            self.inner.unreachable(self.peer);
+            sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MOST);
+            // Keep what arrived last, if anything did: it makes the next attempt start at once.
+            self.discard_all_but_last();
+        }
+    }
+
+    fn discard_all_but_last(&mut self) {
+        while self.packets.len() > 1 {
+            let Ok(packet) = self.packets.try_recv() else { return };
+            self.queued_bytes.fetch_sub(packet.bytes, Ordering::Relaxed);
+        }
+    }
+
+    async fn connect(&self) -> Result<(mpsc::Sender<v1::PeerFrame>, tonic::Streaming<v1::PeerFrame>), Ended> {
+        let broken = |what: &dyn fmt::Display| Ended::Broken(what.to_string());
+        let raft = self.inner.raft().ok_or_else(|| broken(&"the runtime is not open"))?;
+        let address =
+            self.inner.map.address(self.peer).ok_or_else(|| broken(&"its address is not known yet"))?;
+        let channel =
+            endpoint(&address).map_err(|error| broken(&error))?.connect().await.map_err(|error| {
+                broken(&format!(
+                    "{address}: {}",
+                    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
+                ))
+            })?;
+        let mut client = PeerClient::new(channel)
+            .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+            .max_encoding_message_size(2 * MESSAGE_LIMIT_BYTES);
+
+        let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
+        let greeting = v1::Greeting { hello: Some(raft.hello()), class: class_number(self.class) };
+        let greeting = v1::PeerFrame { frame: Some(Frame::Greeting(greeting)) };
+        frames.try_send(greeting).expect("the channel is empty and its receiver is at hand");
+        let greet = async {
+            let mut answers = client.stream(ReceiverStream::new(outgoing)).await?.into_inner();
+            let first = answers.message().await?;
+            Ok::<_, tonic::Status>((answers, first))
+        };
+        let (answers, first) = timeout(GREETING_TIMEOUT, greet)
+            .await
+            .map_err(|_| broken(&format!("{address} does not answer the greeting")))?
+            .map_err(|status| broken(&format!("{address}: {}", status.message())))?;
+
+        let Some(Frame::Reply(reply)) = first.and_then(|frame| frame.frame) else {
+            return Err(broken(&format!("{address} does not speak this protocol")));
+        };
+        if !reply.refused.is_empty() {
+            return Err(Ended::Refused(reply.refused));
+        }
+        let hello = reply.hello.ok_or_else(|| broken(&format!("{address} does not say who it is")))?;
+        if hello.node != self.peer.get() {
+            return Err(Ended::Refused(format!("at {address} is node {}, not {}", hello.node, self.peer)));
+        }
+        // The check makes the peer's token durable, so it blocks.
+        let checked = raft.clone();
+        let verdict = tokio::task::spawn_blocking(move || checked.check_hello(&hello))
+            .await
+            .map_err(|error| broken(&error))?;
+        if !verdict.refused.is_empty() {
+            return Err(Ended::Refused(verdict.refused));
+        }
+        raft.accepted_by(self.peer);
+        Ok((frames, answers))
+    }
+
+    /// Sends until the stream or the queue ends.
+    async fn carry(
+        &mut self,
+        first: Packet,
+        frames: &mpsc::Sender<v1::PeerFrame>,
+        answers: &mut tonic::Streaming<v1::PeerFrame>,
+    ) -> Ended {
+        let mut next = Some(first);
+        loop {
+            let packet = match next.take() {
+                Some(packet) => packet,
+                None => {
+                    tokio::select! {
+                        packet = self.packets.recv() => {
+                            let Some(packet) = packet else { return Ended::Stopped };
+                            self.queued_bytes.fetch_sub(packet.bytes, Ordering::Relaxed);
+                            packet
+                        }
+                        ended = ended(answers) => return ended,
+                    }
+                }
+            };
+            let Packet { mut messages, mut bytes } = packet;
+            while bytes < FRAME_BYTES {
+                let Ok(more) = self.packets.try_recv() else { break };
+                self.queued_bytes.fetch_sub(more.bytes, Ordering::Relaxed);
+                if bytes + more.bytes > MESSAGE_LIMIT_BYTES / 2 {
+                    next = Some(more);
+                    break;
+                }
+                messages.extend(more.messages);
+                bytes += more.bytes;
+            }
+            let frame = v1::PeerFrame { frame: Some(Frame::Batch(v1::PeerBatch { messages })) };
+            tokio::select! {
+                sent = frames.send(frame) => {
+                    if sent.is_err() {
+                        return Ended::Broken("the connection was closed".to_owned());
+                    }
+                }
+                ended = ended(answers) => return ended,
+            }
+        }
+    }
+}
+
+/// After its first answer a peer says nothing more; whatever comes is the end of the stream.
+async fn ended(answers: &mut tonic::Streaming<v1::PeerFrame>) -> Ended {
+    match answers.next().await {
+        None | Some(Ok(_)) => Ended::Broken("the peer ended the stream".to_owned()),
+        Some(Err(status)) => Ended::Broken(status.message().to_owned()),
+    }
+}

@@ -1,0 +1,344 @@
+//! What people are told: nodes, predicates, groups and moves, put together from the map and from what nodes report.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+use tonic::Status;
+
+use crate::shared::Shared;
+
+/// A node that does not answer within this time is shown as unreachable.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a watched move is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// A live replica this many entries behind is a problem.
+const LAG_PROBLEM: u64 = 10_000;
+
+impl Shared {
+    pub(crate) async fn status(self: &Arc<Self>) -> v1::StatusReply {
+        let view = self.map.view();
+        let shards = view.map().shards.iter().filter(|shard| shard.kind() != v1::ShardKind::Meta);
+        let dead = self.raft.groups().into_iter().filter_map(|group| {
+            let status = self.raft.group(group)?.status().borrow().clone();
+            let predicate = view.shard(group).map(|shard| shard.predicate.clone()).unwrap_or_default();
+            Some(v1::DeadReplica { group: group.0, predicate, reason: status.dead? })
+        });
+        v1::StatusReply {
+            cluster: self.cluster.as_bytes().to_vec().into(),
+            node: self.own.get(),
+            address: self.address.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: self.engine.to_string(),
+            meta_leader: self.meta_leader().map_or(view.map().meta_leader, NodeId::get),
+            map_version: view.version(),
+            nodes: self.node_views().await,
+            predicates: shards.clone().count() as u64,
+            groups: view.map().shards.len() as u64,
+            under_replicated: view.map().shards.iter().filter(|shard| under_replicated(shard)).count() as u64,
+            moves_running: view.map().moves.len() as u64,
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+            dead: dead.collect(),
+        }
+    }
+
+    /// Every node that is not removed, with its own report if it answers.
+    pub(crate) async fn node_views(self: &Arc<Self>) -> Vec<v1::NodeView> {
+        let view = self.map.view();
+        join_all(view.present().map(async |node| {
+            let report = match NodeId::new(node.id) {
+                Ok(id) => self.at_within(REPORT_TIMEOUT, id, v1::ReportRequest {}).await.ok(),
+                Err(_) => None,
+            };
+            match report {
+                Some(report) => v1::NodeView { node: Some(node.clone()), reachable: true, ..report },
+                None => v1::NodeView { node: Some(node.clone()), ..Default::default() },
+            }
+        }))
+        .await
+    }
+
+    /// What this node alone knows of itself.
+    pub(crate) async fn report(self: &Arc<Self>, _: v1::ReportRequest) -> Result<v1::NodeView, Status> {
+        let groups = self.raft.groups();
+        let leaders = groups
+            .iter()
+            .filter_map(|&group| self.raft.group(group))
+            .filter(|group| group.status().borrow().role == pontoon_raftstore::Role::Leader)
+            .count();
+        Ok(v1::NodeView {
+            node: self.map.view().node(self.own).cloned(),
+            reachable: true,
+            replicas: groups.len() as u64,
+            leaders: leaders as u64,
+            wal_bytes: self.wal_bytes(),
+            engine_bytes: groups.iter().map(|&group| self.machines.usage(group)).sum(),
+        })
+    }
+
+    pub(crate) async fn predicates(
+        self: &Arc<Self>,
+        request: v1::PredicatesRequest,
+    ) -> Result<v1::PredicatesReply, Status> {
+        let view = self.map.view();
+        if !request.predicate.is_empty() && view.predicate(&request.predicate).is_none() {
+            return Err(no_such_predicate(&request.predicate));
+        }
+        let groups = self.groups(v1::GroupsRequest::default()).await?;
+        let seen: BTreeMap<u64, &v1::GroupView> =
+            groups.groups.iter().map(|group| (group.group, group)).collect();
+        let chosen = view.map().shards.iter().filter(|shard| {
+            shard.kind() != v1::ShardKind::Meta
+                && (request.predicate.is_empty() || shard.predicate == request.predicate)
+        });
+        let predicates = chosen.map(|shard| {
+            let group = seen.get(&shard.group);
+            let running = view.map().moves.iter().find(|mv| mv.group == shard.group);
+            v1::PredicateView {
+                shard: Some(shard.clone()),
+                leader_node: group.map_or(0, |group| group.leader_node),
+                under_replicated: under_replicated(shard),
+                bytes: group
+                    .map_or(0, |group| group.replicas.iter().map(|replica| replica.bytes).max().unwrap_or(0)),
+                r#move: running.map_or(0, |mv| mv.id),
+            }
+        });
+        let mut predicates: Vec<_> = predicates.collect();
+        predicates.sort_by(|a, b| {
+            let name = |view: &v1::PredicateView| view.shard.as_ref().map(|shard| shard.predicate.clone());
+            name(a).cmp(&name(b))
+        });
+        Ok(v1::PredicatesReply { predicates })
+    }
+
+    pub(crate) async fn groups(
+        self: &Arc<Self>,
+        request: v1::GroupsRequest,
+    ) -> Result<v1::GroupsReply, Status> {
+        let view = self.map.view();
+        let mut groups: BTreeMap<u64, v1::GroupView> = BTreeMap::new();
+        let mut unreachable = Vec::new();
+        let mut add = |group: v1::GroupView| {
+            let entry = groups
+                .entry(group.group)
+                .or_insert_with(|| v1::GroupView { group: group.group, ..Default::default() });
+            entry.replicas.extend(group.replicas);
+        };
+        for id in self.raft.groups() {
+            if let Some(group) = self.raft.group(id)
+                && (request.group == 0 || request.group == id.0)
+            {
+                add(v1::GroupView { group: id.0, replicas: vec![self.info(&group)], ..Default::default() });
+            }
+        }
+        if !request.local {
+            let others: Vec<NodeId> = view
+                .present()
+                .filter_map(|node| NodeId::new(node.id).ok())
+                .filter(|&node| node != self.own)
+                .collect();
+            let local = v1::GroupsRequest { local: true, problem: false, ..request };
+            let answers =
+                others.iter().map(async |&node| (node, self.at_within(REPORT_TIMEOUT, node, local).await));
+            for (node, answer) in join_all(answers).await {
+                match answer {
+                    Ok(reply) => reply.groups.into_iter().for_each(&mut add),
+                    Err(_) => unreachable.push(node.get()),
+                }
+            }
+            for shard in
+                view.map().shards.iter().filter(|shard| request.group == 0 || request.group == shard.group)
+            {
+                add(v1::GroupView { group: shard.group, ..Default::default() });
+            }
+        }
+        let mut groups: Vec<_> =
+            groups.into_values().map(|group| describe(group, &view, request.local)).collect();
+        if request.problem {
+            groups.retain(|group| !group.problems.is_empty());
+        }
+        Ok(v1::GroupsReply { groups, unreachable })
+    }
+
+    /// A move with what its replicas say now.
+    pub(crate) async fn move_view(self: &Arc<Self>, mv: v1::Move) -> v1::MoveView {
+        let mut view = v1::MoveView { bytes_total: mv.bytes_total, ..Default::default() };
+        if matches!(mv.phase(), v1::MovePhase::Done) {
+            view.bytes_done = mv.bytes_total;
+        } else if let Ok(target) = ReplicaId::new(mv.target) {
+            let status = v1::ReplicaStatusRequest { group: mv.group };
+            let seen = self.at_within(REPORT_TIMEOUT, target.node(), status).await.ok();
+            if let Some(replica) = seen.and_then(|seen| seen.replica) {
+                match replica.pull {
+                    Some(pull) => (view.bytes_done, view.bytes_total) = (pull.bytes_done, pull.bytes_total),
+                    None if replica.applied > 0 => view.bytes_done = view.bytes_total,
+                    None => {}
+                }
+                view.lag = replica.commit.saturating_sub(replica.applied);
+            }
+        }
+        view.r#move = Some(mv);
+        view
+    }
+
+    /// Looks at a move again and again until it has ended.
+    pub(crate) async fn watch_move(
+        self: &Arc<Self>,
+        id: u64,
+    ) -> Result<mpsc::Receiver<Result<v1::MoveView, Status>>, Status> {
+        let first = self.find_move(id).await?;
+        let (sender, receiver) = mpsc::channel(4);
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let (mut mv, mut sent, mut last) = (first, None, (Instant::now(), 0));
+            loop {
+                let ended = is_ended(&mv);
+                let mut view = shared.move_view(mv).await;
+                let seconds = last.0.elapsed().as_secs_f64();
+                if last.1 > 0 && view.bytes_done > last.1 && seconds > 0.0 {
+                    view.rate = ((view.bytes_done - last.1) as f64 / seconds) as u64;
+                    let left = view.bytes_total.saturating_sub(view.bytes_done);
+                    view.eta_ms = (left * 1000).checked_div(view.rate).unwrap_or(0);
+                }
+                last = (Instant::now(), view.bytes_done);
+                if sent.as_ref() != Some(&view) {
+                    sent = Some(view.clone());
+                    if sender.send(Ok(view)).await.is_err() {
+                        return;
+                    }
+                }
+                if ended {
+                    return;
+                }
+                sleep(WATCH_INTERVAL).await;
+                mv = match shared.find_move(id).await {
+                    Ok(mv) => mv,
+                    Err(status) => {
+                        drop(sender.send(Err(status)).await);
+                        return;
+                    }
+                };
+            }
+        });
+        Ok(receiver)
+    }
+
+    /// A move's record: from the map while it runs, from the meta group's leader when it has ended.
+    async fn find_move(self: &Arc<Self>, id: u64) -> Result<v1::Move, Status> {
+        if let Some(mv) = self.map.view().map().moves.iter().find(|mv| mv.id == id) {
+            return Ok(mv.clone());
+        }
+        let list = self.at_meta_leader(v1::MoveListRequest { all: true, hops: 0 }).await?;
+        list.moves.into_iter().filter_map(|view| view.r#move).find(|mv| mv.id == id).ok_or_else(|| {
+            Status::not_found(format!("there is no move {id}; `pontoon move list` shows them"))
+        })
+    }
+}
+
+/// Whether a move has come to its end, one way or the other.
+pub(crate) fn is_ended(mv: &v1::Move) -> bool {
+    matches!(mv.phase(), v1::MovePhase::Done | v1::MovePhase::Aborted)
+}
+
+pub(crate) fn under_replicated(shard: &v1::Shard) -> bool {
+    shard.voters.len() < shard.replicas_wanted as usize
+}
+
+pub(crate) fn no_such_predicate(name: &str) -> Status {
+    Status::not_found(format!("there is no predicate {name:?}; `pontoon predicates` shows them"))
+}
+
+/// Adds what follows from the reports of a group's replicas.
+fn describe(mut group: v1::GroupView, view: &crate::map::MapView, local: bool) -> v1::GroupView {
+    let shard = view.shard(GroupId(group.group)).cloned();
+    group.predicate = shard.as_ref().map(|shard| shard.predicate.clone()).unwrap_or_default();
+    let leader =
+        group.replicas.iter().filter(|replica| replica.role == "leader").max_by_key(|replica| replica.term);
+    let named = leader.map_or_else(
+        || group.replicas.iter().max_by_key(|replica| replica.term).map_or(0, |replica| replica.leader),
+        |leader| leader.replica,
+    );
+    group.leader_node = ReplicaId::new(named).map_or(0, |replica| replica.node().get());
+    group.problems = problems(&group, shard.as_ref(), leader, local);
+    group.shard = shard;
+    group
+}
+
+fn problems(
+    group: &v1::GroupView,
+    shard: Option<&v1::Shard>,
+    leader: Option<&v1::ReplicaInfo>,
+    local: bool,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    for replica in &group.replicas {
+        let name =
+            ReplicaId::new(replica.replica).map_or_else(|_| "?".to_owned(), |replica| replica.to_string());
+        if !replica.dead.is_empty() {
+            problems.push(format!("replica {name} is dead: {}", replica.dead));
+        } else if let Some(leader) = leader
+            && leader.commit.saturating_sub(replica.applied) > LAG_PROBLEM
+        {
+            problems.push(format!(
+                "replica {name} is {} entries behind; it is catching up",
+                leader.commit - replica.applied
+            ));
+        }
+    }
+    if local {
+        return problems;
+    }
+    match leader {
+        None => problems.push("no replica leads; start the nodes that hold its members".to_owned()),
+        Some(leader) if leader.conf_state.as_ref().is_some_and(|conf| !conf.voters_outgoing.is_empty()) => {
+            problems.push("in a joint configuration; its leader is leaving it".to_owned());
+        }
+        Some(_) => {}
+    }
+    match shard {
+        None => problems.push("not in the map; it was dropped or is being made".to_owned()),
+        Some(shard) if under_replicated(shard) => problems.push(format!(
+            "{} of {} replicas; more are added as nodes join",
+            shard.voters.len(),
+            shard.replicas_wanted
+        )),
+        Some(_) => {}
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replica(node: u64, role: &str, commit: u64, applied: u64) -> v1::ReplicaInfo {
+        let replica = ReplicaId::on(NodeId::new(node).unwrap(), 1).get();
+        v1::ReplicaInfo { replica, role: role.to_owned(), term: 6, commit, applied, ..Default::default() }
+    }
+
+    #[test]
+    fn a_well_group_has_no_problem_and_a_hurt_one_names_each() {
+        let shard = v1::Shard { voters: vec![1, 2, 3], replicas_wanted: 3, ..Default::default() };
+        let well = vec![replica(1, "leader", 50, 50), replica(2, "follower", 50, 49)];
+        let leader = Some(&well[0]);
+        let group = v1::GroupView { replicas: well.clone(), ..Default::default() };
+        assert!(problems(&group, Some(&shard), leader, false).is_empty());
+
+        let dead = v1::ReplicaInfo { dead: "its log is damaged".to_owned(), ..replica(3, "dead", 0, 0) };
+        let late = replica(4, "follower", 0, 0);
+        let far = v1::ReplicaInfo { commit: 90_000, ..well[0].clone() };
+        let group = v1::GroupView { replicas: vec![dead, late], ..Default::default() };
+        let thin = v1::Shard { voters: vec![1], ..shard };
+        let found = problems(&group, Some(&thin), Some(&far), false);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(
+            problems(&group, Some(&thin), None, false)
+                .iter()
+                .any(|problem| problem.contains("no replica leads"))
+        );
+    }
+}
