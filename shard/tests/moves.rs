@@ -29,9 +29,11 @@ enum Fault {
     LeaderChange,
     /// The group's leader does not answer.
     NoLeader,
+    /// A leader that was deposed answers without a read barrier, and its configuration has no learners.
+    Deposed,
 }
 
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 8] = [
     Fault::DriverBefore,
     Fault::Repeat,
     Fault::Lost,
@@ -39,6 +41,7 @@ const FAULTS: [Fault; 7] = [
     Fault::TargetDown,
     Fault::LeaderChange,
     Fault::NoLeader,
+    Fault::Deposed,
 ];
 
 /// When the group's leader leaves a joint configuration.
@@ -71,6 +74,7 @@ struct World {
     fences: BTreeMap<NodeId, u64>,
     down: BTreeSet<NodeId>,
     silent: bool,
+    deposed: bool,
     leaves: Leaves,
 }
 
@@ -104,6 +108,7 @@ impl World {
             fences: BTreeMap::new(),
             down: BTreeSet::new(),
             silent: false,
+            deposed: false,
             leaves: Leaves::WhenAsked,
         }
     }
@@ -153,9 +158,14 @@ impl World {
     fn observe(&mut self) -> Observation {
         let mv = self.mv();
         let leader_up = !self.down.contains(&id(self.leader).node()) && !self.silent;
+        let mut leader = if leader_up { self.info(self.leader) } else { None };
+        let confirmed = std::mem::take(&mut self.confirmed) && leader_up;
+        if let (Some(leader), true) = (&mut leader, self.deposed && !confirmed) {
+            leader.conf_state.as_mut().unwrap().learners.clear();
+        }
         Observation {
-            leader: if leader_up { self.info(self.leader) } else { None },
-            confirmed: std::mem::take(&mut self.confirmed) && leader_up,
+            leader,
+            confirmed,
             target: self.status(mv.target),
             source: self.status(mv.source),
             reserved: self.reserved,
@@ -281,6 +291,7 @@ impl World {
             Some(Fault::TargetDown) => self.down.extend(target.map(ReplicaId::node)),
             Some(Fault::LeaderChange) => self.elect_another(),
             Some(Fault::NoLeader) => self.silent = true,
+            Some(Fault::Deposed) => self.deposed = true,
             _ => {}
         }
         let seen = self.observe();
@@ -312,6 +323,7 @@ impl World {
         }
         self.down.clear();
         self.silent = false;
+        self.deposed = false;
         !matches!(self.mv().phase(), MovePhase::Done | MovePhase::Aborted)
     }
 
