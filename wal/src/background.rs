@@ -13,15 +13,20 @@
 //! 6. A full disk in the middle of a manifest's write: as 3, and the file is written again when there is room. Until then
 //!    the file counts as listing both the old set and the new.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, MutexGuard},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use pontoon_proto::GroupId;
 
 use crate::{
-    Error, GcStats, Result, WalEvent,
+    Durability, Error, GcStats, Result, WalEvent,
     fs::{File, FileOp, OpenMode, Ticket},
     manifest::{AsOf, GroupState, MANIFEST_NAMES, Manifest},
+    recovery,
     rng::Rng,
     segment::{Segment, segment_name},
     shared::Shared,
@@ -51,7 +56,7 @@ struct Capture {
 
 /// Operations on a row of files, one after the other.
 struct Job {
-    ops: std::collections::VecDeque<(Arc<dyn File>, FileOp)>,
+    ops: VecDeque<(Arc<dyn File>, FileOp)>,
     ticket: Option<Ticket>,
     goal: Goal,
 }
@@ -160,7 +165,7 @@ impl Background {
         self.disk_full(shared, table, now);
     }
 
-    fn disk_full(&mut self, shared: &Shared, mut table: std::sync::MutexGuard<'_, Table>, now: Duration) {
+    fn disk_full(&mut self, shared: &Shared, mut table: MutexGuard<'_, Table>, now: Duration) {
         self.retry_at = Some(now + RETRY);
         // Whoever asked for a collection gets the answer that the disk allows.
         self.gc_wanted = false;
@@ -193,7 +198,10 @@ impl Background {
         let waits = self.capture.as_ref().is_some_and(|capture| table.done_lsn < capture.lsn);
         table.capture_waits = waits;
         if waits {
-            return Step::Blocked;
+            let starving = table.usable() == 0 && table.listing_is_due();
+            drop(table);
+            // The writer may be waiting for a segment itself; then the capture would wait for ever.
+            return if starving { self.list_segments(shared, now) } else { self.start_prepare(shared, now) };
         }
         let Some(capture) = self.capture.take() else { return Step::Blocked };
         for id in capture.dead {
@@ -201,28 +209,61 @@ impl Background {
                 table.retired.push(sealed.segment);
             }
         }
-        let slot = if table.manifest_seqs[0] <= table.manifest_seqs[1] { 0 } else { 1 };
+        self.sealed_at_checkpoint = table.sealed.len();
         let manifest = Manifest {
-            seq: table.manifest_seqs[1 - slot].max(table.manifest_seqs[slot]) + 1,
-            store: self.identity.store,
-            segment_bytes: shared.options.segment_bytes,
-            next_segment: table.next_id,
             as_of: AsOf {
                 incarnation: self.identity.incarnation,
                 ordinal: self.identity.ordinal,
                 seqs: [table.done_seq, 0],
                 lsn: capture.lsn,
             },
-            segments: table.listing(),
             groups: capture.groups,
             tombstones: capture.tombstones,
+            ..Manifest::default()
+        };
+        self.write_manifest(shared, table, now, manifest)
+    }
+
+    /// Writes the newest manifest again with today's segments: the state stays as of its LSN, and every frame after that
+    /// is in a segment that is still listed.
+    fn list_segments(&mut self, shared: &Shared, now: Duration) -> Step {
+        let loaded = recovery::load(&*shared.options.fs, &shared.options.dir);
+        let newest = loaded.map(|loaded| {
+            let manifests = loaded.into_iter().flat_map(|loaded| loaded.manifests).flatten();
+            manifests.max_by_key(|manifest| manifest.seq)
+        });
+        match newest {
+            Ok(Some(manifest)) => self.write_manifest(shared, shared.table(), now, manifest),
+            Ok(None) => Step::Blocked,
+            Err(error) => {
+                shared.poison(error);
+                Step::Progress
+            }
+        }
+    }
+
+    /// Writes a manifest with this state over the older of the two files.
+    fn write_manifest(
+        &mut self,
+        shared: &Shared,
+        mut table: MutexGuard<'_, Table>,
+        now: Duration,
+        state: Manifest,
+    ) -> Step {
+        let slot = if table.manifest_seqs[0] <= table.manifest_seqs[1] { 0 } else { 1 };
+        let manifest = Manifest {
+            seq: table.manifest_seqs[1 - slot] + 1,
+            store: self.identity.store,
+            segment_bytes: shared.options.segment_bytes,
+            next_segment: table.next_id,
+            segments: table.listing(),
+            ..state
         };
         let listed: BTreeSet<u32> = manifest.segments.iter().map(|segment| segment.id).collect();
         // Until the sync the file may hold the old list or the new one.
         table.listed[slot].extend(&listed);
-        self.sealed_at_checkpoint = table.sealed.len();
-        let mut ops: std::collections::VecDeque<(Arc<dyn File>, FileOp)> = std::collections::VecDeque::new();
-        if shared.options.durability == crate::Durability::System {
+        let mut ops: VecDeque<(Arc<dyn File>, FileOp)> = VecDeque::new();
+        if shared.options.durability == Durability::System {
             // Frames were written without a sync; what the checkpoint builds on must be there after a power cut.
             let files = table.active.iter().map(|active| &active.segment);
             let files = files.chain(table.sealed.values().map(|sealed| &sealed.segment));

@@ -14,6 +14,7 @@ mod manifest;
 mod options;
 mod queue;
 mod read;
+mod reader;
 mod record;
 mod recovery;
 mod rng;
@@ -34,8 +35,9 @@ pub use fs::{Fs, RealFs};
 pub use options::{Clock, DriverMode, Durability, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Options, SystemClock};
 pub use pontoon_proto::GroupId;
 pub use queue::{PersistSink, Persisted};
+pub use reader::WalReader;
 pub use space::Reservation;
-pub use storage::Storage;
+pub use storage::{MetaInt, Storage};
 pub use submit::Submitter;
 pub use types::{
     ConfState, Damage, Entry, GcStats, GroupView, HardState, Lsn, Pinned, SnapshotMeta, Usage, WalEvent,

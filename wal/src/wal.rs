@@ -2,6 +2,7 @@
 
 use std::{
     ops::Range,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -10,8 +11,8 @@ use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use crate::{
-    Batch, DriverMode, Error, GcStats, GroupView, Lsn, Options, PersistSink, Pinned, RecoveryReport, Result, Storage,
-    Submitter, Usage, create,
+    Batch, DriverMode, Error, GcStats, GroupView, Lsn, Options, PersistSink, Pinned, RealFs, RecoveryReport, Result, Storage,
+    Submitter, Usage, WalReader, create,
     driver::Threads,
     queue::{Ack, SinkSlot, Sleeping, Waiter},
     read, recovery,
@@ -77,6 +78,14 @@ impl Wal {
             DriverMode::Manual => Threads::default(),
         };
         Ok((Wal { handle: Arc::new(Handle { shared, threads: Mutex::new(threads) }) }, report))
+    }
+
+    /// Opens a log for looking only: no lock, no writes. For other file systems see [`WalReader::open`].
+    ///
+    /// # Errors
+    /// As [`WalReader::open`].
+    pub fn open_read_only(dir: &Path) -> Result<WalReader> {
+        WalReader::open(Arc::new(RealFs), dir)
     }
 
     fn shared(&self) -> &Shared {

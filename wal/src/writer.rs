@@ -239,6 +239,8 @@ impl Writer {
             return Some((segment.clone(), *block));
         }
         let mut table = shared.table();
+        // The first submit wants a frame: from now on the background may write too.
+        table.started = true;
         let Some(next) = table.take_usable() else {
             drop(table);
             shared.wake_background();
@@ -250,7 +252,6 @@ impl Writer {
             first_seq: self.next_seq,
             room_bytes: shared.options.segment_bytes,
         };
-        table.started = true;
         if let Some(Active { segment, incarnation, first_seq, .. }) = table.active.replace(active) {
             let last_seq = self.next_seq - 1;
             table.sealed.insert(segment.id, Sealed { segment, incarnation, first_seq, last_seq });

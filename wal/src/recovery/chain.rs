@@ -11,7 +11,7 @@
 //! | damaged or absent, no copy | yes | corrupt, nobody knows whom it hits: the log does not open |
 //! | damaged or absent | no | the torn tail begins: it and what follows is cut |
 //!
-//! The proven mark is the highest of: the checkpoint's frame; the cut that a live open states (its recovery synced what
+//! The proven mark is the highest of: the checkpoint's frame and those of the segments that it lists as sealed; the cut that a live open states (its recovery synced what
 //! it read before it wrote); durable_seq in any live frame.
 
 use std::collections::{BTreeMap, HashMap};
@@ -49,7 +49,8 @@ impl Chain {
         };
         let claims = scan.claims.iter().filter(|(open, seq, _)| is_live(*open, *seq)).map(|(_, _, claim)| *claim);
         let cuts = opens.iter().skip(1).map(|(_, from)| from - 1);
-        let proven = claims.chain(cuts).max().unwrap_or(0).max(as_of.seqs[0]);
+        let settled = sealed.values().map(|entry| entry.last_seq);
+        let proven = claims.chain(cuts).chain(settled).max().unwrap_or(0).max(as_of.seqs[0]);
         let ordinals = scan.incarnations.values().map(|open| open.ordinal);
         let ordinal = ordinals.max().unwrap_or(0).max(as_of.ordinal);
         let mut frames: BTreeMap<u64, Found> = BTreeMap::new();

@@ -1,0 +1,88 @@
+//! Looking at a log without writing to it or locking it.
+
+use std::{ops::Range, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use pontoon_proto::GroupId;
+use uuid::Uuid;
+
+use crate::{
+    Entry, Error, Fs, GroupView, Options, Pinned, RecoveryReport, Result, Usage, read, recovery, shared::Shared,
+};
+
+/// A log as it stood on disk when it was opened. Nothing is written, locked or synced: for tools. While another process
+/// has the log open, entries that it truncates later may stop to be readable.
+pub struct WalReader {
+    shared: Arc<Shared>,
+    report: RecoveryReport,
+}
+
+impl WalReader {
+    /// Opens the log in a directory of this file system.
+    ///
+    /// # Errors
+    /// As [`Wal::open`](crate::Wal::open), but never `Locked`.
+    pub fn open(fs: Arc<dyn Fs>, dir: &Path) -> Result<WalReader> {
+        let loaded = recovery::load(&*fs, dir)?;
+        let loaded =
+            loaded.ok_or_else(|| Error::Foreign { path: dir.to_owned(), what: "it holds no manifest".to_owned() })?;
+        let mut options = Options { fs, cache_bytes: 0, ..Options::new(dir) };
+        let (parts, report) = recovery::recover(&mut options, loaded, true)?;
+        Ok(WalReader { shared: Arc::new(Shared::new(options, parts)), report })
+    }
+
+    /// What recovery would report.
+    pub fn report(&self) -> &RecoveryReport {
+        &self.report
+    }
+
+    /// The store's id.
+    pub fn store_id(&self) -> Uuid {
+        Uuid::from_u128(self.shared.identity.store)
+    }
+
+    /// All groups, ascending.
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.shared.group_ids()
+    }
+
+    /// As [`Wal::group`](crate::Wal::group).
+    pub fn group(&self, group: GroupId) -> Option<GroupView> {
+        let tombstone = self.tombstone(group);
+        self.shared.index.with(group, |state| state.view(tombstone))
+    }
+
+    /// As [`Wal::entries`](crate::Wal::entries).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn entries(&self, group: GroupId, range: Range<u64>, max_bytes: u64, out: &mut Vec<Entry>) -> Result<()> {
+        read::entries(&self.shared, group, range, max_bytes, out)
+    }
+
+    /// As [`Wal::meta`](crate::Wal::meta).
+    pub fn meta(&self, group: GroupId, key: &[u8]) -> Option<Bytes> {
+        self.shared.index.with(group, |state| state.meta.as_ref()?.get(key).cloned())?
+    }
+
+    /// As [`Wal::tombstone`](crate::Wal::tombstone).
+    pub fn tombstone(&self, group: GroupId) -> Option<u64> {
+        self.shared.index.tombstone(group)
+    }
+
+    /// As [`Wal::usage`](crate::Wal::usage).
+    pub fn usage(&self) -> Usage {
+        self.shared.usage()
+    }
+
+    /// As [`Wal::pinned`](crate::Wal::pinned).
+    pub fn pinned(&self, n: usize) -> Vec<Pinned> {
+        self.shared.pinned(n)
+    }
+}
+
+impl std::fmt::Debug for WalReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WalReader").field("dir", &self.shared.options.dir).finish_non_exhaustive()
+    }
+}
