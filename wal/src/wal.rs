@@ -214,6 +214,7 @@ impl Wal {
             background.gc_wanted = true;
         }
         shared.wake_background();
+        let mut stalled = false;
         loop {
             shared.queue().check_open()?;
             let (done, stats) = {
@@ -224,8 +225,9 @@ impl Wal {
                 return Ok(stats);
             }
             match shared.options.driver {
-                DriverMode::Manual if self.step() => {}
-                DriverMode::Manual => return Err(Error::Stalled),
+                DriverMode::Manual if stalled => return Err(Error::Stalled),
+                // The step that finds nothing more to do may be the one that ends the collection.
+                DriverMode::Manual => stalled = !self.step(),
                 DriverMode::Threads => shared.await_background(),
             }
         }

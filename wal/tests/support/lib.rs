@@ -108,8 +108,8 @@ impl Op {
                 back: if rng.below(4) == 0 { rng.below(4) } else { 0 },
                 count: 1 + rng.below(4),
                 bytes: match rng.below(8) {
-                    0 => 9_000,
-                    1 => 3_000,
+                    0 | 1 => 3_900,
+                    2 => 1_500,
                     _ => rng.below(300) as usize,
                 },
             },
