@@ -262,17 +262,18 @@ impl Looper {
         for task in fx.serve.drain(..) {
             let _ = self.serve.send(task);
         }
-        for (token, answer) in fx.answers.drain(..) {
-            if let Some(waiter) = self.waiting.remove(&token) {
-                // A caller that went away no longer wants the answer.
-                let _ = waiter.send(answer);
-            }
-        }
         for status in fx.statuses.drain(..) {
             publish(&self.board.statuses, status);
         }
         for group in fx.gone.drain(..) {
             self.board.statuses.remove(&group);
+        }
+        // Last, so that a caller who was answered finds the status that goes with it.
+        for (token, answer) in fx.answers.drain(..) {
+            if let Some(waiter) = self.waiting.remove(&token) {
+                // A caller that went away no longer wants the answer.
+                let _ = waiter.send(answer);
+            }
         }
         for event in fx.events.drain(..) {
             log_event(&event);

@@ -139,7 +139,7 @@ impl Replica {
             return Err(format!("{id} is not a learner; add it first"));
         };
         let commit = self.raw.raft.raft_log.committed;
-        if progress.state != raft::ProgressState::Replicate || progress.matched + CAUGHT_UP_ENTRIES < commit {
+        if progress.state == raft::ProgressState::Snapshot || progress.matched + CAUGHT_UP_ENTRIES < commit {
             return Err(format!(
                 "{id} stands at {} of {commit}; wait until it is caught up",
                 progress.matched
