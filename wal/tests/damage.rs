@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
-use pontoon_wal::{Error, GroupId, RecoveryReport, Wal, sim::SimFs};
+use pontoon_wal::{Error, Fs, GroupId, RecoveryReport, Wal, sim::SimFs};
 
 #[path = "support/lib.rs"]
 mod support;
@@ -12,15 +12,27 @@ use support::{HandClock, Model, Rng, Script, bytes_of, open};
 
 const SECTOR: usize = 512;
 
-/// A log that was closed after a script, and the model of it.
+/// A log that was closed after a script, with a crash or a clean restart now and then, and the model of it.
 fn closed_log(seed: u64, batches: usize) -> (SimFs, Model) {
     let (fs, clock) = (SimFs::new(), Arc::new(HandClock::default()));
     let mut script = Script::draw(seed, batches, 6);
-    let (wal, _) = open(&fs, &clock, seed).unwrap();
+    let (mut wal, _) = open(&fs, &clock, seed).unwrap();
     for (nth, batch) in script.batches.drain(..).enumerate() {
         wal.commit(batch).unwrap();
         if nth % 3 == 0 {
             while wal.step() {}
+        }
+        match nth % 40 {
+            13 => {
+                drop(wal);
+                fs.crash(nth as u64);
+                wal = open(&fs, &clock, seed).unwrap().0;
+            }
+            33 => {
+                wal.close().unwrap();
+                wal = open(&fs, &clock, seed).unwrap().0;
+            }
+            _ => {}
         }
     }
     wal.close().unwrap();
@@ -133,18 +145,25 @@ fn either_manifest_may_rot() {
 
 #[test]
 fn a_segment_that_is_missing_or_short_is_named() {
-    let (fs, _) = closed_log(7, 40);
-    let path = segments(&fs).remove(0);
-    let image = fs.image();
-    let clock = Arc::new(HandClock::default());
-    fs.tamper(&path, |bytes| bytes.truncate(4096)).unwrap();
-    let error = open(&fs, &clock, 1).unwrap_err();
-    assert!(matches!(&error, Error::Corrupt { path: named, .. } if *named == path), "{error}");
-    fs.restore(&image);
-    use pontoon_wal::Fs;
-    fs.remove_file(&path).unwrap();
-    let error = open(&fs, &clock, 1).unwrap_err();
-    assert!(matches!(&error, Error::Corrupt { path: named, .. } if *named == path), "{error}");
+    let (fs, model) = closed_log(7, 40);
+    let (image, clock) = (fs.image(), Arc::new(HandClock::default()));
+    let mut named = 0;
+    for path in segments(&fs) {
+        for missing in [false, true] {
+            match missing {
+                true => fs.remove_file(&path).unwrap(),
+                false => fs.tamper(&path, |bytes| bytes.truncate(4096)).unwrap(),
+            }
+            match open(&fs, &clock, 1) {
+                Err(Error::Corrupt { path: found, .. }) => named += usize::from(found == path),
+                Err(error) => panic!("{error}"),
+                // No manifest lists it: nobody misses it.
+                Ok((wal, _)) => assert_eq!(model.differs(&wal), None),
+            }
+            fs.restore(&image);
+        }
+    }
+    assert!(named >= 4, "{named}");
 }
 
 #[test]
