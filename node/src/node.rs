@@ -156,6 +156,7 @@ impl Node {
         let server = tokio::spawn(server::serve(shared.clone(), listener));
         let directory = Arc::new(directory);
         let tasks = vec![
+            tokio::spawn(shared.transport.clone().greet_all()),
             tokio::spawn(shared.clone().follow_own_meta()),
             tokio::spawn(shared.clone().follow_others()),
             tokio::spawn(remember_peers(shared.clone(), directory.clone())),

@@ -8,6 +8,9 @@
 //! - A connection per class: a chunk of a snapshot can fill its socket without holding up a heartbeat.
 //! - A queue is bounded in bytes. What does not fit is dropped and the peer reported unreachable; Raft repeats it.
 //! - Nothing is sent before both sides have accepted each other's greeting.
+//! - The control stream stands to every node of the map, traffic or not: a replica acknowledges only once a quorum of its
+//!   group's voters has accepted its node's greeting, and some of them never send it a message. The others are made on
+//!   first use.
 //! - While a peer cannot be reached its queues are emptied, so that old messages never pile up for a returning node.
 
 use std::{
@@ -123,6 +126,22 @@ impl PeerTransport {
         *self.inner.raft.write().expect("never poisoned: held only to assign") = None;
     }
 
+    /// Opens the control stream to every node of the map, as it grows. Ends with the transport.
+    pub(crate) async fn greet_all(self: Arc<Self>) {
+        let (mut views, mut stop) = (self.inner.map.subscribe(), self.inner.stop.subscribe());
+        loop {
+            let view = views.borrow_and_update().clone();
+            let peers = view.present().filter_map(|node| NodeId::new(node.id).ok());
+            for peer in peers.filter(|&peer| peer != self.inner.own) {
+                self.inner.links(peer);
+            }
+            tokio::select! {
+                changed = views.changed() => if changed.is_err() { return },
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
     /// Whether the control stream to a peer stands.
     pub(crate) fn reaches(&self, peer: NodeId) -> bool {
         peer == self.inner.own
@@ -215,9 +234,20 @@ impl Pump {
         let mut backoff = BACKOFF_FIRST;
         let mut complained = false;
         loop {
-            // Nothing to say, nobody to call: a peer that is never addressed is never dialed.
-            let Some(first) = self.packets.recv().await else { return };
-            self.queued_bytes.fetch_sub(first.bytes, Ordering::Relaxed);
+            let first = match self.greets() {
+                true => match self.packets.try_recv() {
+                    Ok(first) => Some(first),
+                    Err(mpsc::error::TryRecvError::Empty) => None,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return,
+                },
+                // Nothing to say, nobody to call.
+                false => match self.packets.recv().await {
+                    Some(first) => Some(first),
+                    None => return,
+                },
+            };
+            let bytes = first.as_ref().map_or(0, |first| first.bytes);
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
 
             let (ended, was_connected) = match self.connect().await {
                 Ok((frames, mut answers)) => {
@@ -252,6 +282,13 @@ impl Pump {
             // Keep what arrived last, if anything did: it makes the next attempt start at once.
             self.discard_all_but_last();
         }
+    }
+
+    /// Whether the stream is made without being asked: the control stream to a node that belongs to the cluster.
+    fn greets(&self) -> bool {
+        let view = self.inner.map.view();
+        let present = view.node(self.peer).is_some_and(|node| node.state() != v1::NodeState::Removed);
+        self.class == Class::Control && present
     }
 
     fn discard_all_but_last(&mut self) {
@@ -316,11 +353,11 @@ impl Pump {
     /// Sends until the stream or the queue ends.
     async fn carry(
         &mut self,
-        first: Packet,
+        first: Option<Packet>,
         frames: &mpsc::Sender<v1::PeerFrame>,
         answers: &mut tonic::Streaming<v1::PeerFrame>,
     ) -> Ended {
-        let mut next = Some(first);
+        let mut next = first;
         loop {
             let packet = match next.take() {
                 Some(packet) => packet,

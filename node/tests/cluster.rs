@@ -191,7 +191,8 @@ async fn a_node_that_starts_again_needs_only_its_directory() {
     assert_eq!(scan_all(&mut client, "name", 10).await, ["a", "b", "c"]);
     // It listens elsewhere now, and the others learn of it.
     let address = third.address().to_owned();
-    map_until(&nodes[0], |map| map.nodes.iter().any(|node| node.id == id.get() && node.address == address)).await;
+    map_until(&nodes[0], |map| map.nodes.iter().any(|node| node.id == id.get() && node.address == address))
+        .await;
     drop((client, again));
     nodes.push(third);
     stop(nodes).await;
@@ -227,7 +228,8 @@ async fn mistakes_at_the_start_name_the_thing() {
 
     // A port that was bound and let go: nobody is there.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let error = Node::start(config(&scratch.path().join("3")).joining(&nobody)).await.unwrap_err().to_string();
+    let error =
+        Node::start(config(&scratch.path().join("3")).joining(&nobody)).await.unwrap_err().to_string();
     assert!(error.contains(&nobody) && error.contains("--join"), "{error}");
     node.shutdown().await.unwrap();
 }
