@@ -281,7 +281,8 @@ impl Background {
         let bytes = Bytes::from(manifest.encode());
         ops.push_back((file.clone(), FileOp::Write { offset: 0, data: bytes }));
         ops.push_back((file, FileOp::Sync));
-        self.job = Some(Job { ops, ticket: None, goal: Goal::Checkpoint { slot, seq: manifest.seq, listed } });
+        self.job =
+            Some(Job { ops, ticket: None, goal: Goal::Checkpoint { slot, seq: manifest.seq, listed } });
         self.step_job(shared, now)
     }
 
@@ -354,7 +355,8 @@ impl Background {
                 return Step::Progress;
             }
         };
-        let ops = if formed { Default::default() } else { fill_ops(&file, shared.options.segment_bytes).into() };
+        let ops =
+            if formed { Default::default() } else { fill_ops(&file, shared.options.segment_bytes).into() };
         self.job = Some(Job { ops, ticket: None, goal: Goal::Prepare { id, file } });
         self.step_job(shared, now)
     }

@@ -67,7 +67,11 @@ impl Batch {
                 return self.mistake(Error::Gap { group, expected: 1, found: 0 });
             }
             (_, Some(last)) if last.index == u64::MAX => {
-                return self.mistake(Error::TooLarge { what: "an index", size: u64::MAX, limit: u64::MAX - 1 });
+                return self.mistake(Error::TooLarge {
+                    what: "an index",
+                    size: u64::MAX,
+                    limit: u64::MAX - 1,
+                });
             }
             _ => {}
         }
@@ -148,11 +152,7 @@ impl Batch {
         self.records == 0 && self.mistake.is_none()
     }
 
-    fn record(
-        &mut self,
-        head: (Kind, GroupId, u64, u32),
-        body: impl FnOnce(&mut Vec<u8>),
-    ) -> &mut Self {
+    fn record(&mut self, head: (Kind, GroupId, u64, u32), body: impl FnOnce(&mut Vec<u8>)) -> &mut Self {
         record::encode(&mut self.data, &mut self.dir, head, body);
         self.records += 1;
         self
@@ -162,7 +162,9 @@ impl Batch {
         if meta.data.len() > MAX_SNAPSHOT_DATA_BYTES {
             return self.too_large("a snapshot's data", meta.data.len(), MAX_SNAPSHOT_DATA_BYTES);
         }
-        self.record((Kind::Snapshot, group, meta.index, u32::from(reset)), |data| record::put_snapshot(data, meta))
+        self.record((Kind::Snapshot, group, meta.index, u32::from(reset)), |data| {
+            record::put_snapshot(data, meta)
+        })
     }
 
     fn mistake(&mut self, error: Error) -> &mut Self {

@@ -40,7 +40,10 @@ pub(crate) fn enter(options: &Options) -> Result<(Box<dyn LockGuard>, Loaded, bo
             }
         }
         if let Some(name) = names_in(fs, dir)?.first() {
-            return Err(Error::Foreign { path: dir.clone(), what: format!("it holds {name} and no manifest") });
+            return Err(Error::Foreign {
+                path: dir.clone(),
+                what: format!("it holds {name} and no manifest"),
+            });
         }
         if made {
             break;
@@ -116,7 +119,14 @@ fn make(options: &Options, making: &Path) -> Result<()> {
         let (path, file) = open(name)?;
         let data = Bytes::from(manifest.encode());
         let len = FileOp::SetLen(data.len() as u64);
-        run(vec![(file.clone(), len), (file.clone(), FileOp::Write { offset: 0, data }), (file, FileOp::Sync)], &path)?;
+        run(
+            vec![
+                (file.clone(), len),
+                (file.clone(), FileOp::Write { offset: 0, data }),
+                (file, FileOp::Sync),
+            ],
+            &path,
+        )?;
     }
     fs.sync_dir(making).map_err(|source| Error::io("sync", making, source))?;
     let dir = &options.dir;

@@ -119,7 +119,12 @@ fn run_background(shared: &Shared) {
         }
         match timeout {
             Some(timeout) => {
-                drop(shared.background_work.wait_timeout(signal, timeout).unwrap_or_else(PoisonError::into_inner));
+                drop(
+                    shared
+                        .background_work
+                        .wait_timeout(signal, timeout)
+                        .unwrap_or_else(PoisonError::into_inner),
+                );
             }
             None => drop(shared.background_work.wait(signal).unwrap_or_else(PoisonError::into_inner)),
         }

@@ -20,7 +20,9 @@ pub enum Error {
         pending_bytes: u64,
     },
     /// No room on the disk or below the size limit; nothing was taken. Truncate, destroy or make room.
-    #[error("the log has no room for {needed_bytes} more bytes; truncate or remove groups, raise the size limit or free disk space")]
+    #[error(
+        "the log has no room for {needed_bytes} more bytes; truncate or remove groups, raise the size limit or free disk space"
+    )]
     NoSpace {
         /// Bytes that were asked for.
         needed_bytes: u64,

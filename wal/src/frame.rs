@@ -186,14 +186,19 @@ impl FrameHeader {
             && within(u64::from(self.records_offset), u64::from(self.records_len))
             && self.records_offset.is_multiple_of(8)
             && (self.copy_block == 0
-                || within(self.copy_block as u64 * BLOCK as u64 + FRAME_HEADER as u64, u64::from(self.dir_len)))
+                || within(
+                    self.copy_block as u64 * BLOCK as u64 + FRAME_HEADER as u64,
+                    u64::from(self.dir_len),
+                ))
     }
 
     /// Looks whether a head begins here.
     pub(crate) fn probe(bytes: &[u8]) -> Probe {
         let Some(bytes) = bytes.get(..FRAME_HEADER) else { return Probe::Nothing };
         let copy = &bytes[..8] == COPY_MAGIC;
-        if !copy && &bytes[..8] != MAGIC || bytes[8..CRC_FROM] != crc32c::crc32c(&bytes[CRC_FROM..]).to_le_bytes() {
+        if !copy && &bytes[..8] != MAGIC
+            || bytes[8..CRC_FROM] != crc32c::crc32c(&bytes[CRC_FROM..]).to_le_bytes()
+        {
             return Probe::Nothing;
         }
         match (u16::from_le_bytes([bytes[12], bytes[13]]), FrameHeader::decode(bytes)) {
@@ -295,7 +300,9 @@ mod tests {
 
     fn sample(payload: usize, carry: &[u8]) -> BuiltFrame {
         let (mut data, mut dir) = (Vec::new(), Vec::new());
-        record::encode(&mut data, &mut dir, (Kind::PutMeta, GroupId(9), 0, 0), |out| out.resize(out.len() + payload, 7));
+        record::encode(&mut data, &mut dir, (Kind::PutMeta, GroupId(9), 0, 0), |out| {
+            out.resize(out.len() + payload, 7)
+        });
         let header = FrameHeader { seq: 5, records: 1, incarnation: 3, ..FrameHeader::default() };
         build(header, carry, [&dir[..]].into_iter(), [&data[..]].into_iter(), data.len())
     }

@@ -1,4 +1,22 @@
 //! One durable, segmented log that many groups share.
+//!
+//! - A [`Batch`] is atomic across its groups, through any crash. [`Wal::commit`] returns when it is durable; a
+//!   [`Submitter`] does not wait and tells its [`PersistSink`], in order. One write and one sync make everything durable
+//!   that was handed in meanwhile.
+//! - Readers see a batch as soon as it is submitted. Bounds, terms, hard states and metadata never cost I/O.
+//! - What was acknowledged is never dropped in silence: [`RecoveryReport`] names what a damaged disk lost, the groups that
+//!   it hits answer [`Error::Damaged`], the others go on. Only an unacknowledged tail is cut.
+//! - After a failed write or sync nothing is acknowledged any more.
+//!
+//! ```text
+//!  Submitter ──> queue ──> writer ──> segments <── background: prepares, checkpoints, frees
+//!      │  order, index        frames      │
+//!      └─────> index <────────────────────┴── readers: memory, cache, pread
+//! ```
+//!
+//! The format, the fault model and the argument for each crash are in `docs/wal-format.md`. The crate knows neither Raft
+//! nor async runtimes; clock, randomness and disk are passed in ([`Options`]), and the simulated disk is part of it
+//! ([`sim`]). An example is at [`Wal`].
 
 mod background;
 mod batch;
@@ -32,15 +50,17 @@ mod writer;
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_META_BYTES, MAX_META_KEY_BYTES, MAX_SNAPSHOT_DATA_BYTES};
 pub use error::{Error, Result};
 pub use fs::{Fs, RealFs};
-pub use options::{Clock, DriverMode, Durability, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Options, SystemClock};
+pub use options::{
+    Clock, DriverMode, Durability, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Options, SystemClock,
+};
 pub use pontoon_proto::GroupId;
 pub use queue::{PersistSink, Persisted};
 pub use reader::WalReader;
+pub use recovery::{DamagedRecord, RecoveryReport, TornTail};
 pub use space::Reservation;
 pub use storage::{MetaInt, Storage};
 pub use submit::Submitter;
 pub use types::{
     ConfState, Damage, Entry, GcStats, GroupView, HardState, Lsn, Pinned, SnapshotMeta, Usage, WalEvent,
 };
-pub use recovery::{DamagedRecord, RecoveryReport, TornTail};
 pub use wal::Wal;

@@ -154,8 +154,10 @@ impl Manifest {
             return Err(Unreadable::Damaged);
         }
         let mut d = Decoder(&header[12..]);
-        let mut fixed = || Some((d.u16()?, d.u16()?, d.u128()?, d.u64()?, d.u64()?, d.u64()?, d.u64()?, d.u32()?));
-        let (format, _, store, seq, features, segment_bytes, body_len, body_crc) = fixed().ok_or(Unreadable::Damaged)?;
+        let mut fixed =
+            || Some((d.u16()?, d.u16()?, d.u128()?, d.u64()?, d.u64()?, d.u64()?, d.u64()?, d.u32()?));
+        let (format, _, store, seq, features, segment_bytes, body_len, body_crc) =
+            fixed().ok_or(Unreadable::Damaged)?;
         if format != FORMAT {
             return Err(Unreadable::Newer(u32::from(format)));
         }
@@ -172,12 +174,8 @@ impl Manifest {
     fn decode_body(mut self, body: &[u8]) -> Option<Manifest> {
         let mut d = Decoder(body);
         self.next_segment = d.u32()?;
-        self.as_of = AsOf {
-            incarnation: d.u64()?,
-            ordinal: d.u64()?,
-            seqs: [d.u64()?, d.u64()?],
-            lsn: d.u64()?,
-        };
+        self.as_of =
+            AsOf { incarnation: d.u64()?, ordinal: d.u64()?, seqs: [d.u64()?, d.u64()?], lsn: d.u64()? };
         for _ in 0..d.u32()? {
             self.segments.push(ListedSegment {
                 id: d.u32()?,
@@ -219,7 +217,9 @@ fn encode_group(state: &GroupState, out: &mut Vec<u8>) {
         put_snapshot(out, snapshot);
     }
     if let Some(damage) = &state.damage {
-        out.put_u8(u8::from(damage.hard_state) | u8::from(damage.truncation) << 1 | u8::from(damage.meta) << 2);
+        out.put_u8(
+            u8::from(damage.hard_state) | u8::from(damage.truncation) << 1 | u8::from(damage.meta) << 2,
+        );
         out.put_u32_le(damage.entries.len() as u32);
         for (low, high) in &damage.entries {
             out.put_u64_le(*low);

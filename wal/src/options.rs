@@ -113,7 +113,9 @@ impl Options {
 
     pub(crate) fn check(&self) -> Result<()> {
         let bad = |option, reason: String| Err(Error::BadOption { option, reason });
-        if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&self.segment_bytes) || self.segment_bytes % 4096 != 0 {
+        if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&self.segment_bytes)
+            || !self.segment_bytes.is_multiple_of(4096)
+        {
             return bad(
                 "segment_bytes",
                 format!("{} is not a multiple of 4 KiB from 256 KiB to 1 GiB", self.segment_bytes),

@@ -7,11 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{
-    Error, Lsn, Result,
-    space::Reservation,
-    types::WalEvent,
-};
+use crate::{Error, Lsn, Result, space::Reservation, types::WalEvent};
 
 /// A submitted batch that is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +77,8 @@ pub(crate) struct Queued {
     pub(crate) first_lsn: u64,
     pub(crate) relaxed: bool,
     pub(crate) ack: Ack,
-    /// Given back when the batch is durable.
-    pub(crate) reservation: Reservation,
+    /// Given back, by its drop, when the batch is durable or lost.
+    pub(crate) _reservation: Reservation,
 }
 
 impl Queued {

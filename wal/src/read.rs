@@ -107,7 +107,8 @@ impl Budget {
 
 /// Whether the next piece is read with the row before it.
 fn continues(row: &[Extent], next: &Piece) -> bool {
-    let (Some(start), Some(end), Piece::Disk { segment, offset, len, .. }) = (row.first(), row.last(), next) else {
+    let (Some(start), Some(end), Piece::Disk { segment, offset, len, .. }) = (row.first(), row.last(), next)
+    else {
         return false;
     };
     let gap = offset.checked_sub(end.offset + end.len);
@@ -144,7 +145,9 @@ fn read_row(
         };
         let decoded = if trusted || record::verify_self(&bytes) { record::decode(&bytes) } else { None };
         let entries = match decoded {
-            Some((head, Body::Entries(entries))) if head.group == group && head.index == extent.first => entries,
+            Some((head, Body::Entries(entries))) if head.group == group && head.index == extent.first => {
+                entries
+            }
             _ => return Err(damaged(shared, group, extent)),
         };
         if !budget.take(&entries, range, extent.count, out) {

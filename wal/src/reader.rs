@@ -7,7 +7,8 @@ use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use crate::{
-    Entry, Error, Fs, GroupView, Options, Pinned, RecoveryReport, Result, Usage, read, recovery, shared::Shared,
+    Entry, Error, Fs, GroupView, Options, Pinned, RecoveryReport, Result, Usage, read, recovery,
+    shared::Shared,
 };
 
 /// A log as it stood on disk when it was opened. Nothing is written, locked or synced: for tools. While another process
@@ -24,8 +25,10 @@ impl WalReader {
     /// As [`Wal::open`](crate::Wal::open), but never `Locked`.
     pub fn open(fs: Arc<dyn Fs>, dir: &Path) -> Result<WalReader> {
         let loaded = recovery::load(&*fs, dir)?;
-        let loaded =
-            loaded.ok_or_else(|| Error::Foreign { path: dir.to_owned(), what: "it holds no manifest".to_owned() })?;
+        let loaded = loaded.ok_or_else(|| Error::Foreign {
+            path: dir.to_owned(),
+            what: "it holds no manifest".to_owned(),
+        })?;
         let mut options = Options { fs, cache_bytes: 0, ..Options::new(dir) };
         let (parts, report) = recovery::recover(&mut options, loaded, true)?;
         Ok(WalReader { shared: Arc::new(Shared::new(options, parts)), report })
@@ -56,7 +59,13 @@ impl WalReader {
     ///
     /// # Errors
     /// As there.
-    pub fn entries(&self, group: GroupId, range: Range<u64>, max_bytes: u64, out: &mut Vec<Entry>) -> Result<()> {
+    pub fn entries(
+        &self,
+        group: GroupId,
+        range: Range<u64>,
+        max_bytes: u64,
+        out: &mut Vec<Entry>,
+    ) -> Result<()> {
         read::entries(&self.shared, group, range, max_bytes, out)
     }
 

@@ -165,9 +165,14 @@ pub(crate) fn decode(record: &Bytes) -> Option<(Head, Body)> {
         Kind::Entries => {
             let entries = Entries { first: head.index, count: head.count as usize, bytes: record.clone() };
             let table = body.take(entries.count.checked_mul(ENTRY_ROW)?)?;
-            let payload: u64 =
-                table.as_chunks::<ENTRY_ROW>().0.iter().map(|r| u64::from(u32::from_le_bytes([r[8], r[9], r[10], r[11]]))).sum();
-            let fits = entries.count > 0 && entries.count <= MAX_RECORD_ENTRIES && payload == body.0.len() as u64;
+            let payload: u64 = table
+                .as_chunks::<ENTRY_ROW>()
+                .0
+                .iter()
+                .map(|r| u64::from(u32::from_le_bytes([r[8], r[9], r[10], r[11]])))
+                .sum();
+            let fits =
+                entries.count > 0 && entries.count <= MAX_RECORD_ENTRIES && payload == body.0.len() as u64;
             let in_range = entries.first > 0 && entries.first.checked_add(entries.count as u64).is_some();
             return (fits && in_range).then_some((head, Body::Entries(entries)));
         }

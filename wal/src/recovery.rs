@@ -108,7 +108,12 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Option<Loaded>> {
         let path = dir.join(name);
         let file = match fs.open(&path, OpenMode::Read) {
             Ok(file) => file,
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                ) =>
+            {
                 loaded.unreadable = Some(path);
                 continue;
             }
@@ -122,7 +127,11 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Option<Loaded>> {
             Ok(manifest) => loaded.manifests[slot] = Some(manifest),
             Err(Unreadable::Damaged) => loaded.unreadable = Some(path),
             Err(Unreadable::Newer(found)) => {
-                return Err(Error::NewerFormat { path, found, supported: u32::from(crate::manifest::FORMAT) });
+                return Err(Error::NewerFormat {
+                    path,
+                    found,
+                    supported: u32::from(crate::manifest::FORMAT),
+                });
             }
         }
     }
@@ -143,11 +152,18 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Option<Loaded>> {
 }
 
 /// Rebuilds the state of an existing log. `options` takes the log's own segment size.
-pub(crate) fn recover(options: &mut Options, loaded: Loaded, read_only: bool) -> Result<(Parts, RecoveryReport)> {
+pub(crate) fn recover(
+    options: &mut Options,
+    loaded: Loaded,
+    read_only: bool,
+) -> Result<(Parts, RecoveryReport)> {
     let Loaded { manifests, unreadable } = loaded;
     let mut report = RecoveryReport { unreadable_manifest: unreadable, ..RecoveryReport::default() };
     let listed_in = |slot: usize| -> BTreeSet<u32> {
-        manifests[slot].iter().flat_map(|manifest| manifest.segments.iter().map(|segment| segment.id)).collect()
+        manifests[slot]
+            .iter()
+            .flat_map(|manifest| manifest.segments.iter().map(|segment| segment.id))
+            .collect()
     };
     let seq_of = |slot: usize| manifests[slot].as_ref().map_or(0, |manifest: &Manifest| manifest.seq);
     let mut table = Table {
@@ -211,7 +227,11 @@ pub(crate) fn recover(options: &mut Options, loaded: Loaded, read_only: bool) ->
 }
 
 /// Opens the files that the manifest lists; one that is missing or of another length is corruption.
-fn open_segments(options: &Options, manifest: &Manifest, read_only: bool) -> Result<BTreeMap<u32, Arc<Segment>>> {
+fn open_segments(
+    options: &Options,
+    manifest: &Manifest,
+    read_only: bool,
+) -> Result<BTreeMap<u32, Arc<Segment>>> {
     let mode = if read_only { OpenMode::Read } else { OpenMode::Write };
     let mut segments = BTreeMap::new();
     for listed in &manifest.segments {
@@ -226,7 +246,10 @@ fn open_segments(options: &Options, manifest: &Manifest, read_only: bool) -> Res
         };
         let len = file.len().map_err(|source| Error::io("read", &path, source))?;
         if len != manifest.segment_bytes {
-            return Err(corrupt(format!("the segment has {len} bytes instead of {}", manifest.segment_bytes)));
+            return Err(corrupt(format!(
+                "the segment has {len} bytes instead of {}",
+                manifest.segment_bytes
+            )));
         }
         segments.insert(listed.id, Arc::new(Segment::new(listed.id, listed.epoch, path, file)));
     }
@@ -237,7 +260,8 @@ fn open_segments(options: &Options, manifest: &Manifest, read_only: bool) -> Res
 /// must be one of the two; with one lost, the other is at most one older.
 fn check_checkpoint(options: &Options, scan: &Scan, manifest: &Manifest) -> Result<()> {
     if scan.checkpoint > manifest.seq + 1 {
-        let what = format!("it holds checkpoint {}, frames know of checkpoint {}", manifest.seq, scan.checkpoint);
+        let what =
+            format!("it holds checkpoint {}, frames know of checkpoint {}", manifest.seq, scan.checkpoint);
         return Err(Error::Corrupt { path: options.dir.join(MANIFEST_NAMES[0]), offset: 0, what });
     }
     Ok(())
@@ -262,7 +286,9 @@ fn file_segments(
                 table.sealed.insert(listed.id, Sealed { segment, incarnation, first_seq, last_seq });
             }
             // Only void or torn frames: it must not take new ones under the same epoch.
-            None if touched.contains(&listed.id) || listed.listing == Listing::Active => table.retired.push(segment),
+            None if touched.contains(&listed.id) || listed.listing == Listing::Active => {
+                table.retired.push(segment)
+            }
             None => table.prepared.push_back(segment),
         }
     }
@@ -270,7 +296,8 @@ fn file_segments(
 
 /// Segment files that the manifest does not list are free, whatever they hold.
 fn find_free(options: &Options, table: &mut Table) -> Result<()> {
-    let names = options.fs.read_dir(&options.dir).map_err(|source| Error::io("list", &options.dir, source))?;
+    let names =
+        options.fs.read_dir(&options.dir).map_err(|source| Error::io("list", &options.dir, source))?;
     for id in names.iter().filter_map(|name| segment_id(name)) {
         let known = table.sealed.contains_key(&id)
             || table.prepared.iter().chain(&table.retired).any(|segment| segment.id == id);

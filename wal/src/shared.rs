@@ -204,9 +204,11 @@ impl Shared {
         let first_lsn = queue.next_lsn;
         for (nth, (head, body)) in decoded.into_iter().enumerate() {
             apply(&self.index, &head, body, &Place::Memory { lsn: first_lsn + nth as u64 });
+            #[cfg(debug_assertions)]
+            self.index.with(head.group, crate::index::Group::check_invariants);
         }
         queue.next_lsn += u64::from(records);
-        let queued = Queued { data, dir, records, first_lsn, relaxed, ack, reservation };
+        let queued = Queued { data, dir, records, first_lsn, relaxed, ack, _reservation: reservation };
         let lsn = Lsn(queued.last_lsn());
         queue.urgent += usize::from(!relaxed);
         queue.batches.push_back(queued);
@@ -286,11 +288,12 @@ fn decode_all(data: &Bytes) -> Vec<(Head, Body)> {
 fn check_all(index: &Index, records: &[(Head, Body)]) -> Result<()> {
     let mut groups: HashMap<GroupId, Sim> = HashMap::new();
     for (head, body) in records {
-        index.with(head.group, |state| {
-            let sim = groups.entry(head.group).or_insert_with(|| state.sim());
-            sim.check(head.group, body, Some(state))
-        })
-        .unwrap_or_else(|| groups.entry(head.group).or_default().check(head.group, body, None))?;
+        index
+            .with(head.group, |state| {
+                let sim = groups.entry(head.group).or_insert_with(|| state.sim());
+                sim.check(head.group, body, Some(state))
+            })
+            .unwrap_or_else(|| groups.entry(head.group).or_default().check(head.group, body, None))?;
     }
     Ok(())
 }

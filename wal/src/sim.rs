@@ -264,8 +264,13 @@ impl State {
     }
 
     fn check_capacity(&self, inode: u64, len: u64) -> io::Result<()> {
-        let others: u64 =
-            self.disk.inodes.iter().filter(|(id, _)| **id != inode).map(|(_, file)| file.current.len() as u64).sum();
+        let others: u64 = self
+            .disk
+            .inodes
+            .iter()
+            .filter(|(id, _)| **id != inode)
+            .map(|(_, file)| file.current.len() as u64)
+            .sum();
         let own = self.disk.inodes.get(&inode).map_or(0, |file| file.current.len() as u64);
         match self.capacity {
             Some(capacity) if len > own && others + len > capacity => Err(io::ErrorKind::StorageFull.into()),
@@ -344,9 +349,10 @@ impl Fs for SimFs {
         let mut state = self.state();
         let inode = state.disk.lookup(path).ok_or(io::ErrorKind::NotFound)?;
         let life = state.life;
-        Ok(state.locked.insert(inode).then(|| -> Box<dyn LockGuard> {
-            Box::new(SimLock { fs: self.clone(), inode, life })
-        }))
+        Ok(state
+            .locked
+            .insert(inode)
+            .then(|| -> Box<dyn LockGuard> { Box::new(SimLock { fs: self.clone(), inode, life }) }))
     }
 }
 

@@ -119,7 +119,8 @@ impl Table {
             last_seq,
         };
         let sealed = self.sealed.values();
-        let sealed = sealed.map(|s| listed(&s.segment, Listing::Sealed, s.incarnation, s.first_seq, s.last_seq));
+        let sealed =
+            sealed.map(|s| listed(&s.segment, Listing::Sealed, s.incarnation, s.first_seq, s.last_seq));
         let active = self.active.iter();
         let active = active.map(|a| listed(&a.segment, Listing::Active, a.incarnation, a.first_seq, 0));
         let prepared = self.prepared.iter().map(|segment| listed(segment, Listing::Prepared, 0, 0, 0));

@@ -11,8 +11,8 @@ use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use crate::{
-    Batch, DriverMode, Error, GcStats, GroupView, Lsn, Options, PersistSink, Pinned, RealFs, RecoveryReport, Result, Storage,
-    Submitter, Usage, WalReader, create,
+    Batch, DriverMode, Error, GcStats, GroupView, Lsn, Options, PersistSink, Pinned, RealFs, RecoveryReport,
+    Result, Storage, Submitter, Usage, WalReader, create,
     driver::Threads,
     queue::{Ack, SinkSlot, Sleeping, Waiter},
     read, recovery,
@@ -170,7 +170,13 @@ impl Wal {
     /// # Errors
     /// [`Error::Compacted`] or [`Error::Unavailable`] if a part of the range is not in the log, [`Error::Damaged`],
     /// [`Error::Corrupt`] if a record changed on disk (the group is damaged from then on), [`Error::Io`].
-    pub fn entries(&self, group: GroupId, range: Range<u64>, max_bytes: u64, out: &mut Vec<Entry>) -> Result<()> {
+    pub fn entries(
+        &self,
+        group: GroupId,
+        range: Range<u64>,
+        max_bytes: u64,
+        out: &mut Vec<Entry>,
+    ) -> Result<()> {
         read::entries(self.shared(), group, range, max_bytes, out)
     }
 

@@ -219,7 +219,8 @@ impl Writer {
         let op = FileOp::Write { offset: u64::from(block) * BLOCK as u64, data: built.bytes.clone() };
         let ticket = segment.file.submit(op);
         let (header, bytes) = (built.header, built.bytes);
-        self.in_flight = Some(InFlight { ticket, syncing: false, must_sync, header, bytes, segment, batches });
+        self.in_flight =
+            Some(InFlight { ticket, syncing: false, must_sync, header, bytes, segment, batches });
         Step::Progress
     }
 
@@ -272,7 +273,8 @@ impl Writer {
             // The first one fits: its place was chosen for it.
             batches.is_empty()
                 || (stepper == Stepper::Driver || batch.is_commit())
-                    && dir + data <= limit && frame::frame_blocks(dir, self.carry.len(), data) <= room_blocks
+                    && dir + data <= limit
+                    && frame::frame_blocks(dir, self.carry.len(), data) <= room_blocks
         }) {
             dir_len += batch.dir.len();
             data_len += batch.data.len();

@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use pontoon_wal::{Wal, sim::{Fault, OpKind, SimFs}};
+use pontoon_wal::{
+    Wal,
+    sim::{Fault, OpKind, SimFs},
+};
 
 #[path = "support/lib.rs"]
 mod support;
@@ -57,7 +60,11 @@ fn crash_everywhere(seed: u64, batches: usize) {
         let fs = SimFs::new();
         let (wal, _) = open(&fs, &clock, seed).unwrap();
         assert_eq!(play(&wal, &clock, &script, 0, &mut Rng(seed)), (batches, batches));
-        assert!(wal.usage().checkpoint > 4, "the script is long enough to need checkpoints: {:?}", wal.usage());
+        assert!(
+            wal.usage().checkpoint > 4,
+            "the script is long enough to need checkpoints: {:?}",
+            wal.usage()
+        );
         fs.counts().changes
     };
     for at in 0..changes {

@@ -55,7 +55,9 @@ fn check(fs: &SimFs, model: &Model, context: &str) -> BTreeSet<GroupId> {
     for group in model.groups.keys().chain(&wal.groups()) {
         match model.group_differs(&wal, *group) {
             None => {}
-            Some(difference) => assert!(hit.contains(group), "{context}: {group} differs in silence: {difference}"),
+            Some(difference) => {
+                assert!(hit.contains(group), "{context}: {group} differs in silence: {difference}")
+            }
         }
         if hit.contains(group) {
             assert!(wal.group(*group).unwrap().damaged.is_some());
@@ -73,7 +75,13 @@ fn check(fs: &SimFs, model: &Model, context: &str) -> BTreeSet<GroupId> {
 }
 
 /// Changes one file, checks, and puts the disk back.
-fn with_change(fs: &SimFs, model: &Model, path: &PathBuf, context: &str, change: impl FnOnce(&mut Vec<u8>)) -> usize {
+fn with_change(
+    fs: &SimFs,
+    model: &Model,
+    path: &PathBuf,
+    context: &str,
+    change: impl FnOnce(&mut Vec<u8>),
+) -> usize {
     let image = fs.image();
     fs.tamper(path, change).unwrap();
     let hit = check(fs, model, context);
@@ -172,7 +180,9 @@ fn a_block_in_anothers_place_is_not_taken_for_it() {
     let path = segments(&fs).remove(0);
     for (from, to) in [(1, 2), (2, 1), (3, 9), (0, 5)] {
         let context = format!("block {from} over block {to}");
-        with_change(&fs, &model, &path, &context, |bytes| bytes.copy_within(from * 4096..(from + 1) * 4096, to * 4096));
+        with_change(&fs, &model, &path, &context, |bytes| {
+            bytes.copy_within(from * 4096..(from + 1) * 4096, to * 4096)
+        });
     }
 }
 

@@ -29,9 +29,12 @@ fn sim() -> (SimFs, Arc<HandClock>) {
 
 #[test]
 fn a_failed_sync_poisons_once_and_no_later_success_follows() {
-    for (kind, fault) in
-        [(OpKind::Sync, Fault::Io), (OpKind::Write, Fault::Io), (OpKind::Write, Fault::Short), (OpKind::Sync, Fault::NoSpace)]
-    {
+    for (kind, fault) in [
+        (OpKind::Sync, Fault::Io),
+        (OpKind::Write, Fault::Io),
+        (OpKind::Write, Fault::Short),
+        (OpKind::Sync, Fault::NoSpace),
+    ] {
         let (fs, clock) = sim();
         let (wal, _) = open(&fs, &clock, 1).unwrap();
         wal.commit(append(1, 1, 10)).unwrap();

@@ -3,7 +3,8 @@
 use std::{fmt::Write, fs, path::Path, sync::Arc};
 
 use pontoon_wal::{
-    Batch, ConfState, Entry, GroupId, HardState, Persisted, RecoveryReport, Result, SnapshotMeta, Wal, sim::SimFs,
+    Batch, ConfState, Entry, GroupId, HardState, Persisted, RecoveryReport, Result, SnapshotMeta, Wal,
+    sim::SimFs,
 };
 
 #[path = "support/lib.rs"]
@@ -39,7 +40,9 @@ impl Session {
             "submit" => self.submit(&args.join(" ")),
             "group" => Ok(self.describe(group(args[0]))),
             "entries" => self.entries(group(args[0])),
-            "groups" => Ok(format!("{:?}\n", self.wal().groups().iter().map(|g| g.to_string()).collect::<Vec<_>>())),
+            "groups" => {
+                Ok(format!("{:?}\n", self.wal().groups().iter().map(|g| g.to_string()).collect::<Vec<_>>()))
+            }
             "collect" => self.wal().gc_once().map(|_| String::new()),
             _ => self.commit(line),
         };
@@ -72,11 +75,7 @@ impl Session {
     fn submit(&mut self, line: &str) -> Result<String> {
         let door = self.wal().submitter(self.told.clone());
         let room = door.try_reserve_internal(GroupId(1));
-        self.fs.fail_nth(
-            pontoon_wal::sim::OpKind::Sync,
-            0,
-            pontoon_wal::sim::Fault::PowerCut,
-        );
+        self.fs.fail_nth(pontoon_wal::sim::OpKind::Sync, 0, pontoon_wal::sim::Fault::PowerCut);
         door.submit(batch(line), room, 1)?;
         while self.wal().step() {}
         let acknowledged: Vec<Persisted> = self.told.persisted.lock().unwrap().clone();
@@ -149,7 +148,8 @@ fn batch(line: &str) -> Batch {
             }
             ["snapshot", g, index, term] => {
                 let conf_state = ConfState { voters: vec![1, 2, 3], ..ConfState::default() };
-                let meta = SnapshotMeta { index: number(index), term: number(term), conf_state, data: "s".into() };
+                let meta =
+                    SnapshotMeta { index: number(index), term: number(term), conf_state, data: "s".into() };
                 batch.snapshot(group(g), &meta);
             }
             ["meta", g, key, value] => {

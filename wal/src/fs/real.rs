@@ -1,11 +1,6 @@
 //! The operating system's file system. Operations complete before `submit` returns.
 
-use std::{
-    fs, io,
-    os::unix::fs::FileExt,
-    path::Path,
-    sync::Arc,
-};
+use std::{fs, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use super::{File, FileOp, Fs, LockGuard, OpenMode, Ticket};
 

@@ -97,7 +97,10 @@ pub(crate) struct Group {
     runs: VecDeque<Run>,
     terms: Vec<(u64, u64)>,
     // Rare or short-lived: an idle group pays a pointer for each.
-    #[allow(clippy::box_collection, reason = "an idle group has nothing pending and pays 8 bytes instead of 32")]
+    #[allow(
+        clippy::box_collection,
+        reason = "an idle group has nothing pending and pays 8 bytes instead of 32"
+    )]
     pending: Option<Box<VecDeque<Pending>>>,
     pub(crate) snapshot: Option<Arc<SnapshotMeta>>,
     #[allow(clippy::box_collection, reason = "an idle group pays 8 bytes instead of 24")]
@@ -137,7 +140,8 @@ impl Sim {
                 if *index > self.last {
                     return Err(Error::Unavailable { last: self.last });
                 }
-                let ours = state.filter(|_| *index < self.known_below).and_then(|state| state.term(*index).ok());
+                let ours =
+                    state.filter(|_| *index < self.known_below).and_then(|state| state.term(*index).ok());
                 if let Some(ours) = ours.filter(|ours| ours != term) {
                     return Err(Error::TermMismatch { group, index: *index, ours, given: *term });
                 }
@@ -149,7 +153,10 @@ impl Sim {
                 self.reset(0);
                 self.damaged = false;
             }
-            Body::TruncatePrefix { .. } | Body::Snapshot { .. } | Body::HardState(_) | Body::PutMeta { .. } => {}
+            Body::TruncatePrefix { .. }
+            | Body::Snapshot { .. }
+            | Body::HardState(_)
+            | Body::PutMeta { .. } => {}
         }
         Ok(())
     }
@@ -254,7 +261,9 @@ impl Group {
             Place::Memory { lsn } => {
                 self.pending.get_or_insert_default().push_back(Pending { lsn, count, entries });
             }
-            Place::Disk { segment, offset } => self.push_extent(segment, offset, head.padded() as u32, first, count),
+            Place::Disk { segment, offset } => {
+                self.push_extent(segment, offset, head.padded() as u32, first, count)
+            }
         }
     }
 
@@ -280,7 +289,9 @@ impl Group {
         let extent = Extent::new(offset, len, count as u16);
         segment.add_live(u64::from(len));
         match self.runs.back_mut() {
-            Some(run) if run.segment.id == segment.id && run.extents.len() < RUN_EXTENTS && run.end() == first => {
+            Some(run)
+                if run.segment.id == segment.id && run.extents.len() < RUN_EXTENTS && run.end() == first =>
+            {
                 run.extents.push(extent);
             }
             _ => self.runs.push_back(Run { segment: segment.clone(), first, extents: vec![extent] }),
@@ -345,7 +356,9 @@ impl Group {
         }
         while let Some(run) = self.runs.front_mut() {
             let mut gone = 0;
-            while let Some(extent) = run.extents.get(gone).filter(|extent| run.first + extent.count() <= index + 1) {
+            while let Some(extent) =
+                run.extents.get(gone).filter(|extent| run.first + extent.count() <= index + 1)
+            {
                 run.segment.sub_live(u64::from(extent.len()));
                 run.first += extent.count();
                 gone += 1;
@@ -525,7 +538,8 @@ impl Group {
         (extents.map(|extent| u64::from(extent.len())).sum(), self.runs.front().map(|run| run.segment.id))
     }
 
-    /// Panics if an invariant does not hold.
+    /// Panics if an invariant does not hold. Debug builds ask after every change.
+    #[cfg(debug_assertions)]
     pub(crate) fn check_invariants(&self) {
         assert!(self.last_index() >= self.truncated.0);
         if self.damage.is_none() {

@@ -39,15 +39,22 @@ impl Chain {
     pub(crate) fn new(scan: Scan, as_of: &AsOf, listed: &[ListedSegment]) -> Chain {
         let opens = opens(&scan, as_of);
         let (last, _) = opens[opens.len() - 1];
-        let range_of: HashMap<u64, (u64, u64)> =
-            opens.iter().enumerate().map(|(nth, (open, from))| (*open, (*from, end_of(&opens, nth)))).collect();
+        let range_of: HashMap<u64, (u64, u64)> = opens
+            .iter()
+            .enumerate()
+            .map(|(nth, (open, from))| (*open, (*from, end_of(&opens, nth))))
+            .collect();
         // A sealed segment's frames were settled when the checkpoint was made, whatever opens the chain still knows.
-        let sealed: HashMap<u32, &ListedSegment> =
-            listed.iter().filter(|entry| entry.listing == Listing::Sealed).map(|entry| (entry.id, entry)).collect();
+        let sealed: HashMap<u32, &ListedSegment> = listed
+            .iter()
+            .filter(|entry| entry.listing == Listing::Sealed)
+            .map(|entry| (entry.id, entry))
+            .collect();
         let is_live = |incarnation: u64, seq: u64| {
             range_of.get(&incarnation).is_some_and(|(from, to)| (*from..=*to).contains(&seq))
         };
-        let claims = scan.claims.iter().filter(|(open, seq, _)| is_live(*open, *seq)).map(|(_, _, claim)| *claim);
+        let claims =
+            scan.claims.iter().filter(|(open, seq, _)| is_live(*open, *seq)).map(|(_, _, claim)| *claim);
         let cuts = opens.iter().skip(1).map(|(_, from)| from - 1);
         let settled = sealed.values().map(|entry| entry.last_seq);
         let proven = claims.chain(cuts).chain(settled).max().unwrap_or(0).max(as_of.seqs[0]);
@@ -57,7 +64,8 @@ impl Chain {
         for found in scan.frames {
             let live = match sealed.get(&found.segment.id) {
                 Some(entry) => {
-                    found.incarnation == entry.incarnation && (entry.first_seq..=entry.last_seq).contains(&found.seq)
+                    found.incarnation == entry.incarnation
+                        && (entry.first_seq..=entry.last_seq).contains(&found.seq)
                 }
                 None => is_live(found.incarnation, found.seq),
             };
@@ -65,9 +73,11 @@ impl Chain {
                 frames.insert(found.seq, found);
             }
         }
-        let mut required: Vec<(u64, u64)> = sealed.values().map(|entry| (entry.first_seq, entry.last_seq)).collect();
+        let mut required: Vec<(u64, u64)> =
+            sealed.values().map(|entry| (entry.first_seq, entry.last_seq)).collect();
         let active = listed.iter().find(|entry| entry.listing == Listing::Active);
-        required.push((active.map_or(as_of.seqs[0] + 1, |entry| entry.first_seq.min(as_of.seqs[0] + 1)), proven));
+        required
+            .push((active.map_or(as_of.seqs[0] + 1, |entry| entry.first_seq.min(as_of.seqs[0] + 1)), proven));
         required.retain(|(from, to)| from <= to);
         required.sort_unstable();
         Chain { frames, required, proven, incarnation: last, ordinal }

@@ -29,6 +29,9 @@ struct Opened {
     heads: Vec<(Head, u32)>,
 }
 
+/// A frame's header and its records' heads, each with its offset in the frame.
+type PlacedHeads = (FrameHeader, Vec<(Head, u32)>);
+
 /// The state while frames are applied.
 pub(crate) struct Replay<'a> {
     manifest: &'a Manifest,
@@ -58,7 +61,10 @@ impl<'a> Replay<'a> {
                 old_damage.insert(*group, damage.clone());
             }
         }
-        manifest.tombstones.iter().for_each(|(group, min_replica)| index.raise_tombstone(*group, *min_replica));
+        manifest
+            .tombstones
+            .iter()
+            .for_each(|(group, min_replica)| index.raise_tombstone(*group, *min_replica));
         Replay {
             manifest,
             states: manifest.groups.iter().map(|(group, state)| (*group, state)).collect(),
@@ -118,7 +124,13 @@ impl<'a> Replay<'a> {
     }
 
     /// Applies one frame; `false` if it is torn.
-    fn frame(&mut self, chain: &Chain, found: &Found, beyond: bool, report: &mut RecoveryReport) -> Result<bool> {
+    fn frame(
+        &mut self,
+        chain: &Chain,
+        found: &Found,
+        beyond: bool,
+        report: &mut RecoveryReport,
+    ) -> Result<bool> {
         if beyond && found.copy_at.is_some() {
             return Ok(false);
         }
@@ -172,7 +184,12 @@ impl<'a> Replay<'a> {
             return Err(Error::Corrupt { path, offset, what });
         };
         let Some(segment) = next.map(|next| next.segment.clone()) else { return Ok(()) };
-        let segment = chain.frames.values().map(|found| &found.segment).find(|s| s.id == header.segment).unwrap_or(&segment);
+        let segment = chain
+            .frames
+            .values()
+            .map(|found| &found.segment)
+            .find(|s| s.id == header.segment)
+            .unwrap_or(&segment);
         let base = header.block * BLOCK as u32;
         for (nth, (head, offset)) in heads.iter().enumerate() {
             let lsn = header.first_lsn + nth as u64;
@@ -202,7 +219,8 @@ impl<'a> Replay<'a> {
                 offset: u64::from(offset),
                 bytes: u64::from(head.len),
                 group: head.group,
-                entries: (head.kind == Kind::Entries).then(|| (head.index, head.index + u64::from(head.count))),
+                entries: (head.kind == Kind::Entries)
+                    .then(|| (head.index, head.index + u64::from(head.count))),
             });
         }
         if lsn <= self.manifest.as_of.lsn {
@@ -277,7 +295,12 @@ fn open_frame(chain: &Chain, found: &Found, beyond: bool) -> Result<Option<Opene
     if heads.is_none() && !beyond {
         let copy = header.copy_block as usize * BLOCK;
         heads = match copy {
-            0 => chain.frames.get(&(found.seq + 1)).map(|next| carried(next, found.seq)).transpose()?.flatten()
+            0 => chain
+                .frames
+                .get(&(found.seq + 1))
+                .map(|next| carried(next, found.seq))
+                .transpose()?
+                .flatten()
                 .map(|(_, heads)| heads.into_iter().map(|(head, _)| head).collect()),
             copy => header.directory(&bytes[copy + FRAME_HEADER..]),
         };
@@ -299,7 +322,7 @@ fn with_offsets(header: &FrameHeader, heads: Vec<Head>) -> Vec<(Head, u32)> {
 }
 
 /// The head of frame `seq` as the frame after it carries it.
-fn carried(next: &Found, seq: u64) -> Result<Option<(FrameHeader, Vec<(Head, u32)>)>> {
+fn carried(next: &Found, seq: u64) -> Result<Option<PlacedHeads>> {
     let bytes = read_frame(next)?;
     let head_at = next.copy_at.map_or(0, |block| (block - next.block) as usize * BLOCK);
     let (Probe::Frame(outer) | Probe::Copy(outer)) = FrameHeader::probe(&bytes[head_at..]) else {

@@ -30,7 +30,6 @@ pub(crate) struct Found {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Incarnation {
     pub(crate) ordinal: u64,
-    pub(crate) opening_seq: u64,
     pub(crate) cuts: [Cut; 2],
 }
 
@@ -84,7 +83,9 @@ impl Scan {
                 header.store == store && header.epoch == segment.epoch && header.segment == segment.id
             };
             block = match FrameHeader::probe(window.block(block)?) {
-                Probe::Frame(header) if mine(&header) && header.block == block && block + header.blocks <= total => {
+                Probe::Frame(header)
+                    if mine(&header) && header.block == block && block + header.blocks <= total =>
+                {
                     self.frame(segment, &header, None);
                     block + header.blocks
                 }
@@ -120,8 +121,8 @@ impl Scan {
     }
 
     fn note(&mut self, header: &FrameHeader) {
-        let FrameHeader { ordinal, opening_seq, cuts, .. } = *header;
-        self.incarnations.insert(header.incarnation, Incarnation { ordinal, opening_seq, cuts });
+        let FrameHeader { ordinal, cuts, .. } = *header;
+        self.incarnations.insert(header.incarnation, Incarnation { ordinal, cuts });
         self.checkpoint = self.checkpoint.max(header.checkpoint);
         let claim = (header.incarnation, header.seq, header.durable_seq);
         match self.claims.last_mut() {

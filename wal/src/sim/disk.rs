@@ -95,7 +95,9 @@ enum NameChange {
 impl NameChange {
     /// Whether a sync of this directory makes it durable.
     fn is_in(&self, dir: &Path) -> bool {
-        let (NameChange::Add { path, .. } | NameChange::Remove { path } | NameChange::Rename { to: path, .. }) = self;
+        let (NameChange::Add { path, .. }
+        | NameChange::Remove { path }
+        | NameChange::Rename { to: path, .. }) = self;
         path.parent() == Some(dir)
     }
 }
@@ -133,8 +135,10 @@ impl Space {
                         .into_iter()
                         .map(|(path, inode)| (moved(&path).unwrap_or(path), inode))
                         .collect();
-                    self.dirs =
-                        std::mem::take(&mut self.dirs).into_iter().map(|path| moved(&path).unwrap_or(path)).collect();
+                    self.dirs = std::mem::take(&mut self.dirs)
+                        .into_iter()
+                        .map(|path| moved(&path).unwrap_or(path))
+                        .collect();
                 }
             }
         }
@@ -221,8 +225,10 @@ impl Disk {
         }
         let paths = self.current.files.keys().chain(&self.current.dirs);
         let inside = paths.filter(|path| path.parent() == Some(dir));
-        let mut names: Vec<String> =
-            inside.filter_map(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = inside
+            .filter_map(|path| path.file_name())
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
         names.sort();
         Ok(names)
     }

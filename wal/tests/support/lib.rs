@@ -90,15 +90,30 @@ impl Rng {
 #[derive(Debug, Clone)]
 pub enum Op {
     /// Overwrites the last `back` entries (as far as there are) and goes on with `count` entries of `bytes`.
-    Append { back: u64, count: u64, bytes: usize },
+    Append {
+        back: u64,
+        count: u64,
+        bytes: usize,
+    },
     HardState(HardState),
     /// Keeps the last `keep` entries.
-    Truncate { keep: u64 },
+    Truncate {
+        keep: u64,
+    },
     /// Resets to this far beyond the last index.
-    Reset { ahead: u64 },
-    Snapshot { ahead: u64 },
-    Meta { key: u8, bytes: usize },
-    Destroy { min_replica: u64 },
+    Reset {
+        ahead: u64,
+    },
+    Snapshot {
+        ahead: u64,
+    },
+    Meta {
+        key: u8,
+        bytes: usize,
+    },
+    Destroy {
+        min_replica: u64,
+    },
 }
 
 impl Op {
@@ -113,7 +128,9 @@ impl Op {
                     _ => rng.below(300) as usize,
                 },
             },
-            13..=15 => Op::HardState(HardState { term: rng.below(9), vote: rng.below(4), commit: rng.below(100) }),
+            13..=15 => {
+                Op::HardState(HardState { term: rng.below(9), vote: rng.below(4), commit: rng.below(100) })
+            }
             16..=18 => Op::Truncate { keep: rng.below(5) },
             19 => Op::Reset { ahead: rng.below(5) },
             20 => Op::Snapshot { ahead: rng.below(5) },
@@ -171,7 +188,9 @@ impl Model {
                     })
                     .collect();
                 state.entries.split_off(&first);
-                state.entries.extend(entries.iter().map(|entry| (entry.index, (entry.term, entry.data.clone()))));
+                state
+                    .entries
+                    .extend(entries.iter().map(|entry| (entry.index, (entry.term, entry.data.clone()))));
                 batch.append(group, &entries);
             }
             Op::HardState(hard_state) => {
@@ -199,7 +218,11 @@ impl Model {
                 let meta = SnapshotMeta {
                     index: state.last() + ahead,
                     term: serial,
-                    conf_state: ConfState { voters: vec![1, serial], auto_leave: true, ..ConfState::default() },
+                    conf_state: ConfState {
+                        voters: vec![1, serial],
+                        auto_leave: true,
+                        ..ConfState::default()
+                    },
                     data: serial.to_le_bytes().to_vec().into(),
                 };
                 state.truncated = (meta.index, meta.term);
@@ -232,12 +255,14 @@ impl Model {
             }
         }
         let tombstones = self.tombstones.iter().find(|(group, id)| wal.tombstone(**group) != Some(**id));
-        tombstones.map(|(group, id)| format!("tombstone of {group} is {:?} instead of {id}", wal.tombstone(*group)))
+        tombstones
+            .map(|(group, id)| format!("tombstone of {group} is {:?} instead of {id}", wal.tombstone(*group)))
     }
 
     pub fn group_differs(&self, wal: &Wal, group: GroupId) -> Option<String> {
         let (Some(state), Some(view)) = (self.groups.get(&group), wal.group(group)) else {
-            return (self.groups.contains_key(&group) || wal.group(group).is_some()).then(|| "existence".to_owned());
+            return (self.groups.contains_key(&group) || wal.group(group).is_some())
+                .then(|| "existence".to_owned());
         };
         let ours = (state.truncated.0 + 1, state.last(), state.hard_state, state.truncated, &state.snapshot);
         let theirs = (view.first_index, view.last_index, view.hard_state, view.truncated, &view.snapshot);
@@ -245,7 +270,8 @@ impl Model {
             return Some(format!("{theirs:?} instead of {ours:?}"));
         }
         let mut entries = Vec::new();
-        if let Err(error) = wal.entries(group, view.first_index..view.last_index + 1, u64::MAX, &mut entries) {
+        if let Err(error) = wal.entries(group, view.first_index..view.last_index + 1, u64::MAX, &mut entries)
+        {
             return Some(error.to_string());
         }
         if entries.len() != state.entries.len() {
@@ -253,7 +279,9 @@ impl Model {
         }
         for (entry, (index, (term, data))) in entries.iter().zip(&state.entries) {
             let term_read = wal.term(group, *index);
-            if (entry.index, entry.term, &entry.data) != (*index, *term, data) || term_read.ok() != Some(*term) {
+            if (entry.index, entry.term, &entry.data) != (*index, *term, data)
+                || term_read.ok() != Some(*term)
+            {
                 return Some(format!("entry {index}"));
             }
         }

@@ -1,0 +1,153 @@
+//! The log on its own threads and a real disk: committers, a submitter, readers and collection at once.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Condvar, Mutex},
+};
+
+use pontoon_wal::{Batch, Entry, Error, GroupId, HardState, Options, PersistSink, Persisted, Wal};
+
+fn entry(group: u64, index: u64) -> Entry {
+    Entry { index, term: 1, kind: 1, data: format!("{group}/{index}").repeat(20).into() }
+}
+
+fn small(dir: &std::path::Path) -> Options {
+    Options { segment_bytes: 1 << 20, cache_bytes: 1 << 20, ..Options::new(dir.join("log")) }
+}
+
+#[derive(Default)]
+struct Count(Mutex<Vec<Persisted>>, Condvar);
+
+impl PersistSink for Count {
+    fn persisted(&self, done: &[Persisted]) {
+        self.0.lock().unwrap().extend(done);
+        self.1.notify_all();
+    }
+
+    fn failed(&self, error: &Error) {
+        panic!("{error}");
+    }
+}
+
+impl Count {
+    fn wait_for(&self, count: usize) {
+        let mut done = self.0.lock().unwrap();
+        while done.len() < count {
+            done = self.1.wait(done).unwrap();
+        }
+    }
+}
+
+#[test]
+fn committers_submitters_readers_and_collection_go_together() {
+    const COMMITTERS: u64 = 6;
+    const ROUNDS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, _) = Wal::open(small(dir.path())).unwrap();
+    std::thread::scope(|scope| {
+        for group in 1..=COMMITTERS {
+            let wal = wal.clone();
+            scope.spawn(move || {
+                for index in 1..=ROUNDS {
+                    let mut batch = Batch::new();
+                    batch.append(GroupId(group), &[entry(group, index)]);
+                    batch.hard_state(GroupId(group), HardState { term: 1, vote: group, commit: index });
+                    if index % 50 == 0 {
+                        batch.truncate_prefix(GroupId(group), index - 10, 1);
+                    }
+                    wal.commit(batch).unwrap();
+                    let mut read = Vec::new();
+                    wal.entries(GroupId(group), index..index + 1, 0, &mut read).unwrap();
+                    assert_eq!(read, [entry(group, index)]);
+                }
+            });
+        }
+        let (wal, count) = (wal.clone(), Arc::new(Count::default()));
+        scope.spawn(move || {
+            let door = wal.submitter(count.clone());
+            for token in 0..ROUNDS * 10 {
+                let (group, index) = (100 + token % 10, token / 10 + 1);
+                let mut batch = Batch::new();
+                batch.append(GroupId(group), &[entry(group, index)]);
+                let room = door.try_reserve(GroupId(group), batch.size_bytes()).unwrap();
+                door.submit(batch, room, token).unwrap();
+                if token % 500 == 0 {
+                    wal.gc_once().unwrap();
+                }
+            }
+            count.wait_for(ROUNDS as usize * 10);
+            let done = count.0.lock().unwrap();
+            assert!(
+                done.iter().map(|done| done.token).eq(0..ROUNDS * 10),
+                "acknowledged in order, each once"
+            );
+            assert!(done.is_sorted_by_key(|done| done.lsn));
+        });
+    });
+    assert_eq!(wal.usage().pending_bytes, 0);
+    wal.close().unwrap();
+    let (wal, report) = Wal::open(small(dir.path())).unwrap();
+    assert!(report.damaged.is_empty() && report.torn.is_none(), "{report:?}");
+    let expected: BTreeMap<u64, u64> =
+        (1..=COMMITTERS).map(|group| (group, ROUNDS - 9)).chain((100..110).map(|group| (group, 1))).collect();
+    assert_eq!(wal.groups(), expected.keys().map(|group| GroupId(*group)).collect::<Vec<_>>());
+    for (group, first) in expected {
+        let view = wal.group(GroupId(group)).unwrap();
+        assert_eq!((view.first_index, view.last_index), (first, ROUNDS));
+        let mut read = Vec::new();
+        wal.entries(GroupId(group), first..ROUNDS + 1, u64::MAX, &mut read).unwrap();
+        assert!(read.into_iter().eq((first..=ROUNDS).map(|index| entry(group, index))));
+    }
+}
+
+#[test]
+fn a_dropped_log_has_written_what_was_submitted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, _) = Wal::open(small(dir.path())).unwrap();
+    let count = Arc::new(Count::default());
+    let door = wal.submitter(count.clone());
+    let mut batch = Batch::new();
+    batch.append(GroupId(1), &[entry(1, 1)]).relaxed();
+    let room = door.try_reserve(GroupId(1), batch.size_bytes()).unwrap();
+    door.submit(batch, room, 1).unwrap();
+    drop(wal);
+    assert_eq!(count.0.lock().unwrap().len(), 1);
+    let mut batch = Batch::new();
+    batch.append(GroupId(1), &[entry(1, 2)]);
+    assert!(matches!(door.try_reserve(GroupId(1), 1), Err(Error::Closed)));
+    let (wal, _) = Wal::open(small(dir.path())).unwrap();
+    assert_eq!(wal.group(GroupId(1)).unwrap().last_index, 1);
+}
+
+#[test]
+fn the_view_of_one_group_keeps_its_promises() {
+    use pontoon_wal::{ConfState, MetaInt, SnapshotMeta};
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, _) = Wal::open(small(dir.path())).unwrap();
+    let storage = wal.storage(GroupId(3));
+    assert_eq!((storage.first_index(), storage.last_index(), storage.num_entries()), (1, 0, 0));
+    let state = HardState { term: 1, vote: 2, commit: 2 };
+    storage.save(&state, &[entry(3, 1), entry(3, 2), entry(3, 3)], None).unwrap();
+    storage.set_int(MetaInt::RaftId, 7).unwrap();
+    storage.set_int(MetaInt::CheckpointIndex, 2).unwrap();
+    let conf = ConfState { voters: vec![1, 2], ..ConfState::default() };
+    let made = storage.create_snapshot(2, &conf, "bytes".into()).unwrap();
+    assert_eq!((made.index, made.term), (2, 1));
+    assert_eq!(storage.initial_state(), (state, conf.clone()));
+    storage.truncate_prefix(2).unwrap();
+    assert!(matches!(storage.term(1), Err(Error::Compacted { first: 3 })));
+    wal.close().unwrap();
+
+    let (wal, _) = Wal::open(small(dir.path())).unwrap();
+    let storage = wal.storage(GroupId(3));
+    assert_eq!(storage.read_all().unwrap(), (Some(made), state, vec![entry(3, 3)]));
+    assert_eq!(
+        (storage.int(MetaInt::RaftId), storage.checkpoint(), storage.int(MetaInt::GroupId)),
+        (7, 2, 0)
+    );
+    let installed = SnapshotMeta { index: 9, term: 4, conf_state: conf, data: "s".into() };
+    storage.open_at(&installed).unwrap();
+    assert_eq!((storage.first_index(), storage.last_index(), storage.term(9).unwrap()), (10, 9, 4));
+    storage.sync().unwrap();
+    assert!(storage.num_log_files() >= 1);
+}
