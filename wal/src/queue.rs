@@ -25,7 +25,7 @@ pub trait PersistSink: Send + Sync {
     fn persisted(&self, done: &[Persisted]);
     /// The log failed: nothing that was not reported as persisted will be. Called once.
     fn failed(&self, error: &Error);
-    /// Something happened that an operator may want to know.
+    /// Something happened that an operator may want to know. Comes from either of the log's threads.
     fn event(&self, _event: &WalEvent) {}
 }
 

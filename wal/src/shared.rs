@@ -176,12 +176,14 @@ impl Shared {
             (_, true) => 0,
             (Some(limit), false) => (limit / segment).saturating_sub(table.files() as u64),
         };
-        let ahead = (table.prepared.len() + table.free.len()) as u64 + growth;
-        let spare = ahead.saturating_sub(RESERVE_SEGMENTS);
-        table.tight = spare <= 1;
+        // A file that is not filled yet may never be, while the disk is full.
+        let free = table.free.iter().filter(|free| free.formed || !table.disk_full).count();
+        let ahead = (table.prepared.len() + free) as u64 + growth;
+        table.tight = ahead <= RESERVE_SEGMENTS + 1;
         // Batches do not split over segments, so the end of one may stay empty.
         let active = table.active.as_ref().map_or(0, |active| active.room_bytes);
-        self.space.set_room(spare * (segment / 4 * 3) + active);
+        let room = ahead * (segment / 4 * 3) + active;
+        self.space.set_room(room.saturating_sub(RESERVE_SEGMENTS * segment));
     }
 
     /// Checks a batch, gives it its place in the order, shows it to readers and queues it.

@@ -127,14 +127,14 @@ impl Wal {
                     break;
                 }
                 if !self.step() {
-                    return Err(self.why_stalled(lsn));
+                    return Err(self.why_stalled());
                 }
             },
         }
         Ok(lsn)
     }
 
-    fn why_stalled(&self, _lsn: Lsn) -> Error {
+    fn why_stalled(&self) -> Error {
         match self.shared().table().disk_full {
             true => Error::NoSpace { needed_bytes: self.shared().options.segment_bytes },
             false => Error::Stalled,
@@ -323,7 +323,7 @@ fn wait_or_write(shared: &Shared, waiter: &Waiter) -> Result<()> {
         loop {
             if let Some(result) = waiter.poll() {
                 drop(writer);
-                leave_to_thread(shared, Sleeping::Untold);
+                leave_to_thread(shared, true);
                 return result;
             }
             match writer.step(shared, shared.options.clock.now(), Stepper::Committer) {
@@ -333,14 +333,16 @@ fn wait_or_write(shared: &Shared, waiter: &Waiter) -> Result<()> {
             }
         }
     }
-    leave_to_thread(shared, Sleeping::Timed);
+    leave_to_thread(shared, false);
     waiter.wait()
 }
 
-/// Wakes the writer's thread if there is work, or if it sleeps as deep as this and does not know of the last frame.
-fn leave_to_thread(shared: &Shared, depth: Sleeping) {
+/// Lets the writer's thread go on where this one ended.
+fn leave_to_thread(shared: &Shared, is_done: bool) {
     let mut queue = shared.queue();
-    if queue.wants_write() || queue.sleeping == depth || queue.poison.is_some() {
+    // A thread that sleeps until it is told does not know that the last frame wants a watermark; one that sleeps until
+    // a moment looks then.
+    if !is_done || queue.wants_write() || queue.sleeping == Sleeping::Untold || queue.poison.is_some() {
         queue.signal += 1;
         if queue.sleeping != Sleeping::No {
             shared.work.notify_one();

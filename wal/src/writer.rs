@@ -29,6 +29,10 @@ use crate::{
     table::{Active, Sealed},
 };
 
+/// Frames with records leave this much of a segment to a watermark, so that proving the last frame durable never needs
+/// another segment: header and carried head take at most two blocks, the copy a third.
+const TAIL_BLOCKS: usize = 3;
+
 /// What a step did, or what it waits for.
 #[derive(Debug)]
 pub(crate) enum Step {
@@ -80,6 +84,8 @@ pub(crate) struct Writer {
     /// Nothing was written since the last watermark.
     watermarked: bool,
     last_write: Duration,
+    /// Since when only relaxed batches wait.
+    relaxed_since: Option<Duration>,
     /// The sinks were told of the poisoning.
     failure_told: bool,
     /// What the sinks will be told.
@@ -108,6 +114,7 @@ impl Writer {
             in_flight: None,
             watermarked: true,
             last_write: Duration::ZERO,
+            relaxed_since: None,
             failure_told: false,
             events: Vec::new(),
         }
@@ -137,6 +144,7 @@ impl Writer {
             (queue.wants_write(), !queue.batches.is_empty(), queue.closed, front_is_commit)
         };
         if wants_write {
+            self.relaxed_since = None;
             return match self.opening_seq {
                 None => self.write_frame(shared, FLAG_OPENING, stepper),
                 Some(_) if stepper == Stepper::Committer && !front_is_commit => Step::Blocked,
@@ -146,7 +154,8 @@ impl Writer {
         if self.watermarked && !waiting {
             return Step::Blocked;
         }
-        let deadline = self.last_write + shared.options.idle_watermark;
+        self.relaxed_since = waiting.then(|| self.relaxed_since.unwrap_or(now));
+        let deadline = self.relaxed_since.unwrap_or(self.last_write) + shared.options.idle_watermark;
         if !closed && now < deadline {
             return Step::Timer(deadline);
         }
@@ -185,7 +194,7 @@ impl Writer {
     fn write_frame(&mut self, shared: &Shared, flags: u16, stepper: Stepper) -> Step {
         let Some((segment, block)) = self.place(shared, flags) else { return Step::Blocked };
         let room = shared.options.segment_bytes as usize / BLOCK - block as usize;
-        let batches = if flags == 0 { self.gather(shared, room, stepper) } else { Vec::new() };
+        let batches = if flags == 0 { self.gather(shared, room - TAIL_BLOCKS, stepper) } else { Vec::new() };
         let records_len = batches.iter().map(|batch| batch.data.len()).sum();
         let must_sync = shared.options.durability == Durability::Sync || flags & FLAG_OPENING != 0;
         let header = FrameHeader {
@@ -233,7 +242,8 @@ impl Writer {
                 frame::frame_blocks(batch.dir.len(), self.carry.len(), batch.data.len())
             })
         };
-        let total = shared.options.segment_bytes / BLOCK as u64;
+        let tail = if flags == 0 { TAIL_BLOCKS as u64 } else { 0 };
+        let total = shared.options.segment_bytes / BLOCK as u64 - tail;
         if let Some((segment, block)) = &self.segment
             && u64::from(*block) + blocks as u64 <= total
         {

@@ -1,7 +1,11 @@
 //! Rot: whatever acknowledged byte changes on disk is invisible, or it is reported with the groups that it hits and the
 //! others go on. Nothing acknowledged is ever missing in silence.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use pontoon_wal::{Error, Fs, GroupId, RecoveryReport, Wal, sim::SimFs};
 
@@ -78,7 +82,7 @@ fn check(fs: &SimFs, model: &Model, context: &str) -> BTreeSet<GroupId> {
 fn with_change(
     fs: &SimFs,
     model: &Model,
-    path: &PathBuf,
+    path: &Path,
     context: &str,
     change: impl FnOnce(&mut Vec<u8>),
 ) -> usize {

@@ -52,6 +52,7 @@ proptest! {
                         let room = door.try_reserve(GroupId(1), batch.size_bytes()).unwrap();
                         door.submit(batch, room, 0).unwrap();
                         prop_assert_eq!(model.differs(&wal), None);
+                        while wal.step() {}
                         clock.advance(Duration::from_millis(10));
                         while wal.step() {}
                     } else {

@@ -101,6 +101,18 @@ fn committers_submitters_readers_and_collection_go_together() {
 }
 
 #[test]
+fn a_relaxed_commit_returns_when_the_log_is_idle() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, _) = Wal::open(small(dir.path())).unwrap();
+    for index in 1..=3 {
+        let mut batch = Batch::new();
+        batch.append(GroupId(1), &[entry(1, index)]).relaxed();
+        wal.commit(batch).unwrap();
+    }
+    assert_eq!(wal.usage().pending_bytes, 0);
+}
+
+#[test]
 fn a_dropped_log_has_written_what_was_submitted() {
     let dir = tempfile::tempdir().unwrap();
     let (wal, _) = Wal::open(small(dir.path())).unwrap();
