@@ -52,6 +52,7 @@ pub(crate) enum ApplyTask {
     /// Opens the machine of a group; `initial` is the mark of a founding member whose engine holds nothing.
     Open {
         group: GroupId,
+        replica: u64,
         descriptor: Bytes,
         initial: Option<v1::Mark>,
     },
@@ -211,9 +212,17 @@ impl Applier {
         let group = task.group();
         let machine_error = |source| Error::Machine { group, source };
         match task {
-            ApplyTask::Open { descriptor, initial, .. } => {
-                let machine = self.machines.open(group, &descriptor).map_err(machine_error)?;
-                let found = machine.mark().map_err(machine_error)?;
+            ApplyTask::Open { replica, descriptor, initial, .. } => {
+                let mut machine = self.machines.open(group, &descriptor).map_err(machine_error)?;
+                let mut found = machine.mark().map_err(machine_error)?;
+                if found.as_ref().is_some_and(|mark| mark.replica != replica) {
+                    // Crash case: an earlier replica was removed here and its tombstone was durable, but the removal of
+                    // its data was cut short or lost. It is repeated before the new replica holds anything.
+                    machine.destroy().map_err(machine_error)?;
+                    drop(machine);
+                    machine = self.machines.open(group, &descriptor).map_err(machine_error)?;
+                    found = machine.mark().map_err(machine_error)?;
+                }
                 if let Some(mark) = &found
                     && mark.format > MARK_FORMAT
                 {
@@ -226,7 +235,7 @@ impl Applier {
                 let slot = Slot {
                     machine,
                     descriptor,
-                    mark: mark.clone().unwrap_or_default(),
+                    mark: v1::Mark { replica, ..mark.clone().unwrap_or_default() },
                     sessions,
                     stage: None,
                 };

@@ -25,7 +25,7 @@ use crate::{
     replica::{Alive, Replica, Shared, Taken},
     snapshot::ServeTask,
     transport::Class,
-    types::{Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, Role},
+    types::{Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION},
 };
 
 /// The log's metadata key of a replica's record.
@@ -79,7 +79,6 @@ enum Slot {
     /// Stopped for good; answers nothing, votes for nobody.
     Dead {
         replica: ReplicaId,
-        record: Record,
         reason: String,
     },
     /// The tombstone is being made durable, or the data is being removed.
@@ -321,12 +320,18 @@ impl Core {
                 return;
             }
         };
-        let mut status = GroupStatus::new(group, replica);
-        (status.role, status.dead) = (Role::Dead, Some(reason.clone()));
-        fx.statuses.push(status);
+        fx.statuses.push(GroupStatus::dead(group, replica, reason.clone()));
         fx.events.push(Event::ReplicaDead { group, reason: reason.clone() });
-        let record = self.records.get(&group).cloned().unwrap_or_default();
-        self.slots.insert(group, Slot::Dead { replica, record, reason });
+        self.slots.insert(group, Slot::Dead { replica, reason });
+    }
+
+    /// What a replica is at this moment.
+    pub(crate) fn status(&self, group: GroupId) -> Option<GroupStatus> {
+        match self.slots.get(&group)? {
+            Slot::Live(replica) => Some(replica.status()),
+            Slot::Dead { replica, reason, .. } => Some(GroupStatus::dead(group, *replica, reason.clone())),
+            Slot::Opening { .. } | Slot::Leaving { .. } => None,
+        }
     }
 
     fn absent(&self, group: GroupId) -> Rejected {
@@ -571,7 +576,7 @@ impl Core {
     fn open_machine(&mut self, group: GroupId, fx: &mut Effects) {
         if let Some(Slot::Opening { record, .. }) = self.slots.get(&group) {
             let (descriptor, initial) = (record.descriptor.clone(), record.initial_mark());
-            fx.apply.push(ApplyTask::Open { group, descriptor, initial });
+            fx.apply.push(ApplyTask::Open { group, replica: record.replica, descriptor, initial });
         }
     }
 

@@ -76,11 +76,17 @@ pub(crate) enum Input {
 }
 
 /// What a caller hears.
-pub(crate) enum Answer {
+#[derive(Debug)]
+pub enum Answer {
+    /// Of a proposal.
     Proposed(Result<Applied, ProposeError>),
+    /// Of a read barrier (the index that was confirmed) or a session stamp.
     Index(Result<u64, Rejected>),
+    /// Of a change of members or a transfer.
     Done(Result<(), Rejected>),
+    /// Of a replica that was to be made or opened.
     Replica(Result<ReplicaId, Error>),
+    /// Of a replica that was to be removed.
     Destroyed(Result<(), Error>),
 }
 

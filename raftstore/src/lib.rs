@@ -15,14 +15,17 @@ mod logging;
 mod machine;
 mod replica;
 mod snapshot;
+mod stepped;
 mod storage;
 mod transport;
 mod types;
 
+pub use effects::Answer;
 pub use error::{Ambiguous, Error, ProposeError, Rejected};
 pub use handle::{Group, MultiRaft, Ticket};
 pub use identity::{Identity, PEER_PROTOCOL};
 pub use machine::{Command, MachineError, Machines, SnapshotSource, SnapshotStage, StateMachine, SystemRow};
+pub use stepped::{Output, Stepped};
 pub use transport::{Class, Transport};
 pub use types::{
     Applied, Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, MAX_OPEN_REQUESTS, MemberChange,

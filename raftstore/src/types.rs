@@ -245,6 +245,10 @@ impl GroupStatus {
         !self.conf_state.voters_outgoing.is_empty()
     }
 
+    pub(crate) fn dead(group: GroupId, replica: ReplicaId, reason: String) -> Self {
+        GroupStatus { role: Role::Dead, dead: Some(reason), ..GroupStatus::new(group, replica) }
+    }
+
     pub(crate) fn new(group: GroupId, replica: ReplicaId) -> Self {
         GroupStatus {
             group,

@@ -4,7 +4,7 @@
 //! Each change is "ensure": asking again after a lost answer is harmless. A joint configuration is always left by
 //! whoever leads, also when the one who entered it is gone.
 
-use pontoon_proto::{ReplicaId, v1};
+use pontoon_proto::ReplicaId;
 use raft::{StateRole, eraftpb as pb};
 
 use super::{Alive, ProposalWait, Replica, Shared, convert, guarded};
@@ -283,10 +283,5 @@ impl Replica {
             }
         }
         voters == [me]
-    }
-
-    /// The members as applied.
-    pub(crate) fn conf(&self) -> &v1::ConfState {
-        &self.conf
     }
 }

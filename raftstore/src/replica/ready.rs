@@ -215,6 +215,7 @@ impl Replica {
             switched_at: index,
             switched_term: term,
             switched_conf: Some(conf),
+            replica: self.id.get(),
             ..mark
         };
         self.installing = Some(ready);

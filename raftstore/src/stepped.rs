@@ -1,0 +1,258 @@
+//! The runtime without threads and clocks: whoever holds it says what happens next.
+//!
+//! It runs the same core, appliers and snapshot server as the threads do, one step at a time, so that a simulator can put
+//! a crash between any two of them and replay the run from its seed.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex},
+};
+
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
+
+use crate::{
+    apply::{Applier, ApplyOutcome, ApplyTask},
+    core::Core,
+    effects::{Answer, Effects, Input},
+    error::Error,
+    machine::Machines,
+    snapshot::{ServeTask, SnapshotServer},
+    transport::Class,
+    types::{Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal},
+};
+
+#[derive(Default)]
+struct Sink(Mutex<VecDeque<Input>>);
+
+impl Sink {
+    fn push(&self, input: Input) {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push_back(input);
+    }
+
+    fn pop(&self) -> Option<Input> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop_front()
+    }
+}
+
+impl PersistSink for Sink {
+    fn persisted(&self, done: &[Persisted]) {
+        if let Some(last) = done.last() {
+            self.push(Input::Persisted { submission: last.token });
+        }
+    }
+
+    fn failed(&self, error: &wal::Error) {
+        self.push(Input::LogFailed { reason: error.to_string() });
+    }
+}
+
+/// What came out of the steps since it was last taken.
+#[derive(Default)]
+pub struct Output {
+    /// Messages for other nodes.
+    pub send: Vec<(NodeId, Class, v1::PeerMessage)>,
+    /// Answers, by the token that the call returned.
+    pub answers: Vec<(u64, Answer)>,
+    /// Statuses that changed.
+    pub statuses: Vec<GroupStatus>,
+    /// What happened.
+    pub events: Vec<Event>,
+}
+
+/// One node's runtime, stepped by hand. The log must be open in [`wal::DriverMode::Manual`]; whoever holds this steps it.
+pub struct Stepped {
+    core: Core,
+    applier: Applier,
+    server: SnapshotServer,
+    machines: Arc<dyn Machines>,
+    sink: Arc<Sink>,
+    apply: VecDeque<ApplyTask>,
+    serve: VecDeque<ServeTask>,
+    dirty: BTreeMap<GroupId, u64>,
+    out: Output,
+    next_token: u64,
+    wall_ms: u64,
+}
+
+impl Stepped {
+    /// Opens every replica that the log holds, as [`crate::MultiRaft::open`] does.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn open(
+        config: Config,
+        node: NodeId,
+        wal: Wal,
+        machines: Arc<dyn Machines>,
+    ) -> Result<Stepped, Error> {
+        config.validate()?;
+        let sink = Arc::new(Sink::default());
+        let submitter = wal.submitter(sink.clone());
+        let incarnation = wal.incarnation();
+        let groups: Vec<GroupId> = wal.groups().into_iter().filter(|group| *group != GroupId::NODE).collect();
+        let mut stepped = Stepped {
+            applier: Applier::new(machines.clone(), config.session_ttl),
+            server: SnapshotServer::new(config.chunk_bytes, incarnation & (u64::MAX >> 1)),
+            core: Core::new(config, node, wal, submitter, incarnation),
+            machines,
+            sink,
+            apply: VecDeque::new(),
+            serve: VecDeque::new(),
+            dirty: BTreeMap::new(),
+            out: Output::default(),
+            next_token: 0,
+            wall_ms: 0,
+        };
+        for group in groups {
+            stepped.ask(|token| Input::Adopt { group, token });
+        }
+        while stepped.step_apply() {}
+        Ok(stepped)
+    }
+
+    /// Unix time for everything that follows, in milliseconds.
+    pub fn set_wall_ms(&mut self, wall_ms: u64) {
+        self.wall_ms = wall_ms;
+    }
+
+    fn input(&mut self, input: Input) {
+        let mut fx = Effects::default();
+        self.core.handle(self.wall_ms, input, &mut fx);
+        self.take(fx);
+    }
+
+    fn ask(&mut self, input: impl FnOnce(u64) -> Input) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.input(input(token));
+        token
+    }
+
+    fn take(&mut self, fx: Effects) {
+        self.out.send.extend(fx.send);
+        self.out.answers.extend(fx.answers);
+        self.out.statuses.extend(fx.statuses);
+        self.out.events.extend(fx.events);
+        self.apply.extend(fx.apply);
+        self.serve.extend(fx.serve);
+    }
+
+    /// Ends a turn: what is ready goes to the log and out.
+    pub fn turn(&mut self) {
+        let mut fx = Effects::default();
+        self.core.poll(&mut fx);
+        self.take(fx);
+    }
+
+    /// Takes what came out since the last call.
+    pub fn take_output(&mut self) -> Output {
+        std::mem::take(&mut self.out)
+    }
+
+    /// Hears the log's next acknowledgement; false if there is none.
+    pub fn step_log(&mut self) -> bool {
+        let input = self.sink.pop();
+        input.map(|input| self.input(input)).is_some()
+    }
+
+    /// Runs the next task of the state machines; false if there is none.
+    pub fn step_apply(&mut self) -> bool {
+        let Some(task) = self.apply.pop_front() else { return false };
+        let mut outcomes = Vec::new();
+        self.applier.run(task, &mut outcomes);
+        for outcome in outcomes {
+            match &outcome {
+                ApplyOutcome::Applied { group, mark, .. } => {
+                    self.dirty.insert(*group, mark.index);
+                }
+                ApplyOutcome::Installed { group, .. } | ApplyOutcome::Destroyed { group } => {
+                    self.dirty.remove(group);
+                }
+                _ => {}
+            }
+            self.input(Input::Outcome(outcome));
+        }
+        true
+    }
+
+    /// Runs the next task of the snapshot server; false if there is none.
+    pub fn step_serve(&mut self) -> bool {
+        let Some(task) = self.serve.pop_front() else { return false };
+        if let Some(outgoing) = self.server.run(task) {
+            self.out.send.push((outgoing.to, Class::Snapshot, outgoing.message));
+        }
+        true
+    }
+
+    /// Makes applied state durable.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn flush(&mut self) -> Result<(), crate::machine::MachineError> {
+        let marks = std::mem::take(&mut self.dirty);
+        self.machines.flush()?;
+        self.input(Input::Flushed(marks.into_iter().collect()));
+        Ok(())
+    }
+
+    /// Moves raft's clock.
+    pub fn tick(&mut self, ticks: u64) {
+        self.input(Input::Tick(ticks));
+    }
+
+    /// A message arrives.
+    pub fn deliver(&mut self, from: NodeId, message: v1::PeerMessage) {
+        self.input(Input::Peer { from, message });
+    }
+
+    /// A peer accepted this node's handshake.
+    pub fn accepted_by(&mut self, peer: NodeId) {
+        self.input(Input::AcceptedBy(peer));
+    }
+
+    /// A peer cannot be reached.
+    pub fn unreachable(&mut self, peer: NodeId) {
+        self.input(Input::Unreachable(peer));
+    }
+
+    /// Proposes; the token's answer is [`Answer::Proposed`].
+    pub fn propose(&mut self, group: GroupId, proposal: Proposal) -> u64 {
+        self.ask(|token| Input::Propose { group, token, proposal })
+    }
+
+    /// Asks for a session stamp; the answer is [`Answer::Index`].
+    pub fn session_stamp(&mut self, group: GroupId) -> u64 {
+        self.ask(|token| Input::Stamp { group, token })
+    }
+
+    /// Asks for a read barrier; the answer is [`Answer::Index`].
+    pub fn read_barrier(&mut self, group: GroupId) -> u64 {
+        self.ask(|token| Input::Read { group, token })
+    }
+
+    /// Changes members; the answer is [`Answer::Done`].
+    pub fn change(&mut self, group: GroupId, change: MemberChange) -> u64 {
+        self.ask(|token| Input::Change { group, token, change })
+    }
+
+    /// Hands leadership over; the answer is [`Answer::Done`].
+    pub fn transfer_leader(&mut self, group: GroupId, to: ReplicaId) -> u64 {
+        self.ask(|token| Input::Transfer { group, token, to })
+    }
+
+    /// Makes sure of a replica; the answer is [`Answer::Replica`].
+    pub fn create_group(&mut self, spec: GroupSpec) -> u64 {
+        self.ask(|token| Input::Create { spec, token })
+    }
+
+    /// Removes a replica for ever; the answer is [`Answer::Destroyed`].
+    pub fn destroy_replica(&mut self, group: GroupId, replica: ReplicaId) -> u64 {
+        self.ask(|token| Input::Destroy { group, replica, token })
+    }
+
+    /// What a replica here is and knows.
+    pub fn status(&self, group: GroupId) -> Option<GroupStatus> {
+        self.core.status(group)
+    }
+}
