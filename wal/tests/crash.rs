@@ -114,3 +114,18 @@ fn a_power_cut_at_any_operation_keeps_what_was_acknowledged() {
 fn another_script_survives_as_well() {
     crash_everywhere(77, 90);
 }
+
+#[test]
+fn the_same_seed_and_calls_make_the_same_disk() {
+    let run = || {
+        let (fs, clock, script) = (SimFs::new(), Arc::new(HandClock::default()), Script::draw(5, 60, 5));
+        for seed in [5, 6] {
+            let (wal, _) = open(&fs, &clock, seed).unwrap();
+            play(&wal, &clock, &script, if seed == 5 { 0 } else { 60 }, &mut Rng(5));
+            wal.close().unwrap();
+        }
+        let files = fs.files().into_iter();
+        files.map(|(path, _)| (path.clone(), support::bytes_of(&fs, &path))).collect::<Vec<_>>()
+    };
+    assert!(run() == run());
+}

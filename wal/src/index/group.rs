@@ -549,3 +549,73 @@ impl Group {
         assert!(self.terms.first().is_none_or(|(first, _)| *first <= self.first_index()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{RealFs, fs::Fs, fs::OpenMode, record};
+
+    /// A record of entries as a submitter encodes it.
+    fn entries(first: u64, terms: &[u64]) -> (Head, Body) {
+        let list: Vec<crate::Entry> = terms
+            .iter()
+            .zip(first..)
+            .map(|(term, index)| crate::Entry { index, term: *term, kind: 0, data: "x".into() })
+            .collect();
+        let (mut data, mut dir) = (Vec::new(), Vec::new());
+        let head = (Kind::Entries, GroupId(1), first, terms.len() as u32);
+        record::encode(&mut data, &mut dir, head, |out| record::put_entries(out, &list));
+        record::decode(&data.into()).unwrap()
+    }
+
+    fn append(group: &mut Group, lsn: u64, first: u64, terms: &[u64]) {
+        let (head, body) = entries(first, terms);
+        group.apply(&head, body, &Place::Memory { lsn });
+        group.check_invariants();
+    }
+
+    fn segment() -> Arc<Segment> {
+        let file = RealFs.open(std::path::Path::new("/dev/null"), OpenMode::Read).unwrap();
+        Arc::new(Segment::new(1, 1, "/dev/null".into(), file))
+    }
+
+    #[test]
+    fn an_idle_group_is_small_and_an_extent_has_eight_bytes() {
+        assert!(size_of::<Group>() <= 144, "{}", size_of::<Group>());
+        assert_eq!(size_of::<Extent>(), 8);
+        let extent = Extent::new((1 << 30) - 8, (16 << 20) - 8, u16::MAX);
+        assert_eq!((extent.offset(), extent.len(), extent.count()), ((1 << 30) - 8, (16 << 20) - 8, 65_535));
+    }
+
+    #[test]
+    fn terms_follow_appends_cuts_and_truncations() {
+        let mut group = Group::default();
+        append(&mut group, 1, 1, &[1, 1, 2, 2, 3]);
+        append(&mut group, 2, 4, &[5, 5]);
+        let terms: Vec<u64> = (0..=5).map(|index| group.term(index).unwrap()).collect();
+        assert_eq!(terms, [0, 1, 1, 2, 5, 5]);
+        group.truncate_prefix(3, 2);
+        group.check_invariants();
+        assert_eq!((group.term(3).unwrap(), group.term(4).unwrap()), (2, 5));
+        assert!(matches!(group.term(2), Err(Error::Compacted { first: 4 })));
+        assert!(matches!(group.term(6), Err(Error::Unavailable { last: 5 })));
+    }
+
+    #[test]
+    fn a_record_that_was_cut_before_it_was_written_is_dead_on_arrival() {
+        let (mut group, segment) = (Group::default(), segment());
+        append(&mut group, 1, 1, &[1, 1, 1]);
+        append(&mut group, 2, 4, &[1, 1]);
+        append(&mut group, 3, 3, &[2]);
+        group.settle(1, &segment, 0, 80);
+        group.settle(2, &segment, 80, 64);
+        assert_eq!(segment.live_bytes(), 80, "the second record is gone");
+        group.settle(3, &segment, 144, 48);
+        group.check_invariants();
+        assert_eq!((group.last_index(), segment.live_bytes()), (3, 128));
+        group.truncate_prefix(2, 1);
+        assert_eq!(segment.live_bytes(), 48);
+        group.clear_log();
+        assert_eq!(segment.live_bytes(), 0);
+    }
+}

@@ -89,7 +89,11 @@ impl Scan {
                     self.frame(segment, &header, None);
                     block + header.blocks
                 }
-                Probe::Copy(header) if mine(&header) && header.block + header.copy_block == block => {
+                Probe::Copy(header)
+                    if mine(&header)
+                        && header.block.checked_add(header.copy_block) == Some(block)
+                        && header.block + header.blocks <= total =>
+                {
                     // Reached by searching only: the frame's own head did not say that it is here.
                     self.frame(segment, &header, Some(block));
                     (header.block + header.blocks).max(block + 1)
