@@ -62,7 +62,8 @@ impl Clock for SystemClock {
 /// How a log is opened. Fields may be changed after [`Options::new`].
 #[derive(Clone)]
 pub struct Options {
-    /// Where the log lives. Made if it is missing; its parent must exist.
+    /// Where the log lives. Made if it is missing or empty; its parent must exist. Not itself a mount point, since it is
+    /// made under another name and renamed: use a directory below.
     pub dir: PathBuf,
     /// The file system.
     pub fs: Arc<dyn Fs>,

@@ -6,7 +6,7 @@
 //! chance keeps them: a later successful sync does not bring them back.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -291,10 +291,7 @@ impl Fs for SimFs {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let mut state = self.state();
         let inode = match state.disk.lookup(path) {
-            Some(inode) if state.disk.is_dir(path) => {
-                let _ = inode;
-                return Err(io::ErrorKind::IsADirectory.into());
-            }
+            _ if state.disk.is_dir(path) => return Err(io::ErrorKind::IsADirectory.into()),
             Some(inode) => inode,
             None if mode == OpenMode::Create => {
                 state.begin_whole(OpKind::Change)?;
@@ -405,6 +402,3 @@ impl File for SimFile {
         Ticket::done(state.file_op(self.life, self.inode, &op))
     }
 }
-
-/// Entries of directories: path to inode. Kept here so that the disk's module has the words.
-type Names = BTreeMap<PathBuf, u64>;

@@ -365,21 +365,28 @@ fn settle(shared: &Shared, segment: &Arc<Segment>, mut offset: u32, batches: &[Q
     }
 }
 
-/// Tells each submitter of its batches, in order, with one call; then gives their room back.
+/// Gives the batches' room back, then tells each submitter of its batches, in order, with one call.
 fn acknowledge(batches: Vec<Queued>) {
+    // Whoever hears that a batch is durable may ask for its room at once.
+    let acks: Vec<(Ack, Lsn)> = batches
+        .into_iter()
+        .map(|batch| {
+            let lsn = Lsn(batch.last_lsn());
+            (batch.ack, lsn)
+        })
+        .collect();
     let mut calls: Vec<(Arc<SinkSlot>, Vec<Persisted>)> = Vec::new();
-    for batch in &batches {
-        match &batch.ack {
+    for (ack, lsn) in acks {
+        match ack {
             Ack::Waiter(waiter) => waiter.complete(Ok(())),
             Ack::Sink(slot, token) => {
-                let done = Persisted { token: *token, lsn: Lsn(batch.last_lsn()) };
-                match calls.iter_mut().find(|(known, _)| Arc::ptr_eq(known, slot)) {
+                let done = Persisted { token, lsn };
+                match calls.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &slot)) {
                     Some((_, list)) => list.push(done),
-                    None => calls.push((slot.clone(), vec![done])),
+                    None => calls.push((slot, vec![done])),
                 }
             }
         }
     }
-    drop(batches);
     calls.iter().for_each(|(slot, done)| slot.sink.persisted(done));
 }

@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Names;
 use crate::rng::Rng;
 
 /// What reaches the disk as one.
@@ -102,10 +101,10 @@ impl NameChange {
     }
 }
 
-/// Names by full path.
+/// Names by full path; files with their inodes.
 #[derive(Debug, Clone, Default)]
 struct Space {
-    files: Names,
+    files: BTreeMap<PathBuf, u64>,
     dirs: BTreeSet<PathBuf>,
 }
 
