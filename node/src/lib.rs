@@ -21,6 +21,7 @@
 //! ```
 
 pub mod api;
+pub mod client;
 
 mod calls;
 mod channels;

@@ -1,0 +1,377 @@
+//! A client of a cluster.
+//!
+//! It keeps the part of the map that it uses (predicate → group, epoch, leader), asks the leader directly and follows
+//! `NotLeader`, `NotHere` and `StaleEpoch`. Each write carries a request id (client, session with the group, number);
+//! whatever goes wrong on the way, it is sent again with the *same* id until the deadline, so that it is applied once.
+//!
+//! ```text
+//!  put/get/scan/... ──> place of the predicate ──> leader's channel
+//!       ▲                    │ refused, broken           │
+//!       └── the same id ─────┴── follow the hint, pause ─┘
+//! ```
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), pontoon_node::client::ClientError> {
+//! use pontoon_node::client::Client;
+//!
+//! let client = Client::connect(["127.0.0.1:7400"]).await?;
+//! client.put("name", "film/1", "Metropolis").await?;
+//! assert_eq!(client.get("name", "film/1").await?.unwrap().value, "Metropolis");
+//! # Ok(())
+//! # }
+//! ```
+
+mod admin;
+mod ask;
+mod error;
+mod many;
+mod place;
+mod session;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use pontoon_proto::v1;
+use tokio::time::{Instant, timeout};
+use tonic::transport::Channel;
+
+pub use error::ClientError;
+
+use crate::{api::admin_client::AdminClient, channels::Channels};
+use place::Place;
+
+/// How long a call may take, retries included, unless [`Client::with_deadline`] says otherwise.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long the first answer of an address may take.
+const GREETING: Duration = Duration::from_secs(3);
+/// How many predicates and how many addresses a client remembers.
+const PLACES_MOST: usize = 65_536;
+const ADDRESSES_MOST: usize = 1_024;
+
+/// A client of a cluster. Cheap to clone; the clones share connections, map and sessions.
+#[derive(Debug, Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+    deadline: Duration,
+}
+
+#[derive(Debug)]
+struct Inner {
+    id: u128,
+    channels: Channels,
+    places: DashMap<String, Arc<Place>>,
+    /// Where nodes listen: what was given, and what answers named since.
+    addresses: Mutex<Vec<String>>,
+    turn: AtomicUsize,
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// The log index at which it was applied. The row carries it.
+    pub index: u64,
+    /// False if a compare-and-set did not hold: then nothing was changed.
+    pub applied: bool,
+    /// One per operation, in order.
+    pub results: Vec<v1::WriteResult>,
+}
+
+/// A row of a predicate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its key.
+    pub key: Bytes,
+    /// Its value.
+    pub value: Bytes,
+    /// The index at which it was last modified.
+    pub modified: u64,
+}
+
+/// What a compare-and-set expects to find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expect {
+    /// No row.
+    Absent,
+    /// A row with this value.
+    Value(Bytes),
+    /// A row that was last modified at this index.
+    Modified(u64),
+}
+
+/// Which rows a scan returns, and how many at a time.
+#[derive(Debug, Clone, Default)]
+pub struct Range {
+    /// Only keys that begin so. If it is not empty, `low` and `high` do not count.
+    pub prefix: Bytes,
+    /// The first key.
+    pub low: Bytes,
+    /// The first key that is too high; empty: no end.
+    pub high: Bytes,
+    /// Rows per page, at most 10,000; 0: 1,000.
+    pub limit: u32,
+    /// Where the last page ended, empty for the first one.
+    pub continuation: Bytes,
+}
+
+impl Range {
+    /// The keys that begin with `prefix`.
+    pub fn prefix(prefix: impl Into<Bytes>) -> Self {
+        Range { prefix: prefix.into(), ..Range::default() }
+    }
+}
+
+/// One page of a scan.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// In ascending order of keys.
+    pub rows: Vec<Row>,
+    /// Goes into the next page's [`Range`]; empty at the end.
+    pub continuation: Bytes,
+    /// The index that the page stands at.
+    pub index: u64,
+}
+
+impl Client {
+    /// Connects to the first of the addresses (HOST:PORT) that answers. The others are tried when it is lost.
+    ///
+    /// # Errors
+    /// [`ClientError::NobodyAnswers`] if none does.
+    ///
+    /// # Cancel safety
+    /// Nothing has happened if this is dropped.
+    pub async fn connect<A: Into<String>>(
+        addresses: impl IntoIterator<Item = A>,
+    ) -> Result<Client, ClientError> {
+        let addresses: Vec<String> = addresses.into_iter().map(Into::into).collect();
+        let inner = Inner {
+            id: uuid::Uuid::new_v4().as_u128(),
+            channels: Channels::default(),
+            places: DashMap::new(),
+            addresses: Mutex::new(addresses.clone()),
+            turn: AtomicUsize::new(0),
+        };
+        let client = Client { inner: Arc::new(inner), deadline: DEADLINE };
+        let mut reason = "no address was given".to_owned();
+        for address in &addresses {
+            match timeout(GREETING, client.greet(address)).await {
+                Ok(Ok(())) => return Ok(client),
+                Ok(Err(error)) => reason = error.to_string(),
+                Err(_) => reason = format!("no answer within {} s", GREETING.as_secs()),
+            }
+        }
+        Err(ClientError::NobodyAnswers { address: addresses.join(", "), reason })
+    }
+
+    async fn greet(&self, address: &str) -> Result<(), ClientError> {
+        let mut admin = self.admin_at(address)?;
+        let status = admin.status(v1::StatusRequest {}).await.map_err(|status| ClientError::of(&status))?;
+        for node in status.into_inner().nodes.into_iter().filter_map(|view| view.node) {
+            self.learn(&node.address);
+        }
+        Ok(())
+    }
+
+    /// The same client with another limit for each call, retries included.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Client {
+        Client { inner: self.inner.clone(), deadline }
+    }
+
+    /// Sets the value of a key. The predicate is made if it does not exist.
+    ///
+    /// On return the write is durable on a quorum and seen by every later read.
+    ///
+    /// # Errors
+    /// [`ClientError::Unknown`] and [`ClientError::SessionExpired`]: the write may or may not have been applied; all
+    /// others: it was not.
+    ///
+    /// # Cancel safety
+    /// Dropping this abandons the answer, not the write.
+    pub async fn put(
+        &self,
+        predicate: &str,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<Written, ClientError> {
+        self.write(predicate, vec![put(key, value)]).await
+    }
+
+    /// Deletes a key, which need not exist. As [`Client::put`] otherwise.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub async fn delete(&self, predicate: &str, key: impl Into<Bytes>) -> Result<Written, ClientError> {
+        self.write(predicate, vec![delete(key)]).await
+    }
+
+    /// Sets (or with `None` deletes) the value of a key if it is as expected. [`Written::applied`] says whether it was;
+    /// if not, the result holds the row as it is.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub async fn cas(
+        &self,
+        predicate: &str,
+        key: impl Into<Bytes>,
+        expect: Expect,
+        value: Option<Bytes>,
+    ) -> Result<Written, ClientError> {
+        self.write(predicate, vec![cas(key, expect, value)]).await
+    }
+
+    /// Applies one atomic batch to one predicate.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    ///
+    /// # Cancel safety
+    /// Dropping this abandons the answer, not the write.
+    pub async fn write(&self, predicate: &str, ops: Vec<v1::WriteOp>) -> Result<Written, ClientError> {
+        let until = Instant::now() + self.deadline;
+        let place = self.place(predicate);
+        loop {
+            let ticket = self.ticket(&place, until).await?;
+            let request = || v1::WriteRequest {
+                predicate: predicate.to_owned(),
+                epoch: place.epoch(),
+                request: Some(ticket.id()),
+                ops: ops.clone(),
+                direct: true,
+                hops: 0,
+            };
+            match self.ask(&place, until, request).await {
+                Ok(reply) => return Ok(written(reply)),
+                // Refused at its first and only sending: it was not applied, and never will be under that id.
+                Err(ClientError::SessionExpired { sent_before: false }) => place.end_session(&ticket),
+                Err(error) => {
+                    if matches!(error, ClientError::SessionExpired { .. }) {
+                        place.end_session(&ticket);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Reads one key, linearizable. `None`: it has no row.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSuchPredicate`] among others.
+    pub async fn get(&self, predicate: &str, key: impl Into<Bytes>) -> Result<Option<Row>, ClientError> {
+        let (key, place) = (key.into(), self.place(predicate));
+        let request = || v1::GetRequest {
+            predicate: predicate.to_owned(),
+            epoch: place.epoch(),
+            key: key.clone(),
+            direct: true,
+            hops: 0,
+        };
+        let reply = self.ask(&place, Instant::now() + self.deadline, request).await?;
+        Ok(reply.found.then_some(Row { key, value: reply.value, modified: reply.modified }))
+    }
+
+    /// Reads one page of rows, linearizable, as of one index.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSuchPredicate`] among others.
+    pub async fn scan(&self, predicate: &str, range: &Range) -> Result<Page, ClientError> {
+        let place = self.place(predicate);
+        let request = || v1::ScanRequest {
+            predicate: predicate.to_owned(),
+            epoch: place.epoch(),
+            prefix: range.prefix.clone(),
+            low: range.low.clone(),
+            high: range.high.clone(),
+            limit: range.limit,
+            limit_bytes: 0,
+            continuation: range.continuation.clone(),
+            direct: true,
+            hops: 0,
+        };
+        let reply = self.ask(&place, Instant::now() + self.deadline, request).await?;
+        let row = |row: v1::ScanRow| Row { key: row.key, value: row.value, modified: row.modified };
+        Ok(Page {
+            rows: reply.rows.into_iter().map(row).collect(),
+            continuation: reply.continuation,
+            index: reply.index,
+        })
+    }
+
+    /// The first address that is known: how errors name the cluster.
+    pub fn address(&self) -> String {
+        self.inner.addresses.lock().expect(UNPOISONED).first().cloned().unwrap_or_default()
+    }
+
+    fn admin_at(&self, address: &str) -> Result<AdminClient<Channel>, ClientError> {
+        self.inner.channels.admin(address).map_err(|status| ClientError::of(&status))
+    }
+
+    fn learn(&self, address: &str) {
+        let mut addresses = self.inner.addresses.lock().expect(UNPOISONED);
+        if !address.is_empty()
+            && addresses.len() < ADDRESSES_MOST
+            && !addresses.iter().any(|known| known == address)
+        {
+            addresses.push(address.to_owned());
+        }
+    }
+
+    /// Another address each time.
+    fn any_address(&self) -> String {
+        let addresses = self.inner.addresses.lock().expect(UNPOISONED);
+        let turn = self.inner.turn.fetch_add(1, Ordering::Relaxed);
+        addresses[turn % addresses.len()].clone()
+    }
+
+    fn place(&self, predicate: &str) -> Arc<Place> {
+        if let Some(place) = self.inner.places.get(predicate) {
+            return place.clone();
+        }
+        if self.inner.places.len() >= PLACES_MOST {
+            // Nobody else holds these, so none of their requests is open: forgetting them costs a lookup.
+            self.inner.places.retain(|_, place| Arc::strong_count(place) > 1);
+        }
+        self.inner
+            .places
+            .entry(predicate.to_owned())
+            .or_insert_with(|| Arc::new(Place::new(predicate)))
+            .clone()
+    }
+}
+
+/// No code panics while it holds one of the client's locks.
+const UNPOISONED: &str = "the lock's holders do not panic";
+
+/// The operation that sets a key's value.
+pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> v1::WriteOp {
+    let put = v1::WritePut { key: key.into(), value: value.into() };
+    v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) }
+}
+
+/// The operation that deletes a key.
+pub fn delete(key: impl Into<Bytes>) -> v1::WriteOp {
+    v1::WriteOp { op: Some(v1::write_op::Op::Delete(v1::WriteDelete { key: key.into() })) }
+}
+
+/// The operation that sets (or deletes) a key's value if the row is as expected.
+pub fn cas(key: impl Into<Bytes>, expect: Expect, value: Option<Bytes>) -> v1::WriteOp {
+    use v1::write_cas::Expect as Wire;
+    let expect = Some(match expect {
+        Expect::Absent => Wire::Absent(true),
+        Expect::Value(value) => Wire::Value(value),
+        Expect::Modified(index) => Wire::Index(index),
+    });
+    let cas = v1::WriteCas { key: key.into(), expect, new_value: value };
+    v1::WriteOp { op: Some(v1::write_op::Op::Cas(cas)) }
+}
+
+fn written(reply: v1::WriteReply) -> Written {
+    Written { index: reply.index, applied: reply.applied, results: reply.results }
+}

@@ -1,0 +1,92 @@
+//! Operating the cluster through any of its nodes.
+
+use std::future::Future;
+
+use pontoon_proto::v1;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
+
+use super::{Client, ClientError, GREETING, error::words};
+use crate::api::admin_client::AdminClient;
+
+/// How long one node may take: it looks for the leader of the meta group on the caller's behalf.
+const ANSWER: std::time::Duration = std::time::Duration::from_secs(15);
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+macro_rules! calls {
+    ($($(#[$doc:meta])* $method:ident($request:ident) -> $reply:ident;)*) => {
+        impl Client {$(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// [`ClientError::Refused`] with the cluster's reason, [`ClientError::NobodyAnswers`].
+            pub async fn $method(&self, request: v1::$request) -> Result<v1::$reply, ClientError> {
+                self.ask_any(async |mut admin| admin.$method(request.clone()).await).await
+            }
+        )*}
+    };
+}
+
+calls! {
+    /// The cluster as a node sees it.
+    status(StatusRequest) -> StatusReply;
+    /// The nodes, and what each of them holds.
+    nodes(NodesRequest) -> NodesReply;
+    /// The predicates, and who serves them.
+    predicates(PredicatesRequest) -> PredicatesReply;
+    /// The replicas of the groups on every node that answers.
+    groups(GroupsRequest) -> GroupsReply;
+    /// Makes a predicate; answers when it is served. Idempotent.
+    create_predicate(CreatePredicateRequest) -> CreatePredicateReply;
+    /// Drops a predicate with all its rows.
+    drop_predicate(DropPredicateRequest) -> DropPredicateReply;
+    /// Starts a move, or with `dry_run` says what it would do.
+    move_start(MoveStartRequest) -> MoveStartReply;
+    /// The moves that go on, or all.
+    move_list(MoveListRequest) -> MoveListReply;
+    /// Asks a move to go back; possible until its joint configuration is committed.
+    move_cancel(MoveCancelRequest) -> MoveCancelReply;
+    /// What happened.
+    events(EventsRequest) -> EventsReply;
+}
+
+impl Client {
+    /// Follows a move: its state at once, then at each change, until it has ended. The stream breaks with the node that
+    /// serves it; call again then.
+    ///
+    /// # Errors
+    /// As the other calls.
+    pub async fn move_watch(&self, id: u64) -> Result<Streaming<v1::MoveView>, ClientError> {
+        let request = v1::MoveWatchRequest { id, hops: 0 };
+        self.ask_any(async |mut admin| admin.move_watch(request).await).await
+    }
+
+    /// Asks one node after the other until one answers or the time is up.
+    async fn ask_any<T, F: Future<Output = Result<Response<T>, Status>>>(
+        &self,
+        call: impl Fn(AdminClient<Channel>) -> F,
+    ) -> Result<T, ClientError> {
+        let until = Instant::now() + self.deadline.max(GREETING);
+        loop {
+            let address = self.any_address();
+            let late = || Status::deadline_exceeded("no answer");
+            let answer =
+                timeout(ANSWER, call(self.admin_at(&address)?)).await.unwrap_or_else(|_| Err(late()));
+            let status = match answer {
+                Ok(reply) => return Ok(reply.into_inner()),
+                Err(status) => status,
+            };
+            let passes = matches!(
+                status.code(),
+                Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded
+            );
+            if !passes {
+                return Err(ClientError::of(&status));
+            }
+            if Instant::now() + PAUSE >= until {
+                return Err(ClientError::NobodyAnswers { address, reason: words(&status) });
+            }
+            sleep(PAUSE).await;
+        }
+    }
+}

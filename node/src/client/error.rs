@@ -1,0 +1,114 @@
+//! What a call of the client may end with, by what its caller does next.
+
+use tonic::{Code, Status};
+
+/// Why a call has no answer. Every message names the thing and the next step.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// No address answers.
+    #[error(
+        "nobody answers at {address} ({reason}); start a node with `pontoon node --dir D --listen ADDR`, or name another with --addr"
+    )]
+    NobodyAnswers {
+        /// What was tried.
+        address: String,
+        /// What was heard last.
+        reason: String,
+    },
+    /// The address is not one.
+    #[error("{address} is not HOST:PORT: {reason}")]
+    Address {
+        /// What was given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The predicate was never made, or was dropped.
+    #[error("there is no predicate {predicate}; `pontoon predicates` lists them, the first write makes one")]
+    NoSuchPredicate {
+        /// Its name.
+        predicate: String,
+    },
+    /// Over a limit; nothing was proposed.
+    #[error("the {what} has {size} bytes, the limit is {limit}; split it")]
+    TooLarge {
+        /// Which thing.
+        what: String,
+        /// Its size.
+        size: u64,
+        /// What it may have.
+        limit: u64,
+    },
+    /// Refused without effect.
+    #[error("{reason}")]
+    Refused {
+        /// Why, with the next step.
+        reason: String,
+    },
+    /// The group forgot this client's session.
+    #[error(
+        "the session with the group has expired, so whether the write was applied cannot be told; read the row"
+    )]
+    SessionExpired {
+        /// Whether an earlier sending of the request may have been applied. If not, it was not applied.
+        sent_before: bool,
+    },
+    /// The deadline passed, and nothing was done.
+    #[error(
+        "{predicate} was not served within {seconds:.1} s ({reason}); `pontoon status` and `pontoon groups --problem` show why"
+    )]
+    Late {
+        /// The predicate that was asked.
+        predicate: String,
+        /// How long it was tried.
+        seconds: f64,
+        /// What was heard last.
+        reason: String,
+    },
+    /// The deadline passed, and a write may or may not have been applied.
+    #[error(
+        "whether the write to {predicate} was applied is not known ({reason}); read the row, or write again"
+    )]
+    Unknown {
+        /// The predicate that was asked.
+        predicate: String,
+        /// What was heard last.
+        reason: String,
+    },
+}
+
+impl ClientError {
+    /// What a gRPC status of a node means for the caller.
+    pub(super) fn of(status: &Status) -> Self {
+        ClientError::Refused { reason: words(status) }
+    }
+}
+
+/// A status in words: its message, and what lies beneath if it is the connection.
+pub(super) fn words(status: &Status) -> String {
+    use std::error::Error;
+    let mut deepest: Option<&dyn Error> = status.source();
+    while let Some(next) = deepest.and_then(|error| error.source()) {
+        deepest = Some(next);
+    }
+    match deepest {
+        Some(error) => error.to_string(),
+        None if status.message().is_empty() => format!("{:?}", status.code()),
+        None => status.message().to_owned(),
+    }
+}
+
+/// Whether the same call may fare better elsewhere or later.
+pub(super) fn passes(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable
+            | Code::Unknown
+            | Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::Aborted
+            | Code::Internal
+            | Code::ResourceExhausted
+    )
+}
