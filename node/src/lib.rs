@@ -22,6 +22,8 @@
 
 pub mod api;
 pub mod client;
+pub mod load;
+pub mod rdf;
 
 mod calls;
 mod channels;
