@@ -1,0 +1,180 @@
+//! The commands. Tables for people, with `--json` one object on the last line of stdout.
+//!
+//! Exit codes: 0 done, 1 an error, 2 refused or wrong usage, 3 stuck, 4 the wait ended before the thing did.
+
+mod cluster;
+mod data;
+mod load;
+mod moves;
+mod node;
+mod output;
+mod wal;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use pontoon_node::client::{Client, ClientError};
+use pontoon_shard::EngineKind;
+
+pub(crate) use output::{Done, Failure, bytes, percent_bar, print_line};
+
+/// Pontoon: the storage layer of a sharded database.
+#[derive(Debug, Parser)]
+#[command(name = "pontoon", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Print the result as one JSON object on the last line of stdout.
+    #[arg(long, global = true)]
+    json: bool,
+    /// A node of the cluster, HOST:PORT; several by commas.
+    #[arg(
+        long,
+        global = true,
+        env = "PONTOON_ADDR",
+        default_value = "127.0.0.1:7400",
+        value_delimiter = ','
+    )]
+    addr: Vec<String>,
+    /// How many seconds one call may take, retries included.
+    #[arg(long, global = true, default_value_t = 10.0, value_parser = seconds)]
+    timeout: f64,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Three nodes and then a fourth on this machine: load, move under traffic with a kill, verify.
+    Demo(crate::demo::DemoArgs),
+    /// Run one node until SIGTERM or Ctrl-C. The first founds a cluster, the others --join it.
+    Node(node::NodeArgs),
+    /// Load N-Triples, N-Quads or Dgraph RDF, also .gz. Run it again to go on after a kill.
+    Load(load::LoadArgs),
+    /// Read a key; for loaded data, all objects of a subject.
+    Get(data::KeyArgs),
+    /// Set the value of a key.
+    Put(data::PutArgs),
+    /// Delete a key.
+    Delete(data::KeyArgs),
+    /// Set (or without VALUE delete) a key if it is as expected.
+    Cas(data::CasArgs),
+    /// List rows in order of their keys.
+    Scan(data::ScanArgs),
+    /// The cluster at a glance.
+    Status,
+    /// The nodes, and what each holds.
+    Nodes,
+    /// The predicates, and who serves them.
+    Predicates,
+    /// Make or drop a predicate.
+    #[command(subcommand)]
+    Predicate(cluster::PredicateCommand),
+    /// Every group's replicas on every node.
+    Groups(cluster::GroupsArgs),
+    /// Move a predicate's replica to another node.
+    #[command(subcommand)]
+    Move(moves::MoveCommand),
+    /// What happened in the cluster.
+    Events(cluster::EventsArgs),
+    /// Generate load and measure latencies.
+    Bench(crate::bench::BenchArgs),
+    /// Look at the log of a node that is not running.
+    #[command(subcommand)]
+    Wal(wal::WalCommand),
+}
+
+/// How to reach the cluster, and how to print.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) json: bool,
+    addresses: Vec<String>,
+    timeout: Duration,
+}
+
+impl Context {
+    pub(crate) async fn client(&self) -> Result<Client, ClientError> {
+        Ok(Client::connect(self.addresses.iter().cloned()).await?.with_deadline(self.timeout))
+    }
+}
+
+/// Which engine a node stores its rows with.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct EngineArgs {
+    /// fjall (the default) or sled.
+    #[arg(long, value_parser = engine)]
+    pub(crate) engine: Option<EngineKind>,
+}
+
+/// Runs a command to its exit code.
+pub(crate) async fn run(cli: Cli) -> ExitCode {
+    let context =
+        Context { json: cli.json, addresses: cli.addr, timeout: Duration::from_secs_f64(cli.timeout) };
+    if !matches!(cli.command, Command::Node(_)) {
+        pontoon_node::init_logs(pontoon_node::LogFormat::Text, "error");
+    }
+    let end = match cli.command {
+        Command::Demo(args) => crate::demo::run(&context, args).await,
+        Command::Node(args) => node::run(&context, args).await,
+        Command::Load(args) => load::run(&context, args).await,
+        Command::Get(args) => data::get(&context, args).await,
+        Command::Put(args) => data::put(&context, args).await,
+        Command::Delete(args) => data::delete(&context, args).await,
+        Command::Cas(args) => data::cas(&context, args).await,
+        Command::Scan(args) => data::scan(&context, args).await,
+        Command::Status => cluster::status(&context).await,
+        Command::Nodes => cluster::nodes(&context).await,
+        Command::Predicates => cluster::predicates(&context).await,
+        Command::Predicate(command) => cluster::predicate(&context, command).await,
+        Command::Groups(args) => cluster::groups(&context, args).await,
+        Command::Move(command) => moves::run(&context, command).await,
+        Command::Events(args) => cluster::events(&context, args).await,
+        Command::Bench(args) => crate::bench::run(&context, args).await,
+        Command::Wal(command) => wal::run(command),
+    };
+    output::finish(context.json, end)
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= 86_400.0 => Ok(seconds),
+        _ => Err("a number of seconds above 0, at most 86400".to_owned()),
+    }
+}
+
+fn engine(text: &str) -> Result<EngineKind, String> {
+    match text.parse() {
+        Ok(engine @ (EngineKind::Fjall | EngineKind::Sled)) => Ok(engine),
+        _ => Err(format!("the engine {text} is not known; use fjall or sled")),
+    }
+}
+
+/// A path that a node keeps things under.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct DirArgs {
+    /// The data directory.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_fit_together() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_words_are_refused() {
+        for words in [
+            &["pontoon", "node", "--dir", "d"][..],
+            &["pontoon", "--timeout", "0", "status"],
+            &["pontoon", "move", "start"],
+            &["pontoon", "demo", "--engine", "paper"],
+        ] {
+            assert!(Cli::try_parse_from(words).is_err(), "{words:?}");
+        }
+        assert!(Cli::try_parse_from(["pontoon", "status", "--json", "--addr", "127.0.0.1:1"]).is_ok());
+    }
+}

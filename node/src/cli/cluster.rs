@@ -1,0 +1,320 @@
+//! `pontoon status`, `nodes`, `predicates`, `predicate`, `groups`, `events`.
+
+use clap::{Args, Subcommand};
+use pontoon_proto::{ReplicaId, v1};
+use serde_json::{Value, json};
+
+use super::{
+    Context, Done, Failure,
+    output::{bytes, table},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PredicateCommand {
+    /// Make a predicate, if it does not exist.
+    Create {
+        name: String,
+        /// How many replicas it shall have; 0: three.
+        #[arg(long, default_value_t = 0)]
+        replicas: u32,
+    },
+    /// Drop a predicate with all its rows.
+    Drop { name: String },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GroupsArgs {
+    /// Only groups with a problem, with what to do about it.
+    #[arg(long)]
+    problem: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EventsArgs {
+    /// Only events above this number.
+    #[arg(long, default_value_t = 0)]
+    after: u64,
+    /// At most so many.
+    #[arg(long, default_value_t = 100)]
+    limit: u32,
+}
+
+pub(super) async fn status(context: &Context) -> Result<Done, Failure> {
+    let status = context.client().await?.status(v1::StatusRequest {}).await?;
+    let cluster = cluster_name(&status.cluster);
+    let mut text = format!(
+        "cluster {cluster}\nnode {} at {}, version {}, engine {}, up {}\n{}\n{} predicates in {} groups, {} under-replicated, {} moves running\n\n{}",
+        status.node,
+        status.address,
+        status.version,
+        status.engine,
+        duration(status.uptime_ms),
+        match status.meta_leader {
+            0 => "nobody is known to lead the meta group".to_owned(),
+            node => format!("the meta group is led by node {node}"),
+        },
+        status.predicates,
+        status.groups,
+        status.under_replicated,
+        status.moves_running,
+        node_table(&status.nodes),
+    );
+    for dead in &status.dead {
+        text.push_str(&format!(
+            "\nthe replica of {} (group {}) is dead: {}",
+            dead.predicate, dead.group, dead.reason
+        ));
+    }
+    let dead: Vec<Value> = status
+        .dead
+        .iter()
+        .map(|dead| json!({ "group": dead.group, "predicate": dead.predicate, "reason": dead.reason }))
+        .collect();
+    let json = json!({
+        "cluster": cluster,
+        "node": status.node,
+        "address": status.address,
+        "version": status.version,
+        "engine": status.engine,
+        "meta_leader": status.meta_leader,
+        "map_version": status.map_version,
+        "predicates": status.predicates,
+        "groups": status.groups,
+        "under_replicated": status.under_replicated,
+        "moves_running": status.moves_running,
+        "uptime_ms": status.uptime_ms,
+        "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
+        "dead": dead,
+    });
+    Ok(Done::new(text, json))
+}
+
+pub(super) async fn nodes(context: &Context) -> Result<Done, Failure> {
+    let reply = context.client().await?.nodes(v1::NodesRequest {}).await?;
+    let json = json!({ "nodes": reply.nodes.iter().map(node_json).collect::<Vec<_>>() });
+    Ok(Done::new(node_table(&reply.nodes), json))
+}
+
+pub(super) async fn predicates(context: &Context) -> Result<Done, Failure> {
+    let reply = context.client().await?.predicates(v1::PredicatesRequest::default()).await?;
+    let rows: Vec<Vec<String>> = reply
+        .predicates
+        .iter()
+        .map(|view| {
+            let shard = view.shard.clone().unwrap_or_default();
+            vec![
+                shard.predicate.clone(),
+                shard.group.to_string(),
+                name_of(shard.state().as_str_name(), "SHARD_STATE_"),
+                places(&shard.voters),
+                match view.leader_node {
+                    0 => "-".to_owned(),
+                    node => node.to_string(),
+                },
+                bytes(view.bytes),
+                match (view.r#move, view.under_replicated) {
+                    (0, false) => String::new(),
+                    (0, true) => "under-replicated".to_owned(),
+                    (id, _) => format!("move {id}"),
+                },
+            ]
+        })
+        .collect();
+    let json: Vec<Value> = reply
+        .predicates
+        .iter()
+        .map(|view| {
+            let shard = view.shard.clone().unwrap_or_default();
+            json!({
+                "predicate": shard.predicate,
+                "group": shard.group,
+                "epoch": shard.epoch,
+                "state": name_of(shard.state().as_str_name(), "SHARD_STATE_"),
+                "nodes": node_ids(&shard.voters),
+                "learners": node_ids(&shard.learners),
+                "leader": view.leader_node,
+                "under_replicated": view.under_replicated,
+                "bytes": view.bytes,
+                "move": view.r#move,
+            })
+        })
+        .collect();
+    let text = table(&["predicate", "group", "state", "nodes", "leader", "bytes", ""], &rows);
+    Ok(Done::new(text, json!({ "predicates": json })))
+}
+
+pub(super) async fn predicate(context: &Context, command: PredicateCommand) -> Result<Done, Failure> {
+    let client = context.client().await?;
+    match command {
+        PredicateCommand::Create { name, replicas } => {
+            let request =
+                v1::CreatePredicateRequest { predicate: name.clone(), replicas, ..Default::default() };
+            let shard = client.create_predicate(request).await?.shard.unwrap_or_default();
+            let nodes = node_ids(&shard.voters);
+            Ok(Done::new(
+                format!("{name} is served by group {} on nodes {}", shard.group, places(&shard.voters)),
+                json!({ "predicate": name, "group": shard.group, "nodes": nodes }),
+            ))
+        }
+        PredicateCommand::Drop { name } => {
+            client.drop_predicate(v1::DropPredicateRequest { predicate: name.clone(), hops: 0 }).await?;
+            Ok(Done::new(format!("{name} is dropped"), json!({ "predicate": name, "dropped": true })))
+        }
+    }
+}
+
+pub(super) async fn groups(context: &Context, args: GroupsArgs) -> Result<Done, Failure> {
+    let request = v1::GroupsRequest { problem: args.problem, ..Default::default() };
+    let reply = context.client().await?.groups(request).await?;
+    let mut rows = Vec::new();
+    for group in &reply.groups {
+        for replica in &group.replicas {
+            rows.push(vec![
+                group.group.to_string(),
+                group.predicate.clone(),
+                place(replica.replica),
+                replica.role.clone(),
+                replica.term.to_string(),
+                replica.commit.to_string(),
+                replica.applied.to_string(),
+                replica.last_index.saturating_sub(replica.applied).to_string(),
+                bytes(replica.bytes),
+            ]);
+        }
+    }
+    let head = ["group", "predicate", "replica", "role", "term", "commit", "applied", "lag", "bytes"];
+    let mut text = match (args.problem, rows.is_empty()) {
+        (true, true) => "no group has a problem".to_owned(),
+        _ => table(&head, &rows),
+    };
+    for group in reply.groups.iter().filter(|group| !group.problems.is_empty()) {
+        text.push_str(&format!(
+            "\n{} (group {}): {}",
+            group.predicate,
+            group.group,
+            group.problems.join("; ")
+        ));
+    }
+    if !reply.unreachable.is_empty() {
+        text.push_str(&format!("\nnodes that did not answer: {:?}", reply.unreachable));
+    }
+    let replica = |replica: &v1::ReplicaInfo| {
+        json!({
+            "replica": place(replica.replica),
+            "role": replica.role,
+            "term": replica.term,
+            "first_index": replica.first_index,
+            "last_index": replica.last_index,
+            "commit": replica.commit,
+            "applied": replica.applied,
+            "durable": replica.durable,
+            "bytes": replica.bytes,
+            "dead": replica.dead,
+        })
+    };
+    let groups: Vec<Value> = reply
+        .groups
+        .iter()
+        .map(|group| {
+            json!({
+                "group": group.group,
+                "predicate": group.predicate,
+                "leader": group.leader_node,
+                "replicas": group.replicas.iter().map(replica).collect::<Vec<_>>(),
+                "problems": group.problems,
+            })
+        })
+        .collect();
+    Ok(Done::new(text, json!({ "groups": groups, "unreachable": reply.unreachable })))
+}
+
+pub(super) async fn events(context: &Context, args: EventsArgs) -> Result<Done, Failure> {
+    let request = v1::EventsRequest { after: args.after, limit: args.limit, hops: 0 };
+    let reply = context.client().await?.events(request).await?;
+    let text: Vec<String> =
+        reply.events.iter().map(|event| format!("{:>6}  {}", event.seq, event.text)).collect();
+    let json: Vec<Value> = reply
+        .events
+        .iter()
+        .map(|event| json!({ "seq": event.seq, "time_ms": event.time_ms, "text": event.text }))
+        .collect();
+    Ok(Done::new(text.join("\n"), json!({ "events": json })))
+}
+
+/// A replica as people name it: node, then its place in the group's history.
+pub(super) fn place(replica: u64) -> String {
+    match ReplicaId::new(replica) {
+        Ok(id) => format!("n{}.{}", id.node().get(), id.ordinal()),
+        Err(_) => "-".to_owned(),
+    }
+}
+
+pub(super) fn node_of(replica: u64) -> u64 {
+    ReplicaId::new(replica).map_or(0, |id| id.node().get())
+}
+
+/// The name of a value of an enum of the schema, as people write it.
+pub(super) fn name_of(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix).unwrap_or(name).to_lowercase().replace('_', "-")
+}
+
+fn node_ids(replicas: &[u64]) -> Vec<u64> {
+    replicas.iter().map(|&replica| node_of(replica)).collect()
+}
+
+fn places(replicas: &[u64]) -> String {
+    let mut nodes = node_ids(replicas);
+    nodes.sort_unstable();
+    nodes.iter().map(u64::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn cluster_name(cluster: &[u8]) -> String {
+    uuid::Uuid::from_slice(cluster).map(|id| id.to_string()).unwrap_or_default()
+}
+
+fn node_table(nodes: &[v1::NodeView]) -> String {
+    let rows: Vec<Vec<String>> = nodes
+        .iter()
+        .map(|view| {
+            let node = view.node.clone().unwrap_or_default();
+            vec![
+                node.id.to_string(),
+                node.address.clone(),
+                match view.reachable {
+                    true => name_of(node.state().as_str_name(), "NODE_STATE_"),
+                    false => "does not answer".to_owned(),
+                },
+                node.engine.clone(),
+                view.replicas.to_string(),
+                view.leaders.to_string(),
+                bytes(view.wal_bytes),
+                bytes(view.engine_bytes),
+            ]
+        })
+        .collect();
+    table(&["node", "address", "state", "engine", "replicas", "leaders", "log", "rows"], &rows)
+}
+
+fn node_json(view: &v1::NodeView) -> Value {
+    let node = view.node.clone().unwrap_or_default();
+    json!({
+        "node": node.id,
+        "address": node.address,
+        "state": name_of(node.state().as_str_name(), "NODE_STATE_"),
+        "reachable": view.reachable,
+        "engine": node.engine,
+        "labels": node.labels,
+        "replicas": view.replicas,
+        "leaders": view.leaders,
+        "wal_bytes": view.wal_bytes,
+        "engine_bytes": view.engine_bytes,
+    })
+}
+
+pub(super) fn duration(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{:.1} s", ms as f64 / 1000.0),
+        10_000..600_000 => format!("{} s", ms / 1000),
+        _ => format!("{} min", ms / 60_000),
+    }
+}

@@ -1,0 +1,262 @@
+//! `pontoon move start|list|watch|cancel`.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use pontoon_node::client::{Client, ClientError};
+use pontoon_proto::v1;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{
+    Context, Done, Failure,
+    cluster::{duration, name_of, node_of, place},
+    output::{bytes, print_line, table},
+};
+
+/// Between two attempts to follow a move whose node has gone away.
+const PAUSE: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MoveCommand {
+    /// Start a move: replace the replica on --from by one on --to; with one of the two, remove or add.
+    Start {
+        predicate: String,
+        /// The node that gives its replica up.
+        #[arg(long, value_name = "NODE")]
+        from: Option<u64>,
+        /// The node that takes it.
+        #[arg(long, value_name = "NODE")]
+        to: Option<u64>,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+        /// Follow the move until it has ended.
+        #[arg(long, conflicts_with = "dry_run")]
+        wait: bool,
+    },
+    /// The moves that go on.
+    List {
+        /// Also those that have ended.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Follow a move until it has ended.
+    Watch {
+        id: u64,
+        /// Give up after so many seconds (exit code 4).
+        #[arg(long, value_name = "SECONDS")]
+        for_seconds: Option<u64>,
+    },
+    /// Ask a move to go back. Possible until its joint configuration is committed.
+    Cancel { id: u64 },
+}
+
+pub(super) async fn run(context: &Context, command: MoveCommand) -> Result<Done, Failure> {
+    let client = context.client().await?;
+    match command {
+        MoveCommand::Start { predicate, from, to, dry_run, wait } => {
+            let kind = match (from, to) {
+                (Some(_), Some(_)) => v1::MoveKind::Replace,
+                (None, Some(_)) => v1::MoveKind::Add,
+                (Some(_), None) => v1::MoveKind::Remove,
+                (None, None) => {
+                    let text = "a move needs --from NODE, --to NODE or both; `pontoon predicates` shows who has what";
+                    return Err(Failure::new(Failure::REFUSED, text));
+                }
+            };
+            let request = v1::MoveStartRequest {
+                predicate,
+                kind: kind.into(),
+                from_node: from.unwrap_or(0),
+                to_node: to.unwrap_or(0),
+                dry_run,
+                hops: 0,
+                reason: "asked for by an operator".to_owned(),
+            };
+            let reply = client.move_start(request).await?;
+            match (wait, reply.r#move.as_ref().map(|started| started.id)) {
+                (true, Some(id)) => watch(context, &client, id, None).await,
+                _ => Ok(started(dry_run, &reply)),
+            }
+        }
+        MoveCommand::List { all } => {
+            let moves = client.move_list(v1::MoveListRequest { all, hops: 0 }).await?.moves;
+            let json: Vec<Value> = moves.iter().map(view_json).collect();
+            let text = match moves.is_empty() {
+                true => "no moves".to_owned(),
+                false => move_table(&moves),
+            };
+            Ok(Done::new(text, json!({ "moves": json })))
+        }
+        MoveCommand::Watch { id, for_seconds } => {
+            watch(
+                context,
+                &client,
+                id,
+                for_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
+            )
+            .await
+        }
+        MoveCommand::Cancel { id } => {
+            let reply = client.move_cancel(v1::MoveCancelRequest { id, hops: 0 }).await?;
+            let phase = reply.r#move.map(|moved| phase_of(&moved)).unwrap_or_default();
+            Ok(Done::new(
+                format!(
+                    "move {id} is asked to go back, from phase {phase}; `pontoon move watch {id}` follows it"
+                ),
+                json!({ "id": id, "phase": phase, "cancel_requested": true }),
+            ))
+        }
+    }
+}
+
+fn started(dry_run: bool, reply: &v1::MoveStartReply) -> Done {
+    let moved = reply.r#move.clone().unwrap_or_default();
+    let mut lines = vec![match dry_run {
+        true => format!(
+            "{} would move {}: nodes {:?} to {:?}",
+            moved.predicate,
+            bytes(reply.bytes),
+            reply.before,
+            reply.after
+        ),
+        false => format!(
+            "move {} of {} has begun: {}, nodes {:?} to {:?}; `pontoon move watch {}` follows it",
+            moved.id,
+            moved.predicate,
+            bytes(reply.bytes),
+            reply.before,
+            reply.after,
+            moved.id
+        ),
+    }];
+    lines.extend(
+        reply.checks.iter().map(|check| format!("  {} {}", if check.ok { "ok " } else { "NOT" }, check.text)),
+    );
+    let checks: Vec<Value> =
+        reply.checks.iter().map(|check| json!({ "ok": check.ok, "text": check.text })).collect();
+    let refused = dry_run && reply.checks.iter().any(|check| !check.ok);
+    Done {
+        text: lines.join("\n"),
+        json: json!({
+            "dry_run": dry_run,
+            "id": moved.id,
+            "predicate": moved.predicate,
+            "bytes": reply.bytes,
+            "before": reply.before,
+            "after": reply.after,
+            "checks": checks,
+        }),
+        code: if refused { Failure::REFUSED } else { 0 },
+    }
+}
+
+/// Follows a move over the loss of the node that tells of it.
+async fn watch(context: &Context, client: &Client, id: u64, until: Option<Instant>) -> Result<Done, Failure> {
+    let far = Instant::now() + Duration::from_secs(365 * 86_400);
+    let until = until.unwrap_or(far);
+    let mut last: Option<v1::MoveView> = None;
+    loop {
+        let mut views = match client.move_watch(id).await {
+            Ok(views) => views,
+            // The cluster as a whole may be away for a moment; a move that does not exist never comes.
+            Err(ClientError::NobodyAnswers { .. }) if last.is_some() && Instant::now() < until => {
+                sleep(PAUSE).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        loop {
+            let view = match timeout_at(until, views.message()).await {
+                Err(_) => {
+                    let phase =
+                        last.as_ref().and_then(|view| view.r#move.as_ref()).map(phase_of).unwrap_or_default();
+                    let blocked =
+                        last.and_then(|view| view.r#move).map(|moved| moved.blocked).unwrap_or_default();
+                    let code = if blocked.is_empty() { Failure::WAIT_ENDED } else { Failure::STUCK };
+                    let text = format!("move {id} is in phase {phase}, and the wait has ended; {blocked}");
+                    return Err(Failure::new(code, text));
+                }
+                Ok(Ok(Some(view))) => view,
+                Ok(Ok(None) | Err(_)) => break,
+            };
+            let moved = view.r#move.clone().unwrap_or_default();
+            if !context.json
+                && last.as_ref().and_then(|last| last.r#move.as_ref()).map(|last| last.phase_seq)
+                    != Some(moved.phase_seq)
+            {
+                print_line(&line_of(&view));
+            }
+            match moved.phase() {
+                v1::MovePhase::Done => return Ok(Done::new("", view_json(&view))),
+                v1::MovePhase::Aborted => {
+                    let text = format!("move {id} has gone back: {}", moved.reason);
+                    return Ok(Done { text, json: view_json(&view), code: Failure::ERROR });
+                }
+                _ => last = Some(view),
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+fn phase_of(moved: &v1::Move) -> String {
+    name_of(moved.phase().as_str_name(), "MOVE_PHASE_")
+}
+
+fn line_of(view: &v1::MoveView) -> String {
+    let moved = view.r#move.clone().unwrap_or_default();
+    let mut line = format!("move {} of {}: {}", moved.id, moved.predicate, phase_of(&moved));
+    if view.bytes_total > 0 {
+        line.push_str(&format!(", {} of {}", bytes(view.bytes_done), bytes(view.bytes_total)));
+    }
+    if view.rate > 0 {
+        line.push_str(&format!(", {}/s, {} left", bytes(view.rate), duration(view.eta_ms)));
+    }
+    if !moved.blocked.is_empty() {
+        line.push_str(&format!(", held up: {}", moved.blocked));
+    }
+    line
+}
+
+fn move_table(moves: &[v1::MoveView]) -> String {
+    let rows: Vec<Vec<String>> = moves
+        .iter()
+        .map(|view| {
+            let moved = view.r#move.clone().unwrap_or_default();
+            vec![
+                moved.id.to_string(),
+                moved.predicate.clone(),
+                name_of(moved.kind().as_str_name(), "MOVE_KIND_"),
+                place(moved.source),
+                place(moved.target),
+                phase_of(&moved),
+                format!("{} of {}", bytes(view.bytes_done), bytes(view.bytes_total)),
+                moved.blocked.clone(),
+            ]
+        })
+        .collect();
+    table(&["move", "predicate", "kind", "from", "to", "phase", "bytes", "held up by"], &rows)
+}
+
+fn view_json(view: &v1::MoveView) -> Value {
+    let moved = view.r#move.clone().unwrap_or_default();
+    json!({
+        "id": moved.id,
+        "predicate": moved.predicate,
+        "kind": name_of(moved.kind().as_str_name(), "MOVE_KIND_"),
+        "from": node_of(moved.source),
+        "to": node_of(moved.target),
+        "phase": phase_of(&moved),
+        "bytes_done": view.bytes_done,
+        "bytes_total": view.bytes_total,
+        "rate": view.rate,
+        "lag": view.lag,
+        "eta_ms": view.eta_ms,
+        "blocked": moved.blocked,
+        "reason": moved.reason,
+        "started_ms": moved.started_ms,
+        "finished_ms": moved.finished_ms,
+    })
+}

@@ -1,0 +1,82 @@
+//! `pontoon node`.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use clap::Args;
+use pontoon_node::{LogFormat, Node, NodeConfig, init_logs, shutdown_signal};
+use pontoon_proto::NodeId;
+use serde_json::json;
+
+use super::{Context, DirArgs, Done, EngineArgs, Failure, print_line};
+
+#[derive(Debug, Args)]
+pub(super) struct NodeArgs {
+    #[command(flatten)]
+    dir: DirArgs,
+    /// HOST:PORT to listen on, loopback only; port 0 takes a free one.
+    #[arg(long)]
+    listen: String,
+    /// Any node of the cluster to join. Only needed at the first start.
+    #[arg(long)]
+    join: Option<String>,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Where the log lies, if not in the data directory.
+    #[arg(long)]
+    wal_dir: Option<PathBuf>,
+    /// The id of the node that this one takes the place of.
+    #[arg(long, value_parser = node_id)]
+    replace: Option<NodeId>,
+    /// For placement, as in zone=a. May be repeated.
+    #[arg(long, value_parser = label)]
+    label: Vec<(String, String)>,
+    /// Logs as one JSON object per line. PONTOON_LOG filters them.
+    #[arg(long)]
+    log_json: bool,
+    /// End when the process that started this one ends.
+    #[arg(long, hide = true)]
+    end_with_parent: bool,
+}
+
+pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failure> {
+    if args.end_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(|error| Failure::error(format!("the parent's end cannot be watched: {error}")))?;
+    }
+    init_logs(if args.log_json { LogFormat::Json } else { LogFormat::Text }, "info");
+    let mut config = NodeConfig::new(&args.dir.dir, args.listen);
+    config.join = args.join;
+    config.engine = args.engine.engine;
+    config.wal_dir = args.wal_dir;
+    config.replace = args.replace;
+    config.labels = args.label.into_iter().collect::<BTreeMap<_, _>>();
+    // A signal during the start ends the process as it is: what is on disk is taken up again.
+    let node = tokio::select! {
+        node = Node::start(config) => node?,
+        signal = shutdown_signal() => return Ok(Done::new("", json!({ "ended_by": signal.unwrap_or("a signal") }))),
+    };
+    let (id, address) = (node.id().get(), node.address().to_owned());
+    print_line(&match context.json {
+        true => json!({ "node": id, "address": address, "cluster": node.cluster().to_string() }).to_string(),
+        false => format!("node {id} of cluster {} serves on {address}", node.cluster()),
+    });
+    let signal = shutdown_signal()
+        .await
+        .map_err(|error| Failure::error(format!("signals cannot be heard: {error}")))?;
+    tracing::info!(signal, "ending");
+    node.shutdown().await?;
+    Ok(Done::new(
+        format!("node {id} ended by {signal}"),
+        json!({ "node": id, "address": address, "ended_by": signal }),
+    ))
+}
+
+fn node_id(text: &str) -> Result<NodeId, String> {
+    let id: u64 = text.parse().map_err(|_| "a node's id is a number, see `pontoon nodes`".to_owned())?;
+    NodeId::new(id).map_err(|error| error.to_string())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("a label is NAME=VALUE, as in zone=a")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
