@@ -327,7 +327,7 @@ impl Replica {
         self.tick_pull(shared, ticks, fx);
         if self.is_leader() {
             self.tick_offers(shared)?;
-            self.tick_membership(shared)?;
+            self.tick_membership()?;
             self.announce_floor(shared);
         }
         if self.dirty {

@@ -56,12 +56,14 @@ struct Node {
     running: Option<(Stepped, Wal)>,
     boots: u64,
     down_until: u64,
+    /// What was durable in each group's log when the power was cut.
+    promised: BTreeMap<GroupId, u64>,
 }
 
 /// What a client waits for.
 enum Wait {
     Stamp { client: usize },
-    Write { client: usize },
+    Write { client: usize, seq: u64 },
     Read { group: GroupId, must_hold: Vec<String> },
     Swap,
 }
@@ -167,6 +169,7 @@ impl World {
                 running: None,
                 boots: 0,
                 down_until: 0,
+                promised: BTreeMap::new(),
             };
             world.nodes.push(node);
             world.boot(id);
@@ -219,8 +222,17 @@ impl World {
         options.seed = seed;
         options.clock = clock;
         options.driver = DriverMode::Manual;
+        let promised = std::mem::take(&mut node.promised);
         let (wal, _report) = Wal::open(options)
             .unwrap_or_else(|error| panic!("seed {world_seed}: {id} does not open: {error}"));
+        for (group, index) in promised {
+            let last = wal.group(group).map_or(0, |view| view.last_index);
+            if last < index {
+                panic!(
+                    "seed {world_seed} at step {now}: {id} promised {group} up to {index}, its log ends at {last}"
+                );
+            }
+        }
         let config = Config { chunk_bytes: 128, chunk_window: 2, seed, ..Default::default() };
         let mut stepped = Stepped::open(config, id, wal.clone(), Arc::new(node.disks.clone()))
             .expect("the configuration holds");
@@ -287,8 +299,14 @@ impl World {
         let seed = self.rng.next();
         let down = self.now + 10 + self.rng.below(800);
         let mut rng = self.rng.clone();
+        let groups = self.groups.clone();
         let node = self.node(id);
         if let Some((stepped, wal)) = node.running.take() {
+            // A term is announced only when it is durable, an index acknowledged only then: what others may have heard of
+            // must be there after the power cut.
+            let promised =
+                groups.into_iter().filter_map(|group| Some((group, stepped.status(group)?.persisted)));
+            node.promised = promised.collect();
             drop(stepped);
             // Everything that was not durable may be gone, in whole or in part.
             node.fs.crash(seed);
@@ -453,11 +471,12 @@ impl World {
             let value = client.value.clone().unwrap_or_default();
             self.tried.entry(group).or_default().insert(value.clone());
             let request = RequestId { client: client.id, stamp, seq: client.seq, acked_below: client.seq };
-            let payload = Bytes::from(format!("row-{}={value}", client.seq % 40));
+            let seq = client.seq;
+            let payload = Bytes::from(format!("row-{}={value}", seq % 40));
             let proposal = Proposal { payload, request: Some(request), epoch: 1 };
             let Some((stepped, _)) = &mut self.nodes[at.get() as usize - 1].running else { continue };
             let token = stepped.propose(group, proposal);
-            self.waits.insert((at, boots, token), Wait::Write { client: i });
+            self.waits.insert((at, boots, token), Wait::Write { client: i, seq });
         }
     }
 
@@ -477,8 +496,12 @@ impl World {
                 self.clients[client].busy = false;
                 self.clients[client].stamp = result.ok();
             }
-            (Wait::Write { client }, Answer::Proposed(result)) => {
+            (Wait::Write { client, seq }, Answer::Proposed(result)) => {
                 let client = &mut self.clients[client];
+                if client.seq != seq {
+                    // The second answer to a write that was sent twice.
+                    return;
+                }
                 client.busy = false;
                 match result {
                     Ok(_) => {

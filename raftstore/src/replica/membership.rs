@@ -190,29 +190,26 @@ impl Replica {
         Ok(())
     }
 
-    /// On the leader: leaves a joint configuration, or makes somebody lead who can.
-    pub(super) fn tick_membership(&mut self, _shared: &Shared) -> Alive<()> {
-        if self.conf.voters_outgoing.is_empty()
-            || self.raw.raft.has_pending_conf()
-            || self.raw.raft.lead_transferee.is_some()
-        {
+    /// On the leader: leaves a joint configuration, or makes somebody lead who votes in the new one.
+    ///
+    /// A leader without a vote comes about when a single voter is replaced, and when an outgoing voter is elected after
+    /// the entry that leaves the joint configuration was proposed. It would go on leading, and could not be removed.
+    pub(super) fn tick_membership(&mut self) -> Alive<()> {
+        let joint = !self.conf.voters_outgoing.is_empty();
+        let votes = self.conf.voters.contains(&self.id.get());
+        if (votes && !joint) || self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some() {
             return Ok(());
         }
-        if self.conf.voters.contains(&self.id.get()) {
+        if votes {
             // Refused only while something else is under way: the next tick asks again.
             let _ = self.propose_change(pb::ConfChangeV2::default())?;
             return Ok(());
         }
-        // This leader does not vote in the new configuration (a single voter was replaced): leadership passes to one
-        // who does, inside the joint configuration, once it has everything.
         let last = self.last_index();
-        let ready = self
-            .conf
-            .voters
-            .iter()
-            .copied()
-            .find(|id| self.raw.raft.prs().get(*id).is_some_and(|progress| progress.matched == last));
-        if let Some(to) = ready {
+        let prs = self.raw.raft.prs();
+        let heir =
+            self.conf.voters.iter().copied().find(|id| prs.get(*id).is_some_and(|p| p.matched == last));
+        if let Some(to) = heir {
             let raw = &mut self.raw;
             guarded(|| raw.transfer_leader(to))?;
         }
