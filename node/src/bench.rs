@@ -37,6 +37,8 @@ pub(crate) struct BenchArgs {
     reads: bool,
 }
 
+const HOUR_US: u64 = 3_600_000_000;
+
 /// What one client saw.
 struct Seen {
     latencies: Histogram<u64>,
@@ -105,7 +107,9 @@ pub(crate) async fn run(context: &Context, args: BenchArgs) -> Result<Done, Fail
 
 impl Seen {
     fn new() -> Result<Self, Failure> {
-        let latencies = Histogram::new(3).map_err(|error| Failure::error(error.to_string()))?;
+        // Microseconds up to an hour: a fixed range, so that recording never allocates nor cuts a value off.
+        let latencies =
+            Histogram::new_with_bounds(1, HOUR_US, 3).map_err(|error| Failure::error(error.to_string()))?;
         Ok(Seen { latencies, operations: 0, failed: 0, first_failure: None })
     }
 }

@@ -234,6 +234,7 @@ impl Client {
     /// # Cancel safety
     /// Dropping this abandons the answer, not the write.
     pub async fn write(&self, predicate: &str, ops: Vec<v1::WriteOp>) -> Result<Written, ClientError> {
+        check_name(predicate)?;
         let until = Instant::now() + self.deadline;
         let place = self.place(predicate);
         loop {
@@ -265,6 +266,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::NoSuchPredicate`] among others.
     pub async fn get(&self, predicate: &str, key: impl Into<Bytes>) -> Result<Option<Row>, ClientError> {
+        check_name(predicate)?;
         let (key, place) = (key.into(), self.place(predicate));
         let request = || v1::GetRequest {
             predicate: predicate.to_owned(),
@@ -282,6 +284,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::NoSuchPredicate`] among others.
     pub async fn scan(&self, predicate: &str, range: &Range) -> Result<Page, ClientError> {
+        check_name(predicate)?;
         let place = self.place(predicate);
         let request = || v1::ScanRequest {
             predicate: predicate.to_owned(),
@@ -370,6 +373,16 @@ pub fn cas(key: impl Into<Bytes>, expect: Expect, value: Option<Bytes>) -> v1::W
     });
     let cas = v1::WriteCas { key: key.into(), expect, new_value: value };
     v1::WriteOp { op: Some(v1::write_op::Op::Cas(cas)) }
+}
+
+/// Names that begin with @ are the cluster's own groups, whose state is not made of rows.
+fn check_name(predicate: &str) -> Result<(), ClientError> {
+    if !predicate.starts_with('@') {
+        return Ok(());
+    }
+    let reason =
+        format!("{predicate} belongs to the cluster itself; choose a name that does not begin with @");
+    Err(ClientError::Refused { reason })
 }
 
 fn written(reply: v1::WriteReply) -> Written {

@@ -61,7 +61,8 @@ fn a_node_that_is_not_there_is_named_with_the_next_step() {
     let (code, _, stderr) = read(&pontoon().args(["fly"]).output().unwrap());
     assert_eq!(code, 2);
     assert!(stderr.contains("fly"), "{stderr}");
-    let (code, _, stderr) = read(&pontoon().args(["node", "--dir", "x", "--listen", "0.0.0.0:7"]).output().unwrap());
+    let (code, _, stderr) =
+        read(&pontoon().args(["node", "--dir", "x", "--listen", "0.0.0.0:7"]).output().unwrap());
     assert_eq!(code, 2);
     assert!(stderr.contains("loopback"), "{stderr}");
 }
@@ -87,7 +88,9 @@ fn data_is_written_read_compared_and_loaded() {
     let file = scratch.path().join("data.rdf");
     let mut text = String::new();
     for film in 0..500 {
-        text.push_str(&format!("<f.{film}> <title> \"film {film}\"@en .\n<f.{film}> <title> \"кино {film}\"@ru .\n"));
+        text.push_str(&format!(
+            "<f.{film}> <title> \"film {film}\"@en .\n<f.{film}> <title> \"кино {film}\"@ru .\n"
+        ));
     }
     fs::write(&file, format!("{text}<broken> <title> \"no end .\n<last> <title> \"z\" .\n")).unwrap();
     let path = file.to_str().unwrap();

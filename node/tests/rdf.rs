@@ -20,7 +20,8 @@ fn literal() -> impl Strategy<Value = String> {
         "@[a-z]{2}(-[A-Z]{2})?",
         "\\^\\^<http://[a-z]{1,8}/[A-Za-z#]{0,8}>",
     ];
-    (prop::collection::vec(piece, 0..5), tail).prop_map(|(pieces, tail)| format!("\"{}\"{tail}", pieces.concat()))
+    (prop::collection::vec(piece, 0..5), tail)
+        .prop_map(|(pieces, tail)| format!("\"{}\"{tail}", pieces.concat()))
 }
 
 fn object() -> impl Strategy<Value = String> {

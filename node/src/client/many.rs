@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{
     Client, ClientError, Written,
     ask::{Next, Trip},
+    check_name,
     place::Place,
     session::Ticket,
     written,
@@ -44,18 +45,16 @@ impl Client {
         let until = Instant::now() + self.deadline;
         let mut outcomes: Vec<Option<Result<Written, ClientError>>> = Vec::new();
         outcomes.resize_with(writes.len(), || None);
-        let mut pending: Vec<Pending> = writes
-            .into_iter()
-            .enumerate()
-            .map(|(at, (predicate, ops))| Pending {
-                at,
-                place: self.place(&predicate),
-                ticket: None,
-                bytes: ops.iter().map(size_of).sum(),
-                ops,
-                trip: Trip::new(until),
-            })
-            .collect();
+        let mut pending = Vec::new();
+        for (at, (predicate, ops)) in writes.into_iter().enumerate() {
+            if let Err(error) = check_name(&predicate) {
+                outcomes[at] = Some(Err(error));
+                continue;
+            }
+            let (place, trip) = (self.place(&predicate), Trip::new(until));
+            let bytes = ops.iter().map(size_of).sum();
+            pending.push(Pending { at, place, ticket: None, ops, bytes, trip });
+        }
         while !pending.is_empty() {
             let (ready, waiting) = self.take_tickets(pending, until, &mut outcomes).await;
             pending = waiting;

@@ -81,7 +81,7 @@ pub(super) async fn under_traffic(
     let mut follow = Follow { say, client, id, last: String::new() };
     // The kill comes as soon as the target has begun to receive; before that there is nothing to interrupt.
     let middle = |phase: v1::MovePhase| phase as i32 >= v1::MovePhase::Learner as i32;
-    if let Some(view) = follow.until(until, middle).await? {
+    if let Some(view) = follow.closely_until(until, middle).await? {
         let phase = phase_of(&view);
         if !ended(&view) {
             cluster.kill(from)?;
@@ -138,6 +138,9 @@ async fn choose_source(client: &Client, predicate: &str, source: Source) -> Resu
     }
 }
 
+/// A small move passes a phase in a few milliseconds.
+const LOOK_EVERY: Duration = Duration::from_millis(3);
+
 struct Follow<'a> {
     say: Say,
     client: &'a Client,
@@ -146,6 +149,34 @@ struct Follow<'a> {
 }
 
 impl Follow<'_> {
+    /// As [`Follow::until`], but asks again and again instead of waiting to be told.
+    async fn closely_until(
+        &mut self,
+        until: Instant,
+        wanted: impl Fn(v1::MovePhase) -> bool,
+    ) -> Result<Option<v1::MoveView>, Failure> {
+        while Instant::now() < until {
+            let moves = self.client.move_list(v1::MoveListRequest { all: true, hops: 0 }).await?.moves;
+            let mine = |view: &v1::MoveView| view.r#move.as_ref().is_some_and(|moved| moved.id == self.id);
+            if let Some(view) = moves.into_iter().find(mine) {
+                self.show(&view);
+                if ended(&view) || view.r#move.as_ref().is_some_and(|moved| wanted(moved.phase())) {
+                    return Ok(Some(view));
+                }
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        Ok(None)
+    }
+
+    fn show(&mut self, view: &v1::MoveView) {
+        let phase = phase_of(view);
+        if phase != self.last {
+            self.say.step(&format!("  {phase}"));
+            self.last = phase;
+        }
+    }
+
     /// Follows the move until a phase is as wanted or it has ended; over the loss of the node that tells of it. `None`:
     /// the time is up.
     async fn until(
@@ -161,11 +192,7 @@ impl Follow<'_> {
             };
             while let Ok(message) = timeout_at(until, views.message()).await {
                 let Ok(Some(view)) = message else { break };
-                let phase = phase_of(&view);
-                if phase != self.last {
-                    self.say.step(&format!("  {phase}"));
-                    self.last = phase;
-                }
+                self.show(&view);
                 if ended(&view) || view.r#move.as_ref().is_some_and(|moved| wanted(moved.phase())) {
                     return Ok(Some(view));
                 }
