@@ -93,7 +93,7 @@ pub(super) async fn under_traffic(
             say.step(&format!("  node {from} is started again"));
         }
     }
-    if let Some(view) = follow.until(until, |phase| is_end(phase)).await? {
+    if let Some(view) = follow.until(until, is_end).await? {
         let record = view.r#move.clone().unwrap_or_default();
         moved.finished = record.phase() == v1::MovePhase::Done;
         moved.bytes = moved.bytes.max(view.bytes_total).max(record.bytes_total);
