@@ -65,7 +65,7 @@ enum Wait {
     Stamp { client: usize },
     Write { client: usize, seq: u64 },
     Read { group: GroupId, must_hold: Vec<String> },
-    Swap,
+    Swap { group: GroupId },
 }
 
 /// A client writes one value after the other to one group, each until it is acknowledged.
@@ -525,17 +525,14 @@ impl World {
                     self.fail(&format!("a read of {group} on {at} does not see the acknowledged {missing}"));
                 }
             }
-            (Wait::Swap, Answer::Done(result)) => self.on_swap(at, result.is_ok()),
-            (Wait::Swap, Answer::Replica(result)) => self.on_swap(at, result.is_ok()),
-            (Wait::Swap, Answer::Destroyed(result)) => self.on_swap(at, result.is_ok()),
+            (Wait::Swap { group }, Answer::Destroyed(Ok(()))) => self.finish_swap(group),
+            // The next look at the configuration says what is to do; the answer only ends the wait.
+            (Wait::Swap { group }, _) => {
+                if let Some(swap) = self.swaps.get_mut(&group) {
+                    swap.busy = false;
+                }
+            }
             _ => {}
-        }
-    }
-
-    fn on_swap(&mut self, _at: NodeId, _done: bool) {
-        // The next look at the configuration says what is to do; the answer only ends the wait.
-        for swap in self.swaps.values_mut() {
-            swap.busy = false;
         }
     }
 
@@ -613,11 +610,6 @@ impl World {
                 conf.voters.iter().find(|id| **id != source.get()).and_then(|id| ReplicaId::new(*id).ok());
             let boots = self.node(at).boots;
             let Some((stepped, _)) = &mut self.nodes[at.get() as usize - 1].running else { continue };
-            if step == SwapStep::Fence && stepped.status(group).is_none() {
-                // Removed already (asked before a crash), or never heard of again.
-                self.finish_swap(group);
-                continue;
-            }
             let token = match step {
                 SwapStep::Create => stepped.create_group(GroupSpec {
                     group,
@@ -633,7 +625,7 @@ impl World {
                 SwapStep::Remove => stepped.change(group, MemberChange::Remove(source)),
                 SwapStep::Fence => stepped.destroy_replica(group, source),
             };
-            self.waits.insert((at, boots, token), Wait::Swap);
+            self.waits.insert((at, boots, token), Wait::Swap { group });
             let swap = self.swaps.get_mut(&group).expect("looked at");
             (swap.step, swap.busy) = (step, true);
         }

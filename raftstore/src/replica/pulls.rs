@@ -35,6 +35,12 @@ impl Replica {
         if wire.term < self.raw.raft.term {
             return;
         }
+        if offer.index <= self.raw.raft.raft_log.committed {
+            // An offer from before this log got there by itself: the leader is told to probe again.
+            let status = v1::SnapshotStatus { pull: 0, done: false, reason: "not needed".to_owned() };
+            self.to_peer(from.get(), v1::peer_message::Body::SnapshotStatus(status), fx);
+            return;
+        }
         if let Some(pull) = &self.pull {
             if pull.source == from.get() {
                 return;
