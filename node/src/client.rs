@@ -247,7 +247,7 @@ impl Client {
                 direct: true,
                 hops: 0,
             };
-            match self.ask(&place, until, request).await {
+            match self.ask_write(&place, until, request).await {
                 Ok(reply) => return Ok(written(reply)),
                 // Refused at its first and only sending: it was not applied, and never will be under that id.
                 Err(ClientError::SessionExpired { sent_before: false }) => place.end_session(&ticket),

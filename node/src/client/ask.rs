@@ -27,6 +27,8 @@ pub(super) struct Trip {
     until: Instant,
     pause: Duration,
     hints: u32,
+    /// Whether the call writes: only then does it matter that a sending may have taken effect.
+    writes: bool,
     /// Whether a sending may have taken effect although no answer came.
     pub(super) unsure: bool,
     heard: String,
@@ -44,12 +46,13 @@ pub(super) enum Next {
 }
 
 impl Trip {
-    pub(super) fn new(until: Instant) -> Self {
+    pub(super) fn new(until: Instant, writes: bool) -> Self {
         Trip {
             begun: Instant::now(),
             until,
             pause: PAUSE_FIRST,
             hints: 0,
+            writes,
             unsure: false,
             heard: "nothing was heard".to_owned(),
         }
@@ -78,7 +81,7 @@ impl Trip {
             return Ok(pause);
         }
         let (predicate, reason) = (place.predicate.clone(), self.heard.clone());
-        Err(match self.unsure {
+        Err(match self.unsure && self.writes {
             true => ClientError::Unknown { predicate, reason },
             false => ClientError::Late { predicate, seconds: self.begun.elapsed().as_secs_f64(), reason },
         })
@@ -100,7 +103,25 @@ impl Client {
         until: Instant,
         request: impl Fn() -> R,
     ) -> Result<R::Reply, ClientError> {
-        let mut trip = Trip::new(until);
+        self.ask_on(place, Trip::new(until, false), request).await
+    }
+
+    /// The same for a call that writes: at its end what is not known is said.
+    pub(super) async fn ask_write<R: Routed>(
+        &self,
+        place: &Arc<Place>,
+        until: Instant,
+        request: impl Fn() -> R,
+    ) -> Result<R::Reply, ClientError> {
+        self.ask_on(place, Trip::new(until, true), request).await
+    }
+
+    async fn ask_on<R: Routed>(
+        &self,
+        place: &Arc<Place>,
+        mut trip: Trip,
+        request: impl Fn() -> R,
+    ) -> Result<R::Reply, ClientError> {
         loop {
             let address = self.aim(place);
             let next = match self.inner.channels.data(&address) {

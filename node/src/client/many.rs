@@ -51,7 +51,7 @@ impl Client {
                 outcomes[at] = Some(Err(error));
                 continue;
             }
-            let (place, trip) = (self.place(&predicate), Trip::new(until));
+            let (place, trip) = (self.place(&predicate), Trip::new(until, true));
             let bytes = ops.iter().map(size_of).sum();
             pending.push(Pending { at, place, ticket: None, ops, bytes, trip });
         }
