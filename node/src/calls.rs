@@ -18,6 +18,8 @@ use crate::{api::admin_client::AdminClient, clock::unix_ms, map::member_nodes, s
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the node that was asked first looks for the leader of the meta group.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a leader of the meta group may take to prove that it still leads.
+const BARRIER: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Any node, a member of the meta group, its leader.
 const MOST_HOPS: u32 = 2;
@@ -63,6 +65,7 @@ macro_rules! calls {
 calls! {
     CreatePredicateRequest => CreatePredicateReply by create_predicate meta;
     DropPredicateRequest => DropPredicateReply by drop_predicate meta;
+    FindPredicateRequest => FindPredicateReply by find_predicate meta;
     MoveStartRequest => MoveStartReply by move_start meta;
     MoveListRequest => MoveListReply by move_list meta;
     MoveCancelRequest => MoveCancelReply by move_cancel meta;
@@ -112,7 +115,10 @@ impl Shared {
         let (hops, deadline) = (*call.hops(), Instant::now() + PATIENCE);
         loop {
             let last = match self.meta_leader() {
-                Some(leader) if leader == self.own => call.clone().run(self.clone()).await,
+                Some(leader) if leader == self.own => match self.meta_barrier().await {
+                    Ok(()) => call.clone().run(self.clone()).await,
+                    Err(status) => Err(status),
+                },
                 leader if hops < MOST_HOPS => match leader.or_else(|| self.meta_member()) {
                     Some(node) => {
                         let mut passed = call.clone();
@@ -142,6 +148,20 @@ impl Shared {
         let group = self.raft.group(GroupId::META)?;
         let leader = group.status().borrow().leader;
         leader.map(|leader| leader.node())
+    }
+
+    /// Waits until the state here holds all that was committed in the meta group before the call: a leader that was just
+    /// elected may not have applied what its predecessor acknowledged.
+    async fn meta_barrier(&self) -> Result<(), Status> {
+        let group = self
+            .raft
+            .group(GroupId::META)
+            .ok_or_else(|| Status::unavailable("no member of the meta group is here"))?;
+        match timeout(BARRIER, group.read_barrier()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(rejected)) => Err(Status::unavailable(rejected.to_string())),
+            Err(_) => Err(Status::unavailable("the meta group's leader hears no majority")),
+        }
     }
 
     /// A member of the meta group other than this node, another one each time.

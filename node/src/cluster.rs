@@ -77,6 +77,14 @@ impl Shared {
         Ok(v1::CreatePredicateReply { shard: Some(shard) })
     }
 
+    pub(crate) async fn find_predicate(
+        self: &Arc<Self>,
+        request: v1::FindPredicateRequest,
+    ) -> Result<v1::FindPredicateReply, Status> {
+        let shard = self.meta_state().shard(&request.predicate).map(|shard| (**shard).clone());
+        Ok(v1::FindPredicateReply { shard })
+    }
+
     pub(crate) async fn drop_predicate(
         self: &Arc<Self>,
         request: v1::DropPredicateRequest,

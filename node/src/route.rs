@@ -257,7 +257,13 @@ impl Shared {
         };
         let known = self.map.view().predicate(predicate).map(v1::Shard::state);
         if !create && matches!(known, None | Some(v1::ShardState::Dropping)) {
-            return Ok(Err(missing()));
+            // The map here may be older than the predicate, above all after a restart: only the meta group can say that
+            // there is none.
+            let request = v1::FindPredicateRequest { predicate: predicate.to_owned(), hops: 0 };
+            let found = self.at_meta_leader(request).await?.shard;
+            if found.is_none_or(|shard| shard.state() == v1::ShardState::Dropping) {
+                return Ok(Err(missing()));
+            }
         }
         if create {
             self.create_once(predicate).await?;

@@ -67,6 +67,13 @@ impl Admin for AdminService {
         self.meta(request).await
     }
 
+    async fn find_predicate(
+        &self,
+        request: Request<v1::FindPredicateRequest>,
+    ) -> Result<Response<v1::FindPredicateReply>, Status> {
+        self.meta(request).await
+    }
+
     async fn move_start(
         &self,
         request: Request<v1::MoveStartRequest>,
