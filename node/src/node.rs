@@ -208,8 +208,19 @@ impl Node {
         self.shared.raft.group(GroupId(view.predicate(predicate)?.group))
     }
 
-    /// Waits until the server or the shared log fails; pending for ever while all is well.
+    /// Waits until this node has no business to go on, and says why with the next step: its log failed, or the cluster
+    /// knows a later disk of it. Pending for ever while all is well. The caller shuts the node down.
+    ///
+    /// # Cancel safety
+    /// Safe.
     pub async fn failed(&self) -> String {
+        tokio::select! {
+            reason = self.log_failed() => reason,
+            reason = self.shared.transport.copied() => reason,
+        }
+    }
+
+    async fn log_failed(&self) -> String {
         let mut events = self.shared.raft.events();
         loop {
             match events.recv().await {

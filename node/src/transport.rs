@@ -31,7 +31,7 @@ use pontoon_raftstore::{Class, MultiRaft, Transport};
 use prost::Message;
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tracing::{debug, info, warn};
@@ -47,6 +47,9 @@ const FRAME_BYTES: usize = 1 << 20;
 /// Frames that wait between a pump and its socket. Few: the queue before the pump is the one that is bounded in bytes.
 const FRAMES_AHEAD: usize = 4;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a peer must take this node for a copy until that is believed. One that started again elsewhere, before its
+/// old session was forgotten, is taken for its own copy for a moment.
+const COPIED_PATIENCE: Duration = Duration::from_secs(6);
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MOST: Duration = Duration::from_millis(500);
 
@@ -80,6 +83,8 @@ struct Inner {
     links: DashMap<NodeId, Arc<[Link; 3]>>,
     runtime: tokio::runtime::Handle,
     stop: watch::Sender<bool>,
+    /// Why this node must not go on: a peer knows a later disk of it.
+    copied: watch::Sender<Option<String>>,
 }
 
 struct Link {
@@ -110,6 +115,7 @@ impl PeerTransport {
                 links: DashMap::new(),
                 runtime: tokio::runtime::Handle::current(),
                 stop: watch::Sender::new(false),
+                copied: watch::Sender::new(None),
             }),
         }
     }
@@ -139,6 +145,16 @@ impl PeerTransport {
                 changed = views.changed() => if changed.is_err() { return },
                 _ = stop.wait_for(|stop| *stop) => return,
             }
+        }
+    }
+
+    /// Waits until this node is known to run from a copy or an old image of its disk, and says how.
+    pub(crate) async fn copied(&self) -> String {
+        let mut copied = self.inner.copied.subscribe();
+        let reason = copied.wait_for(Option::is_some).await.map(|reason| (*reason).clone());
+        match reason {
+            Ok(Some(reason)) => reason,
+            _ => std::future::pending().await,
         }
     }
 
@@ -227,12 +243,15 @@ enum Ended {
     Stopped,
     Broken(String),
     Refused(String),
+    /// The peer says that this node runs from a copy or an old image of its disk.
+    Copied(String),
 }
 
 impl Pump {
     async fn run(mut self) {
         let mut backoff = BACKOFF_FIRST;
         let mut complained = false;
+        let mut copied_since = None;
         loop {
             let first = match self.greets() {
                 true => match self.packets.try_recv() {
@@ -262,9 +281,18 @@ impl Pump {
             if was_connected {
                 (backoff, complained) = (BACKOFF_FIRST, false);
             }
+            match &ended {
+                Ended::Copied(reason) => {
+                    let since = *copied_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= COPIED_PATIENCE {
+                        self.inner.copied.send_replace(Some(reason.clone()));
+                    }
+                }
+                _ => copied_since = None,
+            }
             match ended {
                 Ended::Stopped => return,
-                Ended::Refused(reason) if !complained => {
+                Ended::Refused(reason) | Ended::Copied(reason) if !complained => {
                     warn!(peer = %self.peer, class = ?self.class, reason, "greeting was refused");
                     complained = true;
                 }
@@ -272,7 +300,7 @@ impl Pump {
                     info!(peer = %self.peer, class = ?self.class, reason, "no stream to peer; trying on");
                     complained = true;
                 }
-                Ended::Refused(reason) | Ended::Broken(reason) => {
+                Ended::Refused(reason) | Ended::Copied(reason) | Ended::Broken(reason) => {
                     debug!(peer = %self.peer, class = ?self.class, reason, "no stream to peer");
                 }
             }
@@ -332,7 +360,10 @@ impl Pump {
             return Err(broken(&format!("{address} does not speak this protocol")));
         };
         if !reply.refused.is_empty() {
-            return Err(Ended::Refused(reply.refused));
+            return Err(match reply.copied {
+                true => Ended::Copied(reply.refused),
+                false => Ended::Refused(reply.refused),
+            });
         }
         let hello = reply.hello.ok_or_else(|| broken(&format!("{address} does not say who it is")))?;
         if hello.node != self.peer.get() {

@@ -96,11 +96,11 @@ impl MultiRaft {
     /// Judges a peer's handshake. On acceptance the peer's boot token is durable here. Blocks on the log: call it from a
     /// thread that may.
     pub fn check_hello(&self, hello: &v1::Hello) -> v1::HelloReply {
-        let refused = match self.inner.peers.judge(&self.inner.identity, hello, Instant::now()) {
-            Ok(_) => String::new(),
-            Err(reason) => reason,
+        let (refused, copied) = match self.inner.peers.judge(&self.inner.identity, hello, Instant::now()) {
+            Ok(_) => (String::new(), false),
+            Err(unwelcome) => (unwelcome.reason, unwelcome.copied),
         };
-        v1::HelloReply { refused, hello: Some(self.hello()) }
+        v1::HelloReply { refused, hello: Some(self.hello()), copied }
     }
 
     /// Takes note that a peer accepted this node's handshake: votes and acknowledgements are gated on that.

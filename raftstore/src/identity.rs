@@ -153,6 +153,24 @@ impl Identity {
     }
 }
 
+/// Why a handshake is not accepted.
+#[derive(Debug)]
+pub(crate) struct Unwelcome {
+    pub(crate) reason: String,
+    /// The peer runs from a copy or an old image of a disk. If that lasts, it has no business to go on.
+    pub(crate) copied: bool,
+}
+
+impl Unwelcome {
+    fn stranger(reason: impl Into<String>) -> Self {
+        Unwelcome { reason: reason.into(), copied: false }
+    }
+
+    fn copy(reason: String) -> Self {
+        Unwelcome { reason, copied: true }
+    }
+}
+
 struct Session {
     token: u64,
     address: String,
@@ -187,34 +205,36 @@ impl Peers {
         me: &Identity,
         hello: &v1::Hello,
         now: Instant,
-    ) -> Result<(NodeId, u64), String> {
+    ) -> Result<(NodeId, u64), Unwelcome> {
         if hello.protocol != PEER_PROTOCOL {
-            return Err(format!(
+            return Err(Unwelcome::stranger(format!(
                 "it speaks peer protocol {}, this node speaks {PEER_PROTOCOL}; run matching versions",
                 hello.protocol
-            ));
+            )));
         }
-        let cluster = ClusterId::from_slice(&hello.cluster).map_err(|error| error.to_string())?;
+        let cluster =
+            ClusterId::from_slice(&hello.cluster).map_err(|error| Unwelcome::stranger(error.to_string()))?;
         if cluster != me.cluster {
-            return Err(format!(
+            return Err(Unwelcome::stranger(format!(
                 "it belongs to cluster {cluster}, this one is {}; check its --join address",
                 me.cluster
-            ));
+            )));
         }
-        let node = NodeId::new(hello.node).map_err(|error| error.to_string())?;
+        let node = NodeId::new(hello.node).map_err(|error| Unwelcome::stranger(error.to_string()))?;
         if node == me.node {
-            return Err(format!(
+            // Not a verdict on the greeter: it may be this node itself, by an address that was another's before.
+            return Err(Unwelcome::stranger(format!(
                 "it calls itself {node}, as this node does; one of the two directories is a copy, stop that process"
-            ));
+            )));
         }
-        let token = *hello.boot_history.last().ok_or("it has no boot token")?;
+        let token = *hello.boot_history.last().ok_or_else(|| Unwelcome::stranger("it has no boot token"))?;
         let _one_at_a_time = self.judging.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let remembered = self.remembered(node);
         if let Some(known) = remembered.filter(|known| !hello.boot_history.contains(known)) {
-            return Err(format!(
+            return Err(Unwelcome::copy(format!(
                 "{node} was seen with a later or other disk (boot {known:#x} is not in its history); this one is a copy or an \
                  old image: start the node with its own directory, or decommission it and join a fresh one with --replace {node}"
-            ));
+            )));
         }
         if remembered != Some(token) {
             let twin = self.sessions.get(&node).filter(|session| {
@@ -223,14 +243,14 @@ impl Peers {
                     && now.saturating_duration_since(session.heard) < ALIVE
             });
             if let Some(twin) = twin {
-                return Err(format!(
+                return Err(Unwelcome::copy(format!(
                     "{node} is alive at {}; the directory at {} is a copy of it: remove it and join with an empty one",
                     twin.address, hello.address
-                ));
+                )));
             }
             let mut batch = Batch::new();
             batch.put_meta(GroupId::NODE, &peer_key(node), &token.to_le_bytes());
-            self.wal.commit(batch).map_err(|error| error.to_string())?;
+            self.wal.commit(batch).map_err(|error| Unwelcome::stranger(error.to_string()))?;
         }
         self.sessions.insert(node, Session { token, address: hello.address.clone(), heard: now });
         Ok((node, token))
@@ -302,10 +322,10 @@ mod tests {
         assert!(peers.judge(&me, &hello(&[10, 11], "b:1"), t0).is_ok());
         assert!(!peers.admits(node(2), 10, t0), "the old incarnation is fenced");
         // An image from before the restart boots again.
-        let refused = peers.judge(&me, &hello(&[10, 12], "b:1"), t0).unwrap_err();
+        let refused = peers.judge(&me, &hello(&[10, 12], "b:1"), t0).unwrap_err().reason;
         assert!(refused.contains("--replace n2"), "{refused}");
         // A copy beside the living node.
-        let refused = peers.judge(&me, &hello(&[10, 11, 13], "c:1"), t0).unwrap_err();
+        let refused = peers.judge(&me, &hello(&[10, 11, 13], "c:1"), t0).unwrap_err().reason;
         assert!(refused.contains("alive at b:1"), "{refused}");
         // The node moved to another address after it was silent for a while.
         assert!(peers.judge(&me, &hello(&[10, 11, 13], "c:1"), t0 + ALIVE).is_ok());
@@ -317,11 +337,11 @@ mod tests {
         let me = Identity::establish(&wal, cluster(), node(2), "a:1").unwrap();
         let peers = Peers::new(wal);
         let now = Instant::now();
-        assert!(peers.judge(&me, &hello(&[1], "b:1"), now).unwrap_err().contains("copy"));
+        assert!(peers.judge(&me, &hello(&[1], "b:1"), now).unwrap_err().reason.contains("copy"));
         let mut other = hello(&[1], "b:1");
         other.cluster = Bytes::from_static(&[9; 16]);
-        assert!(peers.judge(&me, &other, now).unwrap_err().contains("cluster"));
+        assert!(peers.judge(&me, &other, now).unwrap_err().reason.contains("cluster"));
         other.protocol = 9;
-        assert!(peers.judge(&me, &other, now).unwrap_err().contains("protocol 9"));
+        assert!(peers.judge(&me, &other, now).unwrap_err().reason.contains("protocol 9"));
     }
 }

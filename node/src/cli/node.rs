@@ -60,9 +60,16 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
         true => json!({ "node": id, "address": address, "cluster": node.cluster().to_string() }).to_string(),
         false => format!("node {id} of cluster {} serves on {address}", node.cluster()),
     });
-    let signal = shutdown_signal()
-        .await
-        .map_err(|error| Failure::error(format!("signals cannot be heard: {error}")))?;
+    let signal = tokio::select! {
+        signal = shutdown_signal() => {
+            signal.map_err(|error| Failure::error(format!("signals cannot be heard: {error}")))?
+        }
+        reason = node.failed() => {
+            // What is acknowledged is durable; how the rest closes adds nothing to the reason.
+            drop(node.shutdown().await);
+            return Err(Failure::error(format!("node {id} cannot go on: {reason}")));
+        }
+    };
     tracing::info!(signal, "ending");
     node.shutdown().await?;
     Ok(Done::new(
