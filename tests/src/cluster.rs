@@ -1,0 +1,345 @@
+//! A cluster of real processes on this machine: real sockets, real disk, durable logs.
+//!
+//! Nothing here waits for a time to pass. Every wait is for something to be seen, and has a limit that only says when
+//! to give up ([`within`]).
+
+use std::{
+    future::Future,
+    net::TcpListener,
+    path::PathBuf,
+    process::ExitStatus,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use pontoon_node::{api::admin_client::AdminClient, client::Client};
+use pontoon_proto::{ReplicaId, v1};
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+use tonic::transport::Channel;
+
+use crate::process::{Process, Program};
+
+/// When a wait has failed. Far above what anything here takes.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks at something that cannot be waited for.
+const LOOK: Duration = Duration::from_millis(20);
+/// The predicate name of the meta group.
+const META: &str = "@meta";
+
+/// Waits for a future that must end.
+///
+/// # Panics
+/// If it does not within a minute, naming `what` was awaited.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(LIMIT, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {} s for {what}", LIMIT.as_secs()),
+    }
+}
+
+/// Looks until there is something to see.
+///
+/// # Panics
+/// As [`within`].
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
+    let looking = async {
+        loop {
+            if let Some(seen) = look().await {
+                return seen;
+            }
+            sleep(LOOK).await;
+        }
+    };
+    within(what, looking).await
+}
+
+/// A node of a [`Cluster`], whether its process runs or not.
+#[derive(Debug)]
+struct Member {
+    id: u64,
+    dir: PathBuf,
+    address: String,
+    process: Option<Process>,
+}
+
+/// Nodes as processes. Dropping it kills them and removes their data.
+///
+/// Nodes are named by their number from 0, in the order in which they were started; [`Cluster::id`] is their id in the
+/// cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    program: Program,
+    engine: String,
+    members: Vec<Member>,
+    // Last: the processes end before their files go.
+    scratch: TempDir,
+}
+
+impl Cluster {
+    /// Starts so many nodes and waits until the meta group has spread over them.
+    ///
+    /// # Panics
+    /// As everything here: if what must happen does not.
+    pub async fn start(program: Program, engine: &str, nodes: usize) -> Cluster {
+        let mut cluster =
+            Cluster { program, engine: engine.to_owned(), members: Vec::new(), scratch: program.scratch() };
+        for _ in 0..nodes {
+            cluster.add().await;
+        }
+        cluster.voters(META, nodes.min(3)).await;
+        cluster
+    }
+
+    /// Starts another node that joins by way of a running one, waits until it serves, and returns its number.
+    pub async fn add(&mut self) -> usize {
+        let at = self.members.len();
+        let member = Member {
+            id: 0,
+            dir: self.scratch.path().join(at.to_string()),
+            address: free_address(),
+            process: None,
+        };
+        let join = self.members.iter().find(|member| member.process.is_some());
+        let join = join.map(|member| member.address.clone());
+        self.members.push(member);
+        self.spawn(at, join);
+        let status = self.serving(at).await;
+        self.members[at].id = status.node;
+        at
+    }
+
+    fn spawn(&mut self, at: usize, join: Option<String>) {
+        let log = self.log(at);
+        let member = &mut self.members[at];
+        let mut arguments = vec![
+            "node".to_owned(),
+            "--dir".to_owned(),
+            member.dir.display().to_string(),
+            "--listen".to_owned(),
+            member.address.clone(),
+            "--end-with-parent".to_owned(),
+        ];
+        if !member.dir.exists() {
+            arguments.extend(["--engine".to_owned(), self.engine.clone()]);
+        }
+        if let Some(join) = join {
+            arguments.extend(["--join".to_owned(), join]);
+        }
+        member.process = Some(Process::start(self.program, &format!("node {at}"), &log, &arguments));
+    }
+
+    /// Waits until a node answers and knows who leads the meta group.
+    async fn serving(&mut self, at: usize) -> v1::StatusReply {
+        let address = self.address(at).to_owned();
+        let process = self.members[at].process.as_mut().expect("it was started");
+        let look = async {
+            loop {
+                if let Some(exit) = process.exit() {
+                    panic!("node {at} ended with {exit}:\n{}", process.said());
+                }
+                if let Ok(mut admin) = admin_at(&address).await
+                    && let Ok(status) = admin.status(v1::StatusRequest {}).await
+                    && status.get_ref().meta_leader != 0
+                {
+                    return status.into_inner();
+                }
+                sleep(LOOK).await;
+            }
+        };
+        within(&format!("node {at} to serve"), look).await
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self, at: usize) {
+        self.members[at].process.as_mut().expect("the node runs").kill().await;
+        self.members[at].process = None;
+    }
+
+    /// SIGTERM; returns how the process ended.
+    pub async fn terminate(&mut self, at: usize) -> ExitStatus {
+        let exit = self.members[at].process.as_mut().expect("the node runs").terminate().await;
+        self.members[at].process = None;
+        exit
+    }
+
+    /// Starts a stopped node again, from its directory alone, and waits until it serves.
+    pub async fn restart(&mut self, at: usize) {
+        self.restart_all(&[at]).await;
+    }
+
+    /// Starts stopped nodes again, all before any is waited for.
+    pub async fn restart_all(&mut self, nodes: &[usize]) {
+        for &at in nodes {
+            assert!(self.members[at].process.is_none(), "node {at} runs already");
+            self.spawn(at, None);
+        }
+        for &at in nodes {
+            let status = self.serving(at).await;
+            assert_eq!(status.node, self.members[at].id, "a node keeps its id");
+        }
+    }
+
+    /// Where a node listens.
+    pub fn address(&self, at: usize) -> &str {
+        &self.members[at].address
+    }
+
+    /// A node's id in the cluster.
+    pub fn id(&self, at: usize) -> u64 {
+        self.members[at].id
+    }
+
+    /// The node with this id.
+    pub fn number(&self, id: u64) -> usize {
+        self.members.iter().position(|member| member.id == id).expect("the node is one of ours")
+    }
+
+    /// A node's data directory.
+    pub fn dir(&self, at: usize) -> &PathBuf {
+        &self.members[at].dir
+    }
+
+    /// Where a node's process writes what it says.
+    pub fn log(&self, at: usize) -> PathBuf {
+        self.scratch.path().join(format!("{at}.log"))
+    }
+
+    /// A client that knows every node.
+    pub async fn client(&self) -> Client {
+        let addresses: Vec<&str> = self.running().map(|member| member.address.as_str()).collect();
+        let client = within("a client to connect", Client::connect(addresses)).await;
+        client.expect("a running node answers")
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.process.is_some())
+    }
+
+    /// Follows the map of the cluster, at whichever nodes run, until it holds what is wanted.
+    pub async fn map_until<T>(&self, what: &str, wanted: impl Fn(&v1::ClusterMap) -> Option<T>) -> T {
+        let follow = async {
+            loop {
+                for member in self.running() {
+                    let Ok(mut admin) = admin_at(&member.address).await else { continue };
+                    let Ok(maps) = admin.meta_map(v1::MetaMapRequest::default()).await else { continue };
+                    let mut maps = maps.into_inner();
+                    while let Ok(Some(map)) = maps.message().await {
+                        if let Some(found) = wanted(&map) {
+                            return found;
+                        }
+                    }
+                }
+                sleep(LOOK).await;
+            }
+        };
+        within(what, follow).await
+    }
+
+    /// Waits until a predicate has so many voters, and returns their nodes.
+    pub async fn voters(&self, predicate: &str, count: usize) -> Vec<usize> {
+        let voters = self
+            .map_until(&format!("{predicate} to have {count} voters"), |map| {
+                let shard = map.shards.iter().find(|shard| shard.predicate == predicate)?;
+                let settled = map.moves.iter().all(|mv| mv.group != shard.group);
+                (shard.voters.len() == count && settled).then(|| shard.voters.clone())
+            })
+            .await;
+        let node = |&id: &u64| ReplicaId::new(id).expect("the map holds replica ids").node();
+        voters.iter().map(|id| self.number(node(id).get())).collect()
+    }
+
+    /// Who leads the meta group, as the running nodes agree.
+    pub async fn meta_leader(&self) -> usize {
+        self.leader(META).await
+    }
+
+    /// Who leads a predicate's group.
+    pub async fn leader(&self, predicate: &str) -> usize {
+        let group = self
+            .map_until(&format!("{predicate} to be in the map"), |map| {
+                map.shards.iter().find(|shard| shard.predicate == predicate).map(|shard| shard.group)
+            })
+            .await;
+        let id = until(&format!("{predicate} to have a leader"), async || {
+            let request = v1::GroupsRequest { problem: false, group, local: false };
+            let mut leaders = Vec::new();
+            for member in self.running() {
+                let mut admin = admin_at(&member.address).await.ok()?;
+                let groups = admin.groups(request).await.ok()?.into_inner().groups;
+                leaders.push(groups.first()?.leader_node);
+            }
+            let first = *leaders.first()?;
+            let runs = self.running().any(|member| member.id == first);
+            (runs && leaders.iter().all(|&leader| leader == first)).then_some(first)
+        })
+        .await;
+        self.number(id)
+    }
+
+    /// Starts a move of a predicate's replica and returns the move's id.
+    pub async fn start_move(&self, predicate: &str, from: usize, to: usize) -> u64 {
+        let request = v1::MoveStartRequest {
+            predicate: predicate.to_owned(),
+            from_node: self.id(from),
+            to_node: self.id(to),
+            ..Default::default()
+        };
+        let client = self.client().await;
+        let started = within("a move to start", client.move_start(request)).await;
+        started.expect("nothing speaks against the move").r#move.expect("a started move has a record").id
+    }
+
+    /// Waits until a move has reached a phase or gone beyond, and returns the phase seen.
+    pub async fn phase(&self, id: u64, phase: v1::MovePhase) -> v1::MovePhase {
+        let what = format!("move {id} to reach {phase:?}");
+        let reached = self.map_until(&what, |map| {
+            let mv = map.moves.iter().find(|mv| mv.id == id)?;
+            (mv.phase >= i32::from(phase)).then(|| mv.phase())
+        });
+        tokio::select! {
+            phase = reached => phase,
+            // Too fast for the map, which shows what goes on.
+            ended = self.moved(id) => ended.phase(),
+        }
+    }
+
+    /// Waits until a move has ended, and returns its record.
+    pub async fn moved(&self, id: u64) -> v1::Move {
+        let client = self.client().await;
+        let what = format!("move {id} to end");
+        until(&what, async || {
+            let moves = client.move_list(v1::MoveListRequest { all: true, hops: 0 }).await.ok()?.moves;
+            let mv = moves.into_iter().filter_map(|view| view.r#move).find(|mv| mv.id == id)?;
+            matches!(mv.phase(), v1::MovePhase::Done | v1::MovePhase::Aborted).then_some(mv)
+        })
+        .await
+    }
+}
+
+/// A loopback address that nobody listens on, and that no outgoing connection takes while its node is down: the system
+/// takes those from higher up.
+///
+/// # Panics
+/// If there is none.
+pub fn free_address() -> String {
+    const PORTS: std::ops::Range<u32> = 12_000..32_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(101);
+    for _ in PORTS {
+        let turn = begin.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let address = format!("127.0.0.1:{}", PORTS.start + turn % (PORTS.end - PORTS.start));
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
+    panic!("no port of {PORTS:?} is free");
+}
+
+/// A client of one node's services for operators and nodes.
+///
+/// # Errors
+/// If nobody answers there.
+pub async fn admin_at(address: &str) -> Result<AdminClient<Channel>, tonic::transport::Error> {
+    AdminClient::connect(format!("http://{address}")).await
+}

@@ -1,0 +1,121 @@
+//! One node as a process of its own: started, killed, asked to stop, and its words kept.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+};
+
+use tokio::process::{Child, Command};
+
+use crate::cluster::within;
+
+/// How many lines of a log a failed test shows.
+const LINES_SHOWN: usize = 60;
+
+/// What to run and where its data may lie: an integration test gives
+/// `env!("CARGO_BIN_EXE_…")` and `env!("CARGO_TARGET_TMPDIR")`.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// The binary.
+    pub exe: &'static str,
+    /// A directory on a real disk.
+    pub scratch: &'static str,
+}
+
+impl Program {
+    /// A new empty directory, gone with the value.
+    ///
+    /// # Panics
+    /// If the disk refuses.
+    pub fn scratch(self) -> tempfile::TempDir {
+        tempfile::tempdir_in(self.scratch).expect("the build's directory takes another one")
+    }
+
+    /// The command with these arguments; killed with the value that stands for it.
+    pub fn command<A: AsRef<std::ffi::OsStr>>(self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(self.exe);
+        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        // What a test sees must not depend on who runs it.
+        command.env_remove("PONTOON_LOG").env_remove("PONTOON_ADDR").env("NO_COLOR", "1");
+        command
+    }
+
+    /// Runs a command to its end and returns how it ended and everything that it said.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub async fn run<A: AsRef<std::ffi::OsStr>>(
+        self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> (ExitStatus, String) {
+        let output = within("a command to end", self.command(arguments).output()).await;
+        let output = output.expect("the binary starts");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status, String::from_utf8_lossy(&said).into_owned())
+    }
+}
+
+/// A node's process. Dropping it kills it.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    log: PathBuf,
+    child: Child,
+}
+
+impl Process {
+    /// Starts the program with these arguments. What it says goes to the end of `log`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start(program: Program, name: &str, log: &Path, arguments: &[String]) -> Process {
+        let file = File::options().create(true).append(true).open(log).expect("a log can be written");
+        let child = program
+            .command(arguments)
+            .stdout(file.try_clone().expect("a file has two handles"))
+            .stderr(file)
+            .spawn()
+            .expect("the binary starts");
+        Process { name: name.to_owned(), log: log.to_owned(), child }
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub async fn kill(&mut self) {
+        within("a killed process to be gone", self.child.kill()).await.expect("a child can be killed");
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        let id = self.child.id().expect("the process runs");
+        let id = rustix::process::Pid::from_raw(id.cast_signed()).expect("a process has an id");
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("a child takes signals");
+        self.ended().await
+    }
+
+    /// Waits for the end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        within(&format!("{} to end", self.name), self.child.wait()).await.expect("a child can be awaited")
+    }
+
+    /// How the process ended; `None` while it runs.
+    pub fn exit(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be asked")
+    }
+
+    /// What it has said so far.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let said = self.said();
+            let lines: Vec<&str> = said.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
+            eprintln!("\n-- the last words of {}:\n{}", self.name, last.join("\n"));
+        }
+    }
+}
