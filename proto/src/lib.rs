@@ -13,7 +13,11 @@ mod ids;
 pub use ids::{ClusterId, GroupId, IdError, NodeId, ReplicaId};
 
 /// The messages of the package `pontoon.v1`, generated from `schema/*.proto`.
-#[allow(missing_docs, clippy::large_enum_variant, reason = "generated; the schema files hold the documentation")]
+#[allow(
+    missing_docs,
+    clippy::large_enum_variant,
+    reason = "generated; the schema files hold the documentation"
+)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/pontoon.v1.rs"));
 }

@@ -138,7 +138,10 @@ fn main() -> Outcome<()> {
         if name == "device" {
             device = median;
         }
-        println!("{name:<26} {median:>9.0}/s   {:>5.2}x the device   ({low:.0} to {high:.0})", median / device);
+        println!(
+            "{name:<26} {median:>9.0}/s   {:>5.2}x the device   ({low:.0} to {high:.0})",
+            median / device
+        );
     }
     wal.close()?;
     Ok(())
