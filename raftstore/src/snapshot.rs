@@ -96,6 +96,7 @@ fn cut(source: &dyn SnapshotSource, chunk_bytes: usize) -> Result<Vec<v1::ChunkI
 }
 
 /// What the server is asked.
+#[allow(clippy::large_enum_variant, reason = "a few are made per snapshot")]
 pub(crate) enum ServeTask {
     /// Cuts a fresh view and answers with its manifest.
     Publish { request: SnapshotRequest, source: Arc<dyn SnapshotSource>, mark: v1::Mark, descriptor: Bytes },

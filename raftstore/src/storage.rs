@@ -35,10 +35,8 @@ fn to_raft(error: wal::Error) -> raft::Error {
 
 impl raft::Storage for GroupStorage {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        let mut hard_state = pb::HardState::default();
-        hard_state.term = self.initial.0.term;
-        hard_state.vote = self.initial.0.vote;
-        hard_state.commit = self.initial.0.commit;
+        let wal::HardState { term, vote, commit } = self.initial.0;
+        let hard_state = pb::HardState { term, vote, commit, ..Default::default() };
         Ok(RaftState { hard_state, conf_state: convert::conf_to_raft(&self.initial.1) })
     }
 
