@@ -3,7 +3,8 @@
 //! A script is blocks of commands, `---` and what came of them. The network delivers at once and in order; a command
 //! ends when nothing moves any more, except for time, which moves by `tick`.
 
-mod common;
+#[path = "common/machine.rs"]
+mod machine;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use common::TestMachines;
+use machine::TestMachines;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_raftstore::{Answer, Config, GroupSpec, MemberChange, Proposal, RequestId, Stepped};
 use pontoon_wal::{Clock, DriverMode, Options, Wal, sim::SimFs};

@@ -1,37 +1,36 @@
-//! A small state machine and a network of channels for the runtime's own tests.
+//! A small state machine for the runtime's own tests.
 
 use std::{
     any::Any,
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ops::Bound,
     sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
-use pontoon_proto::{GroupId, NodeId, v1};
+use pontoon_proto::{GroupId, v1};
 use pontoon_raftstore::{
-    Class, Command, MachineError, Machines, MultiRaft, SnapshotSource, SnapshotStage, StateMachine,
-    SystemRow, Transport,
+    Command, MachineError, Machines, SnapshotSource, SnapshotStage, StateMachine, SystemRow,
 };
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// What one group's machine holds: rows, system rows and the mark.
 #[derive(Default, Clone)]
-pub struct State {
-    pub rows: Rows,
-    pub system: Rows,
-    pub mark: Option<v1::Mark>,
+pub(crate) struct State {
+    pub(crate) rows: Rows,
+    pub(crate) system: Rows,
+    pub(crate) mark: Option<v1::Mark>,
 }
 
 /// Machines that append: command `key=value` adds `value` to the row `key`, and answers with the whole row.
 #[derive(Default, Clone)]
-pub struct TestMachines {
-    pub groups: Arc<Mutex<BTreeMap<GroupId, State>>>,
+pub(crate) struct TestMachines {
+    pub(crate) groups: Arc<Mutex<BTreeMap<GroupId, State>>>,
 }
 
 impl TestMachines {
-    pub fn row(&self, group: GroupId, key: &str) -> Option<String> {
+    pub(crate) fn row(&self, group: GroupId, key: &str) -> Option<String> {
         let groups = self.groups.lock().unwrap();
         groups.get(&group)?.rows.get(key.as_bytes()).map(|value| String::from_utf8(value.clone()).unwrap())
     }
@@ -164,64 +163,5 @@ impl SnapshotStage for Stage {
 
     fn abandon(self: Box<Self>) -> Result<(), MachineError> {
         Ok(())
-    }
-}
-
-/// A network inside the process. Nodes that are cut off neither send nor receive.
-#[derive(Default)]
-pub struct Network {
-    nodes: Mutex<BTreeMap<NodeId, MultiRaft>>,
-    cut: Mutex<BTreeSet<NodeId>>,
-}
-
-impl Network {
-    /// Connects a node to all others: handshakes both ways.
-    pub fn join(&self, runtime: &MultiRaft) {
-        let me = runtime.identity();
-        let mut nodes = self.nodes.lock().unwrap();
-        for (id, other) in nodes.iter().filter(|(id, _)| **id != me.node) {
-            assert_eq!(other.check_hello(&runtime.hello()).refused, "");
-            assert_eq!(runtime.check_hello(&other.hello()).refused, "");
-            runtime.accepted_by(*id);
-            other.accepted_by(me.node);
-        }
-        nodes.insert(me.node, runtime.clone());
-    }
-
-    pub fn leave(&self, node: NodeId) {
-        self.nodes.lock().unwrap().remove(&node);
-    }
-
-    pub fn cut(&self, node: NodeId, cut: bool) {
-        let mut all = self.cut.lock().unwrap();
-        if cut {
-            all.insert(node)
-        } else {
-            all.remove(&node)
-        };
-    }
-}
-
-/// One node's end of the network.
-pub struct Link {
-    pub network: Arc<Network>,
-    pub node: NodeId,
-}
-
-impl Transport for Link {
-    fn send(&self, to: NodeId, _class: Class, messages: Vec<v1::PeerMessage>) {
-        let cut = self.network.cut.lock().unwrap();
-        if cut.contains(&to) || cut.contains(&self.node) {
-            return;
-        }
-        drop(cut);
-        let (peer, token) = {
-            let nodes = self.network.nodes.lock().unwrap();
-            let Some(me) = nodes.get(&self.node) else { return };
-            (nodes.get(&to).cloned(), me.identity().boot_token())
-        };
-        if let Some(peer) = peer {
-            peer.deliver(self.node, token, messages);
-        }
     }
 }
