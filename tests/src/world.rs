@@ -213,7 +213,7 @@ impl World {
     }
 
     fn boot(&mut self, id: NodeId) {
-        let (seed, world_seed, now, clock) = (self.rng.next(), self.seed, self.now, self.clock.clone());
+        let (seed, world_seed, now, clock) = (self.rng.draw(), self.seed, self.now, self.clock.clone());
         let node = self.node(id);
         node.boots += 1;
         let mut options = Options::new("/wal");
@@ -296,7 +296,7 @@ impl World {
     }
 
     fn crash(&mut self, id: NodeId) {
-        let seed = self.rng.next();
+        let seed = self.rng.draw();
         let down = self.now + 10 + self.rng.below(800);
         let mut rng = self.rng.clone();
         let groups = self.groups.clone();
@@ -348,7 +348,7 @@ impl World {
 
     /// Handshakes: every pair that can talk both ways knows each other.
     fn meet(&mut self) {
-        if self.now % TICK_EVERY != 0 {
+        if !self.now.is_multiple_of(TICK_EVERY) {
             return;
         }
         let ids: Vec<NodeId> = self.nodes.iter().filter(|n| n.running.is_some()).map(|n| n.id).collect();
@@ -366,7 +366,7 @@ impl World {
 
     fn step_node(&mut self, i: usize) {
         let (now, calm) = (self.now, self.calm);
-        let tick = (now + i as u64 * 3) % TICK_EVERY == 0;
+        let tick = (now + i as u64 * 3).is_multiple_of(TICK_EVERY);
         let lazy = !calm && self.rng.chance(300);
         let flush = calm || self.rng.chance(15);
         let Some((stepped, wal)) = &mut self.nodes[i].running else { return };
@@ -567,7 +567,7 @@ impl World {
     fn swappers(&mut self) {
         for group in self.groups.clone() {
             let Some(swap) = self.swaps.get(&group) else { continue };
-            if swap.busy && self.now % 150 != 0 {
+            if swap.busy && !self.now.is_multiple_of(150) {
                 continue;
             }
             let (source, target) = (swap.source, swap.target);
