@@ -282,6 +282,17 @@ fn plan_move(
                 })?
                 .get()
         }
+        (_, node) if member_nodes(shard).iter().any(|member| member.get() == node) => {
+            return Err(Status::failed_precondition(format!(
+                "n{node} already holds a replica of {}; choose another node",
+                shard.predicate
+            )));
+        }
+        (_, node) if !state.live_nodes().any(|live| live.get() == node) => {
+            return Err(Status::failed_precondition(format!(
+                "n{node} is not a live node of this cluster; `pontoon nodes` lists them"
+            )));
+        }
         (_, node) => node,
     };
     let reason = if request.reason.is_empty() { "by an operator".to_owned() } else { request.reason.clone() };

@@ -242,14 +242,15 @@ impl Shared {
         create: bool,
         deadline: Instant,
     ) -> Result<Result<v1::Shard, Refusal>, Status> {
+        // First of all: a group of the cluster's own takes no client's commands, and would stop at one.
+        if let Err(reason) = check_predicate(predicate) {
+            return Ok(Err(refusal(Kind::Invalid(v1::RefusedInvalid { reason }))));
+        }
         let served = |shard: &v1::Shard| shard.state() == v1::ShardState::Live;
         if let Some(shard) = self.map.view().predicate(predicate)
             && served(shard)
         {
             return Ok(Ok(shard.clone()));
-        }
-        if let Err(reason) = check_predicate(predicate) {
-            return Ok(Err(refusal(Kind::Invalid(v1::RefusedInvalid { reason }))));
         }
         let missing = || {
             let predicate = predicate.to_owned();
@@ -366,6 +367,9 @@ pub(crate) fn check_predicate(name: &str) -> Result<(), String> {
             name.len()
         ));
     }
+    if name.starts_with('@') {
+        return Err(format!("{name} names a group of the cluster's own; choose a name without @ in front"));
+    }
     if name.chars().any(char::is_control) {
         return Err(format!("the predicate's name {name:?} holds control characters; leave them out"));
     }
@@ -381,6 +385,7 @@ mod tests {
         assert!(check_predicate("director.film").is_ok());
         assert!(check_predicate("имя@ru").is_ok());
         assert!(check_predicate("").is_err());
+        assert!(check_predicate("@meta").unwrap_err().contains("the cluster's own"));
         assert!(check_predicate("a\nb").is_err());
         assert!(check_predicate(&"x".repeat(PREDICATE_LIMIT_BYTES + 1)).unwrap_err().contains("1025"));
     }
