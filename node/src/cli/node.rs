@@ -50,10 +50,13 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
     config.wal_dir = args.wal_dir;
     config.replace = args.replace;
     config.labels = args.label.into_iter().collect::<BTreeMap<_, _>>();
+    // One listener for the whole run: a signal between two of them would be missed.
+    let mut signal = std::pin::pin!(shutdown_signal());
     // A signal during the start ends the process as it is: what is on disk is taken up again.
     let node = tokio::select! {
+        biased;
+        signal = &mut signal => return Ok(Done::new("", json!({ "ended_by": signal.unwrap_or("a signal") }))),
         node = Node::start(config) => node?,
-        signal = shutdown_signal() => return Ok(Done::new("", json!({ "ended_by": signal.unwrap_or("a signal") }))),
     };
     let (id, address) = (node.id().get(), node.address().to_owned());
     print_line(&match context.json {
@@ -61,7 +64,7 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
         false => format!("node {id} of cluster {} serves on {address}", node.cluster()),
     });
     let signal = tokio::select! {
-        signal = shutdown_signal() => {
+        signal = &mut signal => {
             signal.map_err(|error| Failure::error(format!("signals cannot be heard: {error}")))?
         }
         reason = node.failed() => {
