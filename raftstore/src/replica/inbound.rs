@@ -28,8 +28,7 @@ impl Replica {
             return Ok(());
         }
         if wire.kind == pb::MessageType::MsgSnapshot as i32 {
-            self.on_offer(shared, from, wire, fx);
-            return Ok(());
+            return self.on_offer(shared, from, wire, fx);
         }
         let (floor, kind, term) = (wire.floor, wire.kind, wire.term);
         let message = match convert::message_from_wire(from.get(), self.id.get(), wire) {

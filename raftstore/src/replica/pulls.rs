@@ -30,20 +30,35 @@ impl Replica {
         from: ReplicaId,
         wire: v1::RaftMessage,
         fx: &mut Effects,
-    ) {
-        let Some(offer) = wire.snapshot else { return };
+    ) -> Alive<()> {
+        let Some(offer) = wire.snapshot else { return Ok(()) };
         if wire.term < self.raw.raft.term {
-            return;
+            return Ok(());
         }
-        if offer.index <= self.raw.raft.raft_log.committed {
-            // An offer from before this log got there by itself: the leader is told to probe again.
+        let committed = self.raw.raft.raft_log.committed;
+        if offer.index <= committed {
+            // This log is there already, and the leader does not know: the answer to an earlier offer was lost. Raft
+            // installs nothing below its commit, whoever says what, and answers with how far the log is. Without that answer
+            // the leader of an idle group would offer the same again and again. The status frees one that knows already but
+            // still waits for the snapshot.
+            let Some(below) = committed.checked_sub(1) else { return Ok(()) };
+            let mut message = pb::Message::default();
+            message.set_msg_type(pb::MessageType::MsgSnapshot);
+            message.from = from.get();
+            message.to = self.id.get();
+            message.term = wire.term;
+            let conf = offer.conf_state.unwrap_or_default();
+            message.set_snapshot(convert::snapshot_meta(below, offer.term, &conf));
+            let raw = &mut self.raw;
+            guarded(|| raw.step(message).ok())?;
             let status = v1::SnapshotStatus { pull: 0, done: false, reason: "not needed".to_owned() };
             self.to_peer(from.get(), v1::peer_message::Body::SnapshotStatus(status), fx);
-            return;
+            self.after_raft(shared, fx);
+            return Ok(());
         }
         if let Some(pull) = &self.pull {
             if pull.source == from.get() {
-                return;
+                return Ok(());
             }
             // Another leader offers: the old one may be gone.
             fx.apply.push(abandon_stage(self.group, pull.id));
@@ -54,6 +69,7 @@ impl Replica {
         fx.apply.push(ApplyTask::StageBegin { group: self.group, pull: id });
         let request = v1::ManifestRequest { pull: id, min_index: offer.index };
         self.to_peer(from.get(), v1::peer_message::Body::ManifestRequest(request), fx);
+        Ok(())
     }
 
     pub(super) fn ask_chunks(
