@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use crate::{
-    map::member_nodes,
+    map::{holders, member_nodes},
     route::check_predicate,
     shared::Shared,
     views::{is_ended, no_such_predicate, under_replicated},
@@ -258,7 +258,7 @@ fn plan_move(
                 Status::failed_precondition(format!("{} has no voters yet; wait", shard.predicate))
             })?,
         (_, node) => voter_on(node).ok_or_else(|| {
-            let holders: Vec<_> = member_nodes(shard).iter().map(ToString::to_string).collect();
+            let holders: Vec<_> = holders(shard).iter().map(ToString::to_string).collect();
             Status::failed_precondition(format!(
                 "n{node} holds no replica of {}; its replicas are on {}",
                 shard.predicate,
@@ -269,7 +269,7 @@ fn plan_move(
     let target_node = match (kind, request.to_node) {
         (v1::MoveKind::Remove, _) => 0,
         (_, 0) => {
-            let held = member_nodes(shard);
+            let held = holders(shard);
             state
                 .live_nodes()
                 .filter(|node| !held.contains(node))
@@ -282,7 +282,7 @@ fn plan_move(
                 })?
                 .get()
         }
-        (_, node) if member_nodes(shard).iter().any(|member| member.get() == node) => {
+        (_, node) if holders(shard).iter().any(|holder| holder.get() == node) => {
             return Err(Status::failed_precondition(format!(
                 "n{node} already holds a replica of {}; choose another node",
                 shard.predicate

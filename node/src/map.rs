@@ -63,10 +63,19 @@ impl MapView {
     }
 }
 
-/// The nodes that hold a shard's members, voters first, without repetition.
+/// The nodes that hold or once founded a shard, voters first, without repetition: whoever may know something of it.
 pub(crate) fn member_nodes(shard: &v1::Shard) -> Vec<NodeId> {
+    nodes_of(shard.voters.iter().chain(&shard.learners).chain(&shard.initial))
+}
+
+/// The nodes that hold a shard's members now, voters first. A founder that has left is none of them, and may come back.
+pub(crate) fn holders(shard: &v1::Shard) -> Vec<NodeId> {
+    nodes_of(shard.voters.iter().chain(&shard.learners))
+}
+
+fn nodes_of<'a>(replicas: impl Iterator<Item = &'a u64>) -> Vec<NodeId> {
     let mut nodes = Vec::new();
-    for &replica in shard.voters.iter().chain(&shard.learners).chain(&shard.initial) {
+    for &replica in replicas {
         if let Ok(replica) = ReplicaId::new(replica)
             && !nodes.contains(&replica.node())
         {
@@ -200,5 +209,6 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(member_nodes(&shard).iter().map(|node| node.get()).collect::<Vec<_>>(), [2, 3, 4, 1]);
+        assert_eq!(holders(&shard).iter().map(|node| node.get()).collect::<Vec<_>>(), [2, 3, 4]);
     }
 }
