@@ -190,10 +190,13 @@ impl Shared {
             .ok_or_else(|| Status::unavailable("no member of the meta group is here"))?;
         let command = v1::MetaCommand { format: 1, now_ms: unix_ms(), body: Some(body) };
         let proposal = Proposal { payload: command.encode_to_vec().into(), request: None, epoch: 0 };
-        let applied = group.propose(proposal).await.map_err(|error| match error {
-            ProposeError::Rejected(rejected) => Status::unavailable(rejected.to_string()),
-            ProposeError::Ambiguous(ambiguous) => Status::unavailable(ambiguous.to_string()),
-        })?;
+        let applied = timeout(PATIENCE, group.propose(proposal))
+            .await
+            .map_err(|_| Status::unavailable("the meta group did not commit the command in time"))?
+            .map_err(|error| match error {
+                ProposeError::Rejected(rejected) => Status::unavailable(rejected.to_string()),
+                ProposeError::Ambiguous(ambiguous) => Status::unavailable(ambiguous.to_string()),
+            })?;
         v1::MetaReply::decode(applied.reply)
             .map_err(|error| Status::internal(format!("the meta group's answer is not legible: {error}")))
     }
