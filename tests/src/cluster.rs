@@ -318,6 +318,15 @@ impl Cluster {
     }
 }
 
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.scratch.disable_cleanup(true);
+            eprintln!("logs and data are kept in {}", self.scratch.path().display());
+        }
+    }
+}
+
 /// A loopback address that nobody listens on, and that no outgoing connection takes while its node is down: the system
 /// takes those from higher up.
 ///
