@@ -1,8 +1,9 @@
 //! Real processes: killed, restarted, and moved between, under traffic that knows what must be true.
 
-use pontoon_proto::v1::MovePhase;
+use pontoon_node::{api::data_client::DataClient, client::put};
+use pontoon_proto::v1::{self, MovePhase};
 use pontoon_tests::{
-    cluster::Cluster,
+    cluster::{Cluster, within},
     process::Program,
     traffic::{Rows, Traffic, fill, verify},
 };
@@ -13,6 +14,14 @@ const PROGRAM: Program =
 /// Enough for a snapshot of several chunks.
 const FILL_ROWS: usize = 20_000;
 const FILL_VALUE_BYTES: usize = 300;
+
+/// Puts a key with itself for a value, without a map, a session or a second try.
+async fn plain_put(address: &str, predicate: &str, key: &str) -> v1::WriteReply {
+    let mut data = DataClient::connect(format!("http://{address}")).await.expect("the node listens");
+    let ops = vec![put(key.to_owned(), key.to_owned())];
+    let request = v1::WriteRequest { predicate: predicate.to_owned(), ops, ..Default::default() };
+    within("a plain write", data.write(request)).await.expect("the node answers").into_inner()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_leader_costs_no_write_and_repeats_none() {
@@ -29,7 +38,14 @@ async fn a_killed_leader_costs_no_write_and_repeats_none() {
         cluster.restart(leader).await;
         traffic.acknowledged(50).await;
     }
-    let rows = traffic.stop().await;
+    let mut rows = traffic.stop().await;
+    // A client that knows nothing asks any node.
+    for at in 0..3 {
+        let key = format!("by node {at}");
+        let reply = plain_put(cluster.address(at), "name", &key).await;
+        assert!(reply.refusal.is_none() && reply.applied, "{reply:?}");
+        rows.insert(key.clone().into(), key.into());
+    }
     verify(&client, "name", &rows).await;
     for at in 0..3 {
         assert!(cluster.terminate(at).await.success(), "node {at} ends well when it is asked to");
