@@ -207,7 +207,7 @@ async fn a_start_that_is_interrupted_leaves_nothing_that_stops_the_next_one() {
         assert_eq!(process.exit(), None, "{}", process.said());
         process.kill().await;
     }
-    let mut process = Process::start(PROGRAM, "joiner", &scratch.path().join("log"), &arguments);
+    let mut process = Process::start(PROGRAM, "joiner", &scratch.path().join("last-log"), &arguments);
     cluster
         .map_until("the joiner to be in the map once", |map| {
             let there = map.nodes.iter().filter(|node| node.address == listen).count();
@@ -220,5 +220,6 @@ async fn a_start_that_is_interrupted_leaves_nothing_that_stops_the_next_one() {
         }
     };
     within("the joiner to serve", serves).await;
-    assert!(process.terminate().await.success());
+    let exit = process.terminate().await;
+    assert!(exit.success(), "{exit}: {}", process.said());
 }
