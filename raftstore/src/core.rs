@@ -71,8 +71,8 @@ enum Slot {
     /// The record is being made durable, or the machine is being opened.
     Opening {
         replica: ReplicaId,
-        record: Record,
-        fresh: bool,
+        /// A new member of a new group: nobody leads it yet.
+        founding: bool,
         waiting: Vec<Token>,
     },
     Live(Box<Replica>),
@@ -100,6 +100,7 @@ enum Submission {
 pub(crate) struct Core {
     shared: Shared,
     slots: BTreeMap<GroupId, Slot>,
+    /// What was made durable of each replica at its creation; the tombstone ends it.
     records: BTreeMap<GroupId, Record>,
     ready: BTreeSet<GroupId>,
     submissions: VecDeque<(u64, Submission)>,
@@ -550,8 +551,9 @@ impl Core {
             batch.reset_to(group, index, term);
             batch.hard_state(group, wal::HardState { term, vote: 0, commit: index });
         }
-        self.records.insert(group, record.clone());
-        self.slots.insert(group, Slot::Opening { replica: asked, record, fresh: true, waiting: vec![token] });
+        let founding = record.initial.is_some();
+        self.records.insert(group, record);
+        self.slots.insert(group, Slot::Opening { replica: asked, founding, waiting: vec![token] });
         self.send_batch(batch, None, Submission::Created(group), fx);
     }
 
@@ -568,22 +570,22 @@ impl Core {
             let reason = "its record in the log cannot be read".to_owned();
             return fx.answers.push((token, Answer::Replica(Err(Error::Damaged { group, reason }))));
         };
-        self.records.insert(group, record.clone());
-        self.slots.insert(group, Slot::Opening { replica, record, fresh: false, waiting: vec![token] });
+        self.records.insert(group, record);
+        self.slots.insert(group, Slot::Opening { replica, founding: false, waiting: vec![token] });
         self.open_machine(group, fx);
     }
 
     fn open_machine(&mut self, group: GroupId, fx: &mut Effects) {
-        if let Some(Slot::Opening { record, .. }) = self.slots.get(&group) {
+        if let (Some(Slot::Opening { .. }), Some(record)) = (self.slots.get(&group), self.records.get(&group))
+        {
             let (descriptor, initial) = (record.descriptor.clone(), record.initial_mark());
             fx.apply.push(ApplyTask::Open { group, replica: record.replica, descriptor, initial });
         }
     }
 
     fn on_opened(&mut self, group: GroupId, mark: Option<v1::Mark>, fx: &mut Effects) {
-        let Some(Slot::Opening { replica, record, fresh, .. }) = self.slots.get(&group) else { return };
-        let founding = *fresh && record.initial.is_some();
-        match Replica::build(&mut self.shared, group, *replica, mark, founding) {
+        let Some(Slot::Opening { replica, founding, .. }) = self.slots.get(&group) else { return };
+        match Replica::build(&mut self.shared, group, *replica, mark, *founding) {
             Ok(built) => {
                 let id = built.id;
                 fx.statuses.push(built.status());
@@ -633,8 +635,8 @@ impl Core {
         match self.slots.remove(&group) {
             Some(Slot::Live(mut live)) => live.abandon(fx),
             Some(Slot::Opening { waiting: creators, .. }) => {
-                let error = |_| Answer::Replica(Err(Error::Stopped));
-                fx.answers.extend(creators.into_iter().map(|token| (token, error(token))));
+                let stopped = || Answer::Replica(Err(Error::Stopped));
+                fx.answers.extend(creators.into_iter().map(|token| (token, stopped())));
             }
             Some(Slot::Leaving { waiting: earlier, .. }) => waiting.extend(earlier),
             Some(Slot::Dead { .. }) | None => {}
