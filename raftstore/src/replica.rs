@@ -118,6 +118,8 @@ pub(crate) struct Replica {
     installed: Option<(u64, u64)>,
     /// Members that were offered a snapshot, and when they last moved on it.
     offered: BTreeMap<u64, u64>,
+    /// On the leader: members that were not heard between raft's last two looks at its quorum, nor since.
+    silent: BTreeSet<u64>,
     /// The highest index that may be truncated, as the leader said (or computed, on the leader). 0: not heard yet.
     floor: u64,
     eager: bool,
@@ -236,6 +238,7 @@ impl Replica {
             installing: None,
             installed: None,
             offered: BTreeMap::new(),
+            silent: BTreeSet::new(),
             floor: 0,
             eager: founding,
             seen: (0, StateRole::Follower, 0),
@@ -310,17 +313,17 @@ impl Replica {
             if may_campaign {
                 self.eager = false;
             }
-            let raw = &mut self.raw;
-            guarded(|| {
-                if campaign {
-                    // Refused campaigns (a configuration entry to apply first) come again by the timeout.
-                    let _ = raw.campaign();
-                }
-                // Ticks that piled up count, but only so far that a pause is not taken for a dead leader.
-                for _ in 0..ticks.min(3) {
-                    raw.tick();
-                }
-            })?;
+            if campaign {
+                let raw = &mut self.raw;
+                // Refused campaigns (a configuration entry to apply first) come again by the timeout.
+                guarded(|| raw.campaign().ok())?;
+            }
+            // Ticks that piled up count, but only so far that a pause is not taken for a dead leader.
+            for _ in 0..ticks.min(3) {
+                self.note_silent();
+                let raw = &mut self.raw;
+                guarded(|| raw.tick())?;
+            }
             self.after_raft(shared, fx);
         }
         self.retry_reads(shared, fx)?;
@@ -354,6 +357,7 @@ impl Replica {
         if now.1 == StateRole::Leader && before.1 != StateRole::Leader {
             self.floor = 0;
             self.offered.clear();
+            self.silent.clear();
         }
         if let Some(leader) = self.leader()
             && (before.0, before.2) != (now.0, now.2)
@@ -451,9 +455,32 @@ impl Replica {
                 raw.report_snapshot(id, raft::SnapshotStatus::Failure);
             })?;
             self.offered.remove(&id);
+            self.dirty = true;
         }
         self.after_raft(shared, fx);
         Ok(())
+    }
+
+    /// Raft forgets at each look at its quorum who was heard since the one before. What is told of the members holds until
+    /// the next look, so that nobody is called silent for having had no time to answer.
+    fn note_silent(&mut self) {
+        let raft = &self.raw.raft;
+        if !self.is_leader() || raft.election_elapsed + 1 < raft.election_timeout() {
+            return;
+        }
+        let own = self.id.get();
+        let silent = raft.prs().iter().filter(|(id, progress)| **id != own && !progress.recent_active);
+        let silent: BTreeSet<u64> = silent.map(|(id, _)| *id).collect();
+        if silent != self.silent {
+            self.silent = silent;
+            self.dirty = true;
+        }
+    }
+
+    /// What the leader tells of a member; see [`Replica::status`].
+    fn standing(&self, id: ReplicaId) -> Option<(u64, bool)> {
+        let progress = self.raw.raft.prs().get(id.get()).filter(|_| self.is_leader())?;
+        Some((progress.matched, progress.state == raft::ProgressState::Snapshot))
     }
 
     pub(crate) fn status(&self) -> GroupStatus {
@@ -471,7 +498,7 @@ impl Replica {
                     replica: ReplicaId::new(*id).ok()?,
                     matched: progress.matched,
                     snapshot: progress.state == raft::ProgressState::Snapshot,
-                    active: progress.recent_active || *id == self.id.get(),
+                    active: !self.silent.contains(id),
                 })
             }));
             progress.sort_by_key(|p| p.replica);

@@ -21,7 +21,9 @@ use std::{
 use bytes::Bytes;
 use machine::TestMachines;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
-use pontoon_raftstore::{Answer, Config, GroupSpec, MemberChange, Proposal, RequestId, Stepped};
+use pontoon_raftstore::{
+    Answer, Class, Config, GroupSpec, GroupStatus, MemberChange, Proposal, RequestId, Stepped,
+};
 use pontoon_wal::{Clock, DriverMode, Options, Wal, sim::SimFs};
 
 const GROUP: GroupId = GroupId(3);
@@ -46,6 +48,10 @@ struct Session {
     clock: Arc<HandClock>,
     nodes: BTreeMap<NodeId, Node>,
     cut: BTreeSet<NodeId>,
+    /// Messages of these classes from these nodes are lost.
+    muted: Vec<(NodeId, Class)>,
+    /// The status that each node told of last.
+    told: BTreeMap<NodeId, GroupStatus>,
     boots: u64,
     stamp: u64,
 }
@@ -115,7 +121,10 @@ impl Session {
                     moved |= stepped.step_log() | stepped.step_apply() | stepped.step_serve();
                 }
                 let output = stepped.take_output();
-                messages.extend(output.send.into_iter().map(|(to, _, message)| (*id, to, message)));
+                let sent =
+                    output.send.into_iter().filter(|(_, class, _)| !self.muted.contains(&(*id, *class)));
+                messages.extend(sent.map(|(to, _, message)| (*id, to, message)));
+                self.told.extend(output.statuses.into_iter().map(|status| (*id, status)));
                 for (_, answer) in output.answers {
                     describe_answer(*id, answer, &mut self.stamp, out);
                 }
@@ -221,7 +230,28 @@ impl Session {
             ["cut", id] => {
                 self.cut.insert(node(id));
             }
-            ["heal"] => self.cut.clear(),
+            ["mute", id, class] => {
+                let class = match *class {
+                    "append" => Class::Append,
+                    "control" => Class::Control,
+                    "snapshot" => Class::Snapshot,
+                    _ => panic!("no such class: {class}"),
+                };
+                self.muted.push((node(id), class));
+            }
+            ["heal"] => {
+                self.cut.clear();
+                self.muted.clear();
+            }
+            ["told", id] => {
+                let progress = self.told[&node(id)].progress.iter().map(|peer| {
+                    let snapshot = if peer.snapshot { " waits for a snapshot" } else { "" };
+                    let active = if peer.active { "" } else { " is silent" };
+                    format!("{} at {}{snapshot}{active}", peer.replica, peer.matched)
+                });
+                let progress: Vec<String> = progress.collect();
+                writeln!(out, "{id} tells of {}", progress.join(", ")).expect("a string");
+            }
             ["row", id, key] => {
                 let row = self.nodes[&node(id)].machines.row(GROUP, key);
                 writeln!(out, "{id} {key} = {}", row.as_deref().unwrap_or("nothing")).expect("a string");

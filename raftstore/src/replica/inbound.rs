@@ -45,9 +45,12 @@ impl Replica {
             // A full log takes no entries; the leader repeats them.
             return Ok(());
         }
+        let standing = self.standing(from);
         let raw = &mut self.raw;
         // An unknown peer's answer is an error and no fault.
         guarded(|| raw.step(message).ok())?;
+        // In an idle group nothing else tells that a member has arrived: whoever waits for it looks at the status.
+        self.dirty |= self.standing(from) != standing || self.silent.remove(&from.get());
         let from_leader = self.raw.raft.leader_id == from.get() && self.raw.raft.term == term;
         if from_leader
             && [pb::MessageType::MsgAppend as i32, pb::MessageType::MsgHeartbeat as i32].contains(&kind)

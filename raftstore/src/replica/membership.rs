@@ -226,6 +226,7 @@ impl Replica {
             .collect();
         for id in late {
             self.offered.remove(&id);
+            self.dirty = true;
             let raw = &mut self.raw;
             guarded(|| raw.report_snapshot(id, raft::SnapshotStatus::Failure))?;
         }
@@ -249,6 +250,7 @@ impl Replica {
         self.dirty = true;
         let members = convert::members(&self.conf);
         self.offered.retain(|id, _| members.contains(id));
+        self.silent.retain(|id| members.contains(id));
         // A leader that is no member any more, or only learns, must not go on leading.
         if self.role() == StateRole::Leader && !members.contains(&self.id.get()) {
             let raw = &mut self.raw;

@@ -241,6 +241,7 @@ impl Replica {
             }),
             Body::SnapshotStatus(status) if self.is_leader() && !status.done => {
                 self.offered.remove(&from.get());
+                self.dirty = true;
                 let raw = &mut self.raw;
                 guarded(|| raw.report_snapshot(from.get(), raft::SnapshotStatus::Failure))?;
             }
