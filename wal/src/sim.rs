@@ -2,7 +2,8 @@
 //!
 //! Model: a file's bytes reach the disk in sectors of 512 bytes, in any order, until a sync of the file completes; a name
 //! reaches it when its directory is synced. [`SimFs::crash`] keeps of everything that was not synced a subset drawn from a
-//! seed. After a failed sync the bytes that it should have made durable read as written and are dropped by a crash unless
+//! seed; [`SimImage::loose`] lists that everything piece by piece, so that a test can build each disk that a power cut may
+//! leave. After a failed sync the bytes that it should have made durable read as written and are dropped by a crash unless
 //! chance keeps them: a later successful sync does not bring them back.
 
 use std::{
@@ -19,9 +20,11 @@ use crate::{
     rng::Rng,
 };
 
+mod content;
 mod disk;
 
-use disk::{Disk, Inode};
+use content::Content;
+use disk::{Atom, Disk, Inode, SECTOR};
 
 /// What a fault does to the operation that it hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,17 +65,74 @@ pub struct Counts {
     pub changes: u64,
 }
 
-/// What is on the disk at one moment.
+/// What is on the disk at one moment. Copies share their bytes.
 #[derive(Debug, Clone)]
 pub struct SimImage(Disk);
 
+/// What is not durable of an image, in pieces, each of which a power cut keeps or loses.
+#[derive(Debug, Clone)]
+pub struct Loose {
+    disk: Disk,
+    atoms: Vec<Atom>,
+}
+
+impl SimImage {
+    /// What is not durable: names, lengths and writes, the latter cut at multiples of `unit_bytes`: 512 for a disk whose
+    /// sectors are written whole, 4,096 for one that writes such blocks whole.
+    ///
+    /// # Panics
+    /// If the unit is not a multiple of 512.
+    pub fn loose(&self, unit_bytes: usize) -> Loose {
+        assert!(unit_bytes > 0 && unit_bytes.is_multiple_of(SECTOR), "no disk tears sectors");
+        Loose { disk: self.0.clone(), atoms: self.0.atoms(unit_bytes) }
+    }
+
+    /// Equal for images with the same names and bytes, if nothing of them is loose.
+    pub fn fingerprint(&self) -> u64 {
+        self.0.fingerprint()
+    }
+}
+
+impl Loose {
+    /// How many pieces there are.
+    pub fn len(&self) -> usize {
+        self.atoms.len()
+    }
+
+    /// Whether everything is durable.
+    pub fn is_empty(&self) -> bool {
+        self.atoms.is_empty()
+    }
+
+    /// The disk after a power cut that keeps the pieces for which `kept` says so, and nothing else.
+    pub fn power_cut(&self, mut kept: impl FnMut(usize) -> bool) -> SimImage {
+        let atoms = self.atoms.iter().enumerate().filter(|(nth, _)| kept(*nth));
+        SimImage(self.disk.power_cut(atoms.map(|(_, atom)| atom)))
+    }
+
+    /// What a piece is, for people.
+    pub fn describe(&self, nth: usize) -> String {
+        self.disk.describe(&self.atoms[nth])
+    }
+}
+
+/// Hears of the disk before each change.
+type Watcher = Box<dyn FnMut(&SimImage) + Send>;
+
 /// A simulated file system. Clones share the disk.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct SimFs(Arc<Mutex<State>>);
 
-#[derive(Debug, Default)]
+impl std::fmt::Debug for SimFs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimFs").field("counts", &self.counts()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
 struct State {
     disk: Disk,
+    watcher: Option<Watcher>,
     counts: Counts,
     faults: Vec<(OpKind, u64, Fault)>,
     powerless: bool,
@@ -98,6 +158,7 @@ impl SimFs {
     /// are forgotten.
     pub fn crash(&self, seed: u64) {
         let mut state = self.state();
+        state.disk = state.image().0;
         state.disk.crash(&mut Rng::new(seed));
         state.powerless = false;
         state.life += 1;
@@ -138,22 +199,50 @@ impl SimFs {
         self.state().held = hold;
     }
 
+    /// How many operations wait.
+    pub fn waiting(&self) -> usize {
+        self.state().waiting.len()
+    }
+
     /// Carries out the oldest operation that waits; `false` if none does.
     pub fn complete_one(&self) -> bool {
+        self.complete_nth(0)
+    }
+
+    /// Carries out the `nth` oldest operation that waits, before the older ones: a write may overtake writes and a sync, a
+    /// sync covers the writes that were carried out before it. `false` if not so many wait.
+    pub fn complete_nth(&self, nth: usize) -> bool {
         let mut state = self.state();
-        if state.waiting.is_empty() {
+        if state.waiting.len() <= nth {
             return false;
         }
-        let (life, inode, op, ticket) = state.waiting.remove(0);
+        let (life, inode, op, ticket) = state.waiting.remove(nth);
         let result = state.file_op(life, inode, &op);
         drop(state);
         ticket.complete(result);
         true
     }
 
-    /// Copies the disk.
+    /// Copies the disk. Operations that wait count as under way: a power cut may leave any part of them.
     pub fn image(&self) -> SimImage {
-        SimImage(self.state().disk.clone())
+        self.state().image()
+    }
+
+    /// Shows the disk to somebody before each operation that changes it, as [`SimFs::image`] does. He must not use it.
+    pub fn watch(&self, watcher: impl FnMut(&SimImage) + Send + 'static) {
+        self.state().watcher = Some(Box::new(watcher));
+    }
+
+    /// Ends [`SimFs::watch`].
+    pub fn unwatch(&self) {
+        self.state().watcher = None;
+    }
+
+    /// Another disk with these contents.
+    pub fn from_image(image: &SimImage) -> SimFs {
+        let fs = SimFs::new();
+        fs.state().disk = image.0.clone();
+        fs
     }
 
     /// Replaces the disk. Files that are open are dead, locks are released.
@@ -172,14 +261,27 @@ impl SimFs {
         let mut state = self.state();
         let inode = state.disk.lookup(path)?;
         let file = state.disk.inodes.get_mut(&inode)?;
-        file.settle();
-        let result = change(&mut file.current);
-        file.durable.clone_from(&file.current);
+        let mut bytes = file.current().to_vec();
+        let result = change(&mut bytes);
+        file.settle(Content::from_bytes(&bytes));
         Some(result)
     }
 }
 
 impl State {
+    fn image(&self) -> SimImage {
+        let mut disk = self.disk.clone();
+        for (life, inode, op, _) in &self.waiting {
+            let Some(file) = disk.inodes.get_mut(inode).filter(|_| *life == self.life) else { continue };
+            match op {
+                FileOp::Write { offset, data } => file.hand_in_write(*offset, data),
+                FileOp::SetLen(len) => file.hand_in_len(*len),
+                FileOp::Sync => {}
+            }
+        }
+        SimImage(disk)
+    }
+
     fn count(&self, kind: OpKind) -> u64 {
         match kind {
             OpKind::Change => self.counts.changes,
@@ -193,6 +295,12 @@ impl State {
     fn begin(&mut self, kind: OpKind) -> Option<Fault> {
         if self.powerless {
             return Some(Fault::PowerCut);
+        }
+        if kind != OpKind::Read
+            && let Some(mut watcher) = self.watcher.take()
+        {
+            watcher(&self.image());
+            self.watcher = Some(watcher);
         }
         let counts = (self.counts.changes, self.count(kind));
         let hit = self.faults.iter().position(|(of, at, _)| {
@@ -268,10 +376,10 @@ impl State {
             .disk
             .inodes
             .iter()
-            .filter(|(id, _)| **id != inode)
-            .map(|(_, file)| file.current.len() as u64)
+            .filter(|(id, _)| **id != inode && self.disk.is_named(**id))
+            .map(|(_, file)| file.current().len() as u64)
             .sum();
-        let own = self.disk.inodes.get(&inode).map_or(0, |file| file.current.len() as u64);
+        let own = self.disk.inodes.get(&inode).map_or(0, |file| file.current().len() as u64);
         match self.capacity {
             Some(capacity) if len > own && others + len > capacity => Err(io::ErrorKind::StorageFull.into()),
             _ => Ok(()),
@@ -381,15 +489,12 @@ impl File for SimFile {
         let mut state = self.fs.state();
         state.begin_whole(OpKind::Read)?;
         let file = state.file(self.life, self.inode)?;
-        let rest = file.current.get(offset as usize..).unwrap_or_default();
-        let len = rest.len().min(buf.len());
-        buf[..len].copy_from_slice(&rest[..len]);
-        Ok(len)
+        Ok(file.current().read(offset as usize, buf))
     }
 
     fn len(&self) -> io::Result<u64> {
         let mut state = self.fs.state();
-        state.file(self.life, self.inode).map(|file| file.current.len() as u64)
+        state.file(self.life, self.inode).map(|file| file.current().len() as u64)
     }
 
     fn submit(&self, op: FileOp) -> Ticket {
