@@ -10,6 +10,8 @@
 //!    the other file's past. Recovery takes the newer one; if rot takes that, the older is complete (see 3) and every
 //!    segment that took frames since is listed in both.
 //! 5. Between the capture and the manifest's write: the capture is in memory only.
+//!    The newer file may also be what an earlier process wrote and did not live to sync: then it is synced before the
+//!    older one is touched.
 //! 6. A full disk in the middle of a manifest's write: as 3, and the file is written again when there is room. Until then
 //!    the file counts as listing both the old set and the new.
 
@@ -77,6 +79,8 @@ pub(crate) struct Background {
     pub(crate) gc_wanted: bool,
     pub(crate) stats: GcStats,
     sealed_at_checkpoint: usize,
+    /// The newer manifest file was synced by this open.
+    newest_is_synced: bool,
 }
 
 impl Background {
@@ -90,6 +94,7 @@ impl Background {
             gc_wanted: false,
             stats: GcStats::default(),
             sealed_at_checkpoint: 0,
+            newest_is_synced: false,
         }
     }
 
@@ -270,14 +275,16 @@ impl Background {
             ops.extend(files.map(|segment| (segment.file.clone(), FileOp::Sync)));
         }
         drop(table);
-        let path = shared.options.dir.join(MANIFEST_NAMES[slot]);
-        let file = match shared.options.fs.open(&path, OpenMode::Write) {
-            Ok(file) => file,
-            Err(source) => {
-                shared.poison(Error::io("open", path, source));
-                return Step::Progress;
-            }
+        let open = |slot: usize| {
+            let path = shared.options.dir.join(MANIFEST_NAMES[slot]);
+            let file = shared.options.fs.open(&path, OpenMode::Write);
+            file.map_err(|source| shared.poison(Error::io("open", path, source)))
         };
+        let Ok(file) = open(slot) else { return Step::Progress };
+        if !self.newest_is_synced {
+            let Ok(newest) = open(1 - slot) else { return Step::Progress };
+            ops.push_back((newest, FileOp::Sync));
+        }
         let bytes = Bytes::from(manifest.encode());
         ops.push_back((file.clone(), FileOp::Write { offset: 0, data: bytes }));
         ops.push_back((file, FileOp::Sync));
@@ -297,6 +304,7 @@ impl Background {
         if has_room {
             shared.emit(&WalEvent::SpaceBack);
         }
+        self.newest_is_synced = true;
         self.stats.checkpoints += 1;
         tracing::debug!(seq, "checkpoint");
         shared.emit(&WalEvent::Checkpointed { seq });

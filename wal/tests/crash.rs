@@ -53,7 +53,15 @@ fn find_state(wal: &Wal, script: &Script, acknowledged: usize, submitted: usize,
     })
 }
 
-fn crash_everywhere(seed: u64, batches: usize) {
+/// How the first process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    PowerCut,
+    /// Only the process dies: what it wrote and did not sync is still to be lost.
+    Kill,
+}
+
+fn crash_everywhere(seed: u64, batches: usize, end: End) {
     let script = Script::draw(seed, batches, 5);
     let clock = Arc::new(HandClock::default());
     let changes = {
@@ -69,13 +77,13 @@ fn crash_everywhere(seed: u64, batches: usize) {
     };
     for at in 0..changes {
         for tear in 0..TEARS {
-            crash_at(seed, &script, at, tear);
+            crash_at(seed, &script, at, tear, end);
         }
     }
 }
 
-fn crash_at(seed: u64, script: &Script, at: u64, tear: u64) {
-    let context = format!("seed {seed}, operation {at}, tear {tear}");
+fn crash_at(seed: u64, script: &Script, at: u64, tear: u64, end: End) {
+    let context = format!("seed {seed}, operation {at}, tear {tear}, {end:?}");
     let clock = Arc::new(HandClock::default());
     let fs = SimFs::new();
     let mut rng = Rng(seed ^ at << 8 ^ tear << 40);
@@ -84,9 +92,13 @@ fn crash_at(seed: u64, script: &Script, at: u64, tear: u64) {
         Ok((wal, _)) => play(&wal, &clock, script, 0, &mut Rng(seed)),
         Err(_) => (0, 0),
     };
-    fs.crash(rng.next());
+    match end {
+        End::PowerCut => fs.crash(rng.next()),
+        End::Kill => fs.kill(),
+    }
     // A second cut somewhere in recovery or soon after it.
-    fs.fail_nth(OpKind::Change, rng.below(12), Fault::PowerCut);
+    let soon = if end == End::Kill { 24 } else { 12 };
+    fs.fail_nth(OpKind::Change, rng.below(soon), Fault::PowerCut);
     if let Ok((wal, report)) = open(&fs, &clock, seed + 1) {
         assert!(report.damaged.is_empty() && report.damaged_groups.is_empty(), "{context}: {report:?}");
         let state = find_state(&wal, script, acknowledged, submitted, &context);
@@ -107,12 +119,17 @@ fn crash_at(seed: u64, script: &Script, at: u64, tear: u64) {
 
 #[test]
 fn a_power_cut_at_any_operation_keeps_what_was_acknowledged() {
-    crash_everywhere(1, 110);
+    crash_everywhere(1, 110, End::PowerCut);
 }
 
 #[test]
 fn another_script_survives_as_well() {
-    crash_everywhere(77, 90);
+    crash_everywhere(77, 90, End::PowerCut);
+}
+
+#[test]
+fn what_a_killed_process_left_unsynced_may_still_be_lost() {
+    crash_everywhere(4, 90, End::Kill);
 }
 
 #[test]

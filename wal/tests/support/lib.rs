@@ -87,7 +87,7 @@ impl Rng {
 }
 
 /// One change to one group, relative to the group's state, so that it is valid whatever came before.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub enum Op {
     /// Overwrites the last `back` entries (as far as there are) and goes on with `count` entries of `bytes`.
     Append {
@@ -164,7 +164,19 @@ pub struct Model {
     serial: u64,
 }
 
+/// Bytes of which no two places look alike.
+fn payload(seed: u64, bytes: usize) -> Bytes {
+    let mut rng = Rng(seed);
+    let words = std::iter::repeat_with(|| rng.next().to_le_bytes());
+    words.flatten().take(bytes).collect()
+}
+
 impl Model {
+    /// Lets what is applied from now on differ from what was applied to another copy.
+    pub fn salt(&mut self, salt: u64) {
+        self.serial += 1 + salt % (1 << 30) * 1_000;
+    }
+
     /// Applies an operation here and adds it to the batch.
     pub fn apply(&mut self, group: GroupId, op: &Op, batch: &mut Batch) {
         self.serial += 1;
@@ -183,8 +195,8 @@ impl Model {
                 let term = serial / 10 + 1;
                 let entries: Vec<Entry> = (first..first + count)
                     .map(|index| {
-                        let fill = (serial as u8).wrapping_mul(31).wrapping_add(index as u8);
-                        Entry { index, term, kind: (index % 3) as u8, data: vec![fill; *bytes].into() }
+                        let data = payload(serial ^ index << 40, *bytes);
+                        Entry { index, term, kind: (index % 3) as u8, data }
                     })
                     .collect();
                 state.entries.split_off(&first);

@@ -1,0 +1,78 @@
+//! Every disk that a power cut may leave, at every operation of runs drawn from seeds, holds all that was acknowledged and
+//! a beginning of the rest, and goes on from there. `docs/testing.md` has the budget and how to replay a seed.
+
+#[path = "support/run.rs"]
+mod run;
+#[path = "support/states.rs"]
+mod states;
+#[path = "support/lib.rs"]
+mod support;
+
+use run::{Happened, Plan, Run};
+use states::{Explorer, Tally};
+
+/// States that the tests of this file look at together, unless PONTOON_WAL_CRASH_STATES says otherwise.
+const STATES: usize = 100_000;
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} is not a number: {value}")))
+}
+
+/// Plays runs until a share of the budget is used up.
+fn explore(first_seed: u64, share: usize, plan: impl Fn(u64) -> Plan) {
+    let budget = number("PONTOON_WAL_CRASH_STATES").map_or(STATES, |states| states as usize) / share;
+    let only = number("PONTOON_WAL_CRASH_SEED");
+    let (mut all, mut happened, mut runs) = (Tally::default(), Happened::default(), 0);
+    for seed in first_seed.. {
+        let seed = match only {
+            Some(only) if seed == first_seed => only,
+            Some(_) => break,
+            None => seed,
+        };
+        let left = if only.is_some() { usize::MAX } else { budget.saturating_sub(all.states) };
+        if left == 0 {
+            break;
+        }
+        // A seed that is replayed sees what it saw; a long hunt tries every subset of up to twelve pieces.
+        let mut explorer = Explorer::new(seed, left, only.is_none() && budget > STATES);
+        let mut run = Run::new(plan(seed));
+        if let Err(failure) = run.play(&mut explorer) {
+            panic!("{failure}");
+        }
+        let (tally, here) = (explorer.tally, run.happened);
+        runs += 1;
+        all.states += tally.states;
+        all.known += tally.known;
+        all.exhausted += tally.exhausted;
+        all.torn += tally.torn;
+        all.second_cuts += tally.second_cuts;
+        happened.moments += here.moments;
+        happened.checkpoints += here.checkpoints;
+        happened.rotations += here.rotations;
+        happened.used_again += here.used_again;
+        happened.torn += here.torn;
+        happened.opens += here.opens;
+    }
+    println!("{runs} runs, {all:?}, {happened:?}");
+    if only.is_none() && budget >= 5_000 {
+        assert!(all.torn > 100 && all.second_cuts > 100 && all.exhausted > 100, "{all:?}");
+        assert!(happened.checkpoints > 100 && happened.rotations > 100, "{happened:?}");
+        assert!(happened.used_again > 20 && happened.opens > 20, "{happened:?}");
+    }
+}
+
+#[test]
+fn each_disk_that_a_power_cut_may_leave_recovers() {
+    explore(1, 2, |seed| Plan { seed, steps: 80, groups: 6, held: false });
+}
+
+#[test]
+fn each_disk_recovers_when_operations_overtake_each_other() {
+    explore(100_001, 4, |seed| Plan { seed, steps: 80, groups: 4, held: true });
+}
+
+#[test]
+fn each_disk_of_many_groups_recovers() {
+    explore(200_001, 4, |seed| Plan { seed, steps: 80, groups: 40, held: false });
+}

@@ -1,0 +1,349 @@
+//! A run of the log on the simulated disk, drawn from a seed: what it does, and the disk before each change of it.
+
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses a part of it")]
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use pontoon_wal::{
+    Batch, Error, GroupId, Options, PersistSink, Persisted, RecoveryReport, Submitter, Wal, WalEvent,
+    sim::{SimFs, SimImage},
+};
+
+use super::support::{HandClock, Model, Op, Rng, options};
+
+/// What a run does next. A new ability of the log gets a line here, a weight in [`Step::draw`] and an arm in
+/// [`Run::step`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Hands in a batch.
+    Submit { relaxed: bool },
+    /// Hands in a batch that fills a good part of a segment.
+    Fat,
+    /// Hands in a batch that lets nearly everything of all groups go.
+    Shrink,
+    /// Lets the log take a few steps.
+    Nudge,
+    /// Lets the log work until it has nothing to do.
+    Settle,
+    /// Lets time pass, so that a watermark and relaxed batches are written.
+    Idle,
+    /// Collects garbage.
+    Collect,
+    /// Closes the log and opens it again.
+    Close,
+    /// The process dies and starts again; the system keeps what it was given.
+    Kill,
+    /// The machine stops; what was not synced is left to chance.
+    PowerCut,
+}
+
+impl Step {
+    fn draw(rng: &mut Rng) -> Step {
+        match rng.below(64) {
+            0..=11 => Step::Submit { relaxed: false },
+            12..=15 => Step::Submit { relaxed: true },
+            16..=27 => Step::Fat,
+            28..=33 => Step::Shrink,
+            34..=41 => Step::Nudge,
+            42..=53 => Step::Settle,
+            54..=56 => Step::Idle,
+            57..=58 => Step::Collect,
+            59..=60 => Step::Close,
+            61 => Step::Kill,
+            _ => Step::PowerCut,
+        }
+    }
+}
+
+/// What a run is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub seed: u64,
+    pub steps: usize,
+    pub groups: u64,
+    /// Operations of the disk wait and are carried out in any order.
+    pub held: bool,
+}
+
+/// The disk at one moment, and which states of the log it may hold: those of `acknowledged..=submitted`.
+#[derive(Clone)]
+pub struct Moment {
+    pub image: SimImage,
+    pub acknowledged: usize,
+    pub submitted: usize,
+}
+
+/// What the watcher of the disk may ask without touching the log.
+#[derive(Debug, Default)]
+pub struct Progress {
+    pub acknowledged: AtomicUsize,
+    pub submitted: AtomicUsize,
+    /// The segments that took frames.
+    pub segments: Mutex<Vec<u32>>,
+}
+
+impl Progress {
+    pub fn now(&self) -> (usize, usize) {
+        (self.acknowledged.load(Ordering::Relaxed), self.submitted.load(Ordering::Relaxed))
+    }
+
+    pub fn set(&self, state: usize) {
+        self.acknowledged.store(state, Ordering::Relaxed);
+        self.submitted.store(state, Ordering::Relaxed);
+    }
+}
+
+impl PersistSink for Progress {
+    fn persisted(&self, done: &[Persisted]) {
+        for done in done {
+            let before = self.acknowledged.swap(done.token as usize, Ordering::Relaxed);
+            assert_eq!(before + 1, done.token as usize, "batches are acknowledged in order");
+        }
+    }
+
+    fn event(&self, event: &WalEvent) {
+        if let WalEvent::Rotated { segment } = event {
+            self.segments.lock().unwrap().push(*segment);
+        }
+    }
+
+    fn failed(&self, error: &Error) {
+        panic!("the simulated disk does not fail here: {error}");
+    }
+}
+
+/// How often things happened, so that a test can say that they did.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Happened {
+    pub moments: usize,
+    pub rotations: usize,
+    /// Segments that took frames again.
+    pub used_again: usize,
+    pub checkpoints: u64,
+    pub torn: usize,
+    pub opens: usize,
+}
+
+/// A run under way.
+pub struct Run {
+    pub plan: Plan,
+    pub fs: SimFs,
+    clock: Arc<HandClock>,
+    rng: Rng,
+    options: Options,
+    wal: Option<(Wal, Submitter)>,
+    progress: Arc<Progress>,
+    /// The state after each batch; earlier ones are the past that no crash brings back.
+    pub lineage: Vec<Model>,
+    moments: Arc<Mutex<Vec<Moment>>>,
+    pub happened: Happened,
+}
+
+/// Who looks at the moments of a run. They may hold the states of this lineage.
+pub trait Look {
+    fn look(&mut self, moments: &[Moment], lineage: &[Model]) -> Result<(), String>;
+}
+
+impl Run {
+    pub fn new(plan: Plan) -> Run {
+        let (fs, clock) = (SimFs::new(), Arc::new(HandClock::default()));
+        let mut rng = Rng(plan.seed);
+        let options = Options {
+            prepared_segments: 1 + rng.below(2) as usize,
+            max_frame_bytes: [4 << 10, 32 << 10, 1 << 20][rng.below(3) as usize],
+            cache_bytes: [0, 1 << 20][rng.below(2) as usize],
+            ..options(&fs, &clock, plan.seed)
+        };
+        let (progress, moments) = (Arc::new(Progress::default()), Arc::new(Mutex::new(Vec::new())));
+        let (seen, noted) = (progress.clone(), moments.clone());
+        fs.watch(move |image| {
+            let (acknowledged, submitted) = seen.now();
+            noted.lock().unwrap().push(Moment { image: image.clone(), acknowledged, submitted });
+        });
+        let (lineage, happened) = (vec![Model::default()], Happened::default());
+        Run { plan, fs, clock, rng, options, wal: None, progress, lineage, moments, happened }
+    }
+
+    /// Plays it to the end, showing each moment.
+    pub fn play(&mut self, look: &mut impl Look) -> Result<(), String> {
+        self.open(look)?;
+        for _ in 0..self.plan.steps {
+            let step = Step::draw(&mut self.rng);
+            self.step(step, look)?;
+        }
+        self.step(Step::Close, look)?;
+        self.show(look)?;
+        let segments = self.progress.segments.lock().unwrap();
+        let different: BTreeSet<u32> = segments.iter().copied().collect();
+        self.happened.rotations = segments.len();
+        self.happened.used_again = segments.len() - different.len();
+        Ok(())
+    }
+
+    fn wal(&self) -> &Wal {
+        &self.wal.as_ref().expect("the log is open").0
+    }
+
+    fn step(&mut self, step: Step, look: &mut impl Look) -> Result<(), String> {
+        match step {
+            Step::Submit { relaxed } => {
+                let ops: Vec<_> = (0..1 + self.rng.below(3)).map(|_| Op::draw(&mut self.rng)).collect();
+                let ops = ops.into_iter().map(|op| (self.any_group(), op)).collect();
+                self.submit(ops, relaxed);
+            }
+            Step::Fat => {
+                let bytes = 20_000 + self.rng.below(40_000) as usize;
+                let group = self.any_group();
+                let ops = [Op::Append { back: 0, count: 1, bytes }, Op::Truncate { keep: 2 }];
+                self.submit(ops.map(|op| (group, op)).to_vec(), false);
+            }
+            Step::Shrink => {
+                let mut keep = || Op::Truncate { keep: self.rng.below(8) / 7 };
+                let ops = (1..=self.plan.groups).map(|group| (GroupId(group), keep())).collect();
+                self.submit(ops, false);
+            }
+            Step::Nudge => {
+                for _ in 0..1 + self.rng.below(4) {
+                    self.wal().step();
+                    self.complete_one();
+                }
+            }
+            Step::Settle => self.settle(),
+            Step::Idle => {
+                self.clock.advance(Duration::from_millis(10));
+                self.settle();
+                // Relaxed batches were written; now the watermark's time comes.
+                self.clock.advance(Duration::from_millis(10));
+                self.settle();
+            }
+            Step::Collect => {
+                match self.wal().gc_once() {
+                    Ok(_) | Err(Error::Stalled) => {}
+                    Err(error) => return Err(format!("cannot collect: {error}")),
+                }
+                self.settle();
+            }
+            Step::Close => {
+                self.settle();
+                self.fs.hold(false);
+                let (wal, door) = self.wal.take().expect("the log is open");
+                drop(door);
+                self.happened.checkpoints += wal.usage().checkpoint;
+                wal.close().map_err(|error| format!("cannot close: {error}"))?;
+                let (acknowledged, submitted) = self.progress.now();
+                if acknowledged != submitted {
+                    return Err(format!("closed with {acknowledged} of {submitted} batches acknowledged"));
+                }
+                self.open(look)?;
+            }
+            Step::Kill | Step::PowerCut => {
+                // It comes while something is under way, so that torn tails and void frames become the log's past.
+                self.step(Step::Submit { relaxed: false }, look)?;
+                for _ in 0..self.rng.below(6) {
+                    self.wal().step();
+                }
+                self.wal = None;
+                self.show(look)?;
+                match step {
+                    Step::Kill => self.fs.kill(),
+                    _ => self.fs.crash(self.rng.next()),
+                }
+                self.fs.hold(false);
+                self.open(look)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn any_group(&mut self) -> GroupId {
+        GroupId(1 + self.rng.below(self.plan.groups))
+    }
+
+    fn submit(&mut self, ops: Vec<(GroupId, Op)>, relaxed: bool) {
+        let mut model = self.lineage[self.lineage.len() - 1].clone();
+        let mut batch = Batch::new();
+        for (group, op) in &ops {
+            model.apply(*group, op, &mut batch);
+        }
+        if relaxed {
+            batch.relaxed();
+        }
+        self.lineage.push(model);
+        let nth = self.progress.submitted.fetch_add(1, Ordering::Relaxed) + 1;
+        assert_eq!(nth + 1, self.lineage.len());
+        let (_, door) = self.wal.as_ref().expect("the log is open");
+        let room = door.try_reserve_internal(GroupId(1));
+        door.submit(batch, room, nth as u64).expect("the batch is valid");
+    }
+
+    fn complete_one(&mut self) -> bool {
+        let waiting = self.fs.waiting() as u64;
+        waiting > 0 && self.fs.complete_nth(self.rng.below(waiting) as usize)
+    }
+
+    fn settle(&mut self) {
+        loop {
+            while self.wal().step() {}
+            if !self.complete_one() {
+                return;
+            }
+        }
+    }
+
+    /// Opens the log, which must hold one of the states that it may hold; that one is what counts from now on.
+    fn open(&mut self, look: &mut impl Look) -> Result<(), String> {
+        self.options.seed = self.rng.next();
+        let (wal, report) = Wal::open(self.options.clone())
+            .map_err(|error| format!("the run cannot open the log: {error}"))?;
+        self.show(look)?;
+        let (acknowledged, submitted) = self.progress.now();
+        let state = find_state(&wal, &report, &self.lineage, acknowledged, submitted)
+            .map_err(|difference| format!("in the run itself: {difference}"))?;
+        self.lineage.truncate(state + 1);
+        // What is handed in from now on must not look like what was lost.
+        let salt = self.rng.next();
+        self.lineage[state].salt(salt);
+        self.progress.set(state);
+        self.happened.opens += 1;
+        self.happened.torn += usize::from(report.torn.is_some());
+        self.fs.hold(self.plan.held);
+        let door = wal.submitter(self.progress.clone());
+        self.wal = Some((wal, door));
+        Ok(())
+    }
+
+    /// Shows what was noted since the last time, and how the disk is now.
+    fn show(&mut self, look: &mut impl Look) -> Result<(), String> {
+        let mut moments = std::mem::take(&mut *self.moments.lock().unwrap());
+        let (acknowledged, submitted) = self.progress.now();
+        moments.push(Moment { image: self.fs.image(), acknowledged, submitted });
+        self.happened.moments += moments.len();
+        look.look(&moments, &self.lineage)
+    }
+}
+
+/// Which of the states that it may hold the log holds.
+pub fn find_state(
+    wal: &Wal,
+    report: &RecoveryReport,
+    lineage: &[Model],
+    acknowledged: usize,
+    submitted: usize,
+) -> Result<usize, String> {
+    if !report.damaged.is_empty() || !report.damaged_groups.is_empty() || report.lost_frames > 0 {
+        return Err(format!("a power cut is taken for damage: {report:?}"));
+    }
+    let mut candidates = (acknowledged..=submitted).rev();
+    candidates.find(|state| lineage[*state].differs(wal).is_none()).ok_or_else(|| {
+        let differences: Vec<_> =
+            (acknowledged..=submitted).map(|state| (state, lineage[state].differs(wal))).collect();
+        format!("none of the states {acknowledged}..={submitted}: {differences:?}")
+    })
+}
