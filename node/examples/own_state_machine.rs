@@ -151,7 +151,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let group = node.group("visits").ok_or("the predicate is on this node")?;
     group.wait_for_leader().await?;
     for add in ["40", "2"] {
-        let proposal = Proposal { payload: add.into(), request: None, epoch: 0 };
+        let proposal = Proposal { payload: add.into(), request: None, epoch: 0, urgent: false };
         let applied = group.propose(proposal).await?;
         println!("+{add} = {}", String::from_utf8_lossy(&applied.reply));
     }

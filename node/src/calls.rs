@@ -189,7 +189,8 @@ impl Shared {
             .group(GroupId::META)
             .ok_or_else(|| Status::unavailable("no member of the meta group is here"))?;
         let command = v1::MetaCommand { format: 1, now_ms: unix_ms(), body: Some(body) };
-        let proposal = Proposal { payload: command.encode_to_vec().into(), request: None, epoch: 0 };
+        let proposal =
+            Proposal { payload: command.encode_to_vec().into(), request: None, epoch: 0, urgent: true };
         let applied = timeout(PATIENCE, group.propose(proposal))
             .await
             .map_err(|_| Status::unavailable("the meta group did not commit the command in time"))?

@@ -110,6 +110,15 @@ impl Shared {
         let shard =
             state.shard(&request.predicate).ok_or_else(|| no_such_predicate(&request.predicate))?.clone();
         let plan = plan_move(&state, &shard, &request)?;
+        if let Ok(target) = NodeId::new(plan.target_node)
+            && let Ok(view) = self.at_within(Duration::from_secs(2), target, v1::ReportRequest {}).await
+            && view.room() != v1::NodeRoom::Ample
+        {
+            return Err(Status::failed_precondition(format!(
+                "the disk of node {target} is nearly full ({} MiB free); free space there, or choose another node",
+                view.disk_free_bytes >> 20
+            )));
+        }
         let reports = join_all(member_nodes(&shard).into_iter().map(|node| {
             self.at_within(Duration::from_secs(2), node, v1::ReplicaStatusRequest { group: shard.group })
         }))

@@ -37,6 +37,8 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// What the node may hold, in bytes; 0 is not limited.
     pub capacity_bytes: u64,
+    /// Bytes of disk to keep free: below that no writes are taken. `None`: 512 MiB, or a tenth of a disk smaller than 5 GiB.
+    pub disk_reserve_bytes: Option<u64>,
     /// The runtime's threads and clocks.
     pub raft: pontoon_raftstore::Config,
     /// The size of a segment of the log; `None` takes the log's default.
@@ -87,6 +89,7 @@ impl NodeConfig {
             replace: None,
             labels: BTreeMap::new(),
             capacity_bytes: 0,
+            disk_reserve_bytes: None,
             raft: pontoon_raftstore::Config::default(),
             segment_bytes: None,
             durable: true,

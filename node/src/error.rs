@@ -63,6 +63,19 @@ pub enum NodeError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is no room to start in.
+    #[error(
+        "the disk of {} is full: {} MiB are free, a node needs {} MiB to start; free some space, then start again",
+        path.display(), free >> 20, needed >> 20
+    )]
+    DiskFull {
+        /// A directory on the disk.
+        path: PathBuf,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that must be.
+        needed: u64,
+    },
     /// The directory holds something else.
     #[error(
         "{} is not a data directory: it holds {found} and no NODE file; name an empty directory with --dir",

@@ -43,6 +43,7 @@ mod route;
 mod server;
 mod service;
 mod shared;
+mod space;
 mod transport;
 mod views;
 

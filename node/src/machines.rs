@@ -62,4 +62,8 @@ impl Machines for NodeMachines {
         }
         self.shards.flush()
     }
+
+    fn failure(&self) -> Option<String> {
+        self.shards.failure()
+    }
 }

@@ -20,7 +20,7 @@ use pontoon_proto::{
     ClusterId, GroupId, NodeId, ReplicaId,
     v1::{self, meta_command::Body, meta_reply::Body as Answer},
 };
-use pontoon_raftstore::{Event, Group, GroupSpec, Identity, MultiRaft};
+use pontoon_raftstore::{Event, Group, GroupSpec, Identity, MultiRaft, Room};
 use pontoon_shard::{EngineKind, META_PREDICATE, ShardMachines, engine};
 use pontoon_wal::{Durability, Wal};
 use prost::Message;
@@ -31,7 +31,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tonic::{Code, Status};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     channels::Channels,
@@ -43,6 +43,7 @@ use crate::{
     map::MapCache,
     server,
     shared::Shared,
+    space::{Seen, Space, watch_space},
     transport::PeerTransport,
 };
 
@@ -102,6 +103,12 @@ impl Node {
         let (directory, marker) = Directory::open(&config.dir)?;
         let engine = choose_engine(&config, marker.as_ref())?;
         let wal_dir = config.wal_dir.clone().unwrap_or_else(|| directory.wal());
+        let mut dirs = vec![config.dir.clone()];
+        dirs.extend(wal_dir.parent().filter(|_| config.wal_dir.is_some()).map(Path::to_owned));
+        dirs.iter().try_for_each(|dir| {
+            std::fs::create_dir_all(dir).map_err(|source| NodeError::Io { path: dir.clone(), source })
+        })?;
+        let space = Space::new(dirs, config.disk_reserve_bytes)?;
         let wal = open_wal(&config, &wal_dir).await?;
         let stored = Identity::load(&wal)?;
         check_owner(&config.dir, &wal_dir, marker.as_ref(), stored.as_ref())?;
@@ -147,6 +154,7 @@ impl Node {
             map,
             channels,
             transport,
+            space,
             creating: DashMap::new(),
             stop: watch::Sender::new(false),
             started: Instant::now(),
@@ -162,7 +170,8 @@ impl Node {
             tokio::spawn(remember_peers(shared.clone(), directory.clone())),
             tokio::spawn(shared.clone().found_own_replicas()),
             tokio::spawn(shared.clone().reconcile()),
-            tokio::spawn(log_events(shared.clone())),
+            tokio::spawn(watch_space(shared.clone())),
+            tokio::spawn(follow_leaders(shared.clone())),
         ];
         let node = Node { shared, server: Some(server), tasks };
         match marker.state {
@@ -177,7 +186,10 @@ impl Node {
                 tokio::spawn(announce(node.shared.clone()));
             }
         }
-        directory.write_marker(&marker.member(cluster, own))?;
+        let member = marker.member(cluster, own);
+        if member != marker {
+            directory.write_marker(&member)?;
+        }
         info!(node = %own, %cluster, address, engine = %engine, "serving");
         Ok(node)
     }
@@ -208,29 +220,43 @@ impl Node {
         self.shared.raft.group(GroupId(view.predicate(predicate)?.group))
     }
 
-    /// Waits until this node has no business to go on, and says why with the next step: its log failed, or the cluster
-    /// knows a later disk of it. Pending for ever while all is well. The caller shuts the node down.
+    /// Waits until this node has no business to go on, and says why with the next step: its log or its engine failed, or the
+    /// cluster knows a later disk of it. Pending for ever while all is well. The caller shuts the node down.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn failed(&self) -> String {
         tokio::select! {
-            reason = self.log_failed() => reason,
+            reason = self.disk_failed() => reason,
             reason = self.shared.transport.copied() => reason,
         }
     }
 
-    async fn log_failed(&self) -> String {
+    async fn disk_failed(&self) -> String {
         let mut events = self.shared.raft.events();
         loop {
             match events.recv().await {
-                Ok(Event::LogFailed { reason }) => return reason,
+                Ok(Event::LogFailed { reason }) => return self.with_next_step("log", &reason),
+                Ok(Event::EngineFailed { reason }) => return self.with_next_step("engine", &reason),
                 Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => {
                     return "the runtime stopped".to_owned();
                 }
             }
         }
+    }
+
+    fn with_next_step(&self, what: &str, reason: &str) -> String {
+        let Seen { disk, room } = self.shared.space.seen();
+        let step = match room {
+            Room::Ample => "check the disk",
+            Room::Low | Room::Critical => "free some space",
+        };
+        format!(
+            "the {what} failed: {reason} ({} MiB are free on the disk); {step}, then start the node again: what it \
+             acknowledged is in its log",
+            disk.free >> 20
+        )
     }
 
     /// Stops serving, flushes, and closes engine and log. Acknowledged writes are durable with or without this.
@@ -371,10 +397,6 @@ fn choose_engine(config: &NodeConfig, marker: Option<&Marker>) -> Result<EngineK
 }
 
 async fn open_wal(config: &NodeConfig, path: &Path) -> Result<Wal, NodeError> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)
-            .map_err(|source| NodeError::Io { path: parent.to_owned(), source })?;
-    }
     let mut options = pontoon_wal::Options::new(path);
     if let Some(segment_bytes) = config.segment_bytes {
         options.segment_bytes = segment_bytes;
@@ -519,21 +541,14 @@ async fn announce(shared: Arc<Shared>) {
     }
 }
 
-async fn log_events(shared: Arc<Shared>) {
+/// Keeps the map told of leaders; the runtime logs its events itself.
+async fn follow_leaders(shared: Arc<Shared>) {
     use tokio::sync::broadcast::error::RecvError;
     let mut events = shared.raft.events();
     loop {
         match events.recv().await {
-            Ok(Event::ReplicaDead { group, reason }) => error!(%group, reason, "a replica is dead"),
-            Ok(Event::LogFailed { reason }) => {
-                error!(reason, "the log failed; restart the node on a healthy disk")
-            }
-            Ok(Event::SnapshotInstalled { group, index, bytes }) => {
-                info!(%group, index, bytes, "snapshot installed")
-            }
             Ok(Event::LeaderChanged { group, leader, .. }) => shared.map.set_leader(group, leader.node()),
-            Ok(other) => warn!(?other, "runtime"),
-            Err(RecvError::Lagged(_)) => {}
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return,
         }
     }

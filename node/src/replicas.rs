@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pontoon_proto::{GroupId, ReplicaId, v1};
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_raftstore::{Error, Group, GroupSpec, GroupStatus, MemberChange, Rejected, Role};
 use prost::Message;
 use tonic::Status;
@@ -183,6 +183,7 @@ fn replica_info(status: &GroupStatus, bytes: u64) -> v1::ReplicaInfo {
             .map(|pull| v1::PullView { bytes_done: pull.bytes_done, bytes_total: pull.bytes_total }),
         dead: status.dead.clone().unwrap_or_default(),
         bytes,
+        no_room_node: status.no_room.map_or(0, NodeId::get),
     }
 }
 

@@ -320,6 +320,7 @@ impl Shared {
                 Rejected::Busy { retry_after, .. } => {
                     Kind::Busy(v1::RefusedBusy { retry_after_ms: retry_after.as_millis() as u64 })
                 }
+                Rejected::DiskFull { node, .. } => Kind::DiskFull(v1::RefusedDiskFull { node: node.get() }),
                 Rejected::StaleEpoch { asked, current, .. } => Kind::StaleEpoch(v1::RefusedStaleEpoch {
                     asked,
                     current,

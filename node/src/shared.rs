@@ -17,7 +17,9 @@ use pontoon_wal::Wal;
 use tokio::sync::{Mutex, watch};
 use tonic::Status;
 
-use crate::{channels::Channels, machines::NodeMachines, map::MapCache, transport::PeerTransport};
+use crate::{
+    channels::Channels, machines::NodeMachines, map::MapCache, space::Space, transport::PeerTransport,
+};
 
 /// A running node, without its server.
 pub(crate) struct Shared {
@@ -31,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) map: Arc<MapCache>,
     pub(crate) channels: Channels,
     pub(crate) transport: Arc<PeerTransport>,
+    pub(crate) space: Space,
     /// Predicates that are being created on behalf of a first write.
     pub(crate) creating: DashMap<String, Arc<Mutex<()>>>,
     pub(crate) stop: watch::Sender<bool>,

@@ -10,7 +10,10 @@ use tokio::{
 };
 use tonic::Status;
 
-use crate::shared::Shared;
+use crate::{
+    shared::Shared,
+    space::{Seen, room_to_wire},
+};
 
 /// A node that does not answer within this time is shown as unreachable.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -70,7 +73,11 @@ impl Shared {
             .filter_map(|&group| self.raft.group(group))
             .filter(|group| group.status().borrow().role == pontoon_raftstore::Role::Leader)
             .count();
+        let Seen { disk, room } = self.space.seen();
         Ok(v1::NodeView {
+            disk_free_bytes: disk.free,
+            disk_total_bytes: disk.total,
+            room: room_to_wire(room).into(),
             node: self.map.view().node(self.own).cloned(),
             reachable: true,
             replicas: groups.len() as u64,
@@ -294,6 +301,10 @@ fn problems(
     }
     match leader {
         None => problems.push("no replica leads; start the nodes that hold its members".to_owned()),
+        Some(leader) if leader.no_room_node != 0 => problems.push(format!(
+            "it takes no writes: the disk of node {} is nearly full; free space there, or move predicates away",
+            leader.no_room_node
+        )),
         Some(leader) if leader.conf_state.as_ref().is_some_and(|conf| !conf.voters_outgoing.is_empty()) => {
             problems.push("in a joint configuration; its leader is leaving it".to_owned());
         }

@@ -131,7 +131,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         counter.wait_for_leader().await?;
         counter.read_barrier().await?;
         for word in ["many", "rafts", "one", "log"] {
-            let proposal = Proposal { payload: Bytes::from(word), request: None, epoch: 1 };
+            let proposal = Proposal { payload: Bytes::from(word), request: None, epoch: 1, urgent: false };
             let applied = counter.propose(proposal).await?;
             println!("entry {}: {} letters so far", applied.index, String::from_utf8_lossy(&applied.reply));
         }

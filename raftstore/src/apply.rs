@@ -163,6 +163,10 @@ pub(crate) enum ApplyOutcome {
     Destroyed {
         group: GroupId,
     },
+    /// The engine failed for every group of the node.
+    EngineFailed {
+        reason: String,
+    },
     /// The replica must stop; its machine is closed.
     Failed {
         group: GroupId,
@@ -195,7 +199,7 @@ impl Applier {
         Applier { machines, slots: BTreeMap::new(), session_ttl: hybrid::span(session_ttl) }
     }
 
-    /// Runs one task. An engine's error or a panic of the machine stops that group only.
+    /// Runs one task. A panic of the machine, or an error that the engine survives, stops that group only.
     pub(crate) fn run(&mut self, task: ApplyTask, out: &mut Vec<ApplyOutcome>) {
         let group = task.group();
         let result = catch_unwind(AssertUnwindSafe(|| self.try_run(task, out)));
@@ -205,7 +209,10 @@ impl Applier {
             Err(panic) => format!("the state machine panicked: {}", panic_text(panic.as_ref())),
         };
         self.slots.remove(&group);
-        out.push(ApplyOutcome::Failed { group, reason });
+        out.push(match self.machines.failure() {
+            Some(reason) => ApplyOutcome::EngineFailed { reason },
+            None => ApplyOutcome::Failed { group, reason },
+        });
     }
 
     fn try_run(&mut self, task: ApplyTask, out: &mut Vec<ApplyOutcome>) -> Result<(), Error> {
@@ -315,10 +322,14 @@ impl Slot {
                     return Ok(());
                 };
                 match snapshot::open_chunk(&hash, &data) {
-                    Ok(rows) => {
-                        stage.put(&rows).map_err(machine_error)?;
-                        out.push(ApplyOutcome::Staged { group, pull, chunk });
-                    }
+                    Ok(rows) => match stage.put(&rows) {
+                        Ok(()) => out.push(ApplyOutcome::Staged { group, pull, chunk }),
+                        // The live generation is untouched: the pull is given up, and comes again.
+                        Err(error) => {
+                            let reason = error.to_string();
+                            out.push(ApplyOutcome::StageFailed { group, pull, reason });
+                        }
+                    },
                     Err(reason) => out.push(ApplyOutcome::StageFailed { group, pull, reason }),
                 }
             }

@@ -25,7 +25,7 @@ use crate::{
     replica::{Alive, Replica, Shared, Taken},
     snapshot::ServeTask,
     transport::Class,
-    types::{Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION},
+    types::{Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, Room},
 };
 
 /// The log's metadata key of a replica's record.
@@ -128,6 +128,8 @@ impl Core {
                 wal,
                 submitter,
                 accepted: BTreeSet::new(),
+                room: Room::Ample,
+                low_peers: BTreeMap::new(),
                 clock: HybridClock::default(),
                 wall_ms: 0,
                 ticks: 0,
@@ -187,6 +189,7 @@ impl Core {
             Input::Destroy { group, replica, token } => self.destroy(group, replica, token, fx),
             Input::Persisted { submission } => self.on_persisted(submission, fx),
             Input::LogFailed { reason } => self.on_log_failed(reason, fx),
+            Input::EngineFailed { reason } => self.on_engine_failed(reason, fx),
             Input::Outcome(outcome) => self.on_outcome(outcome, fx),
             Input::Flushed(marks) => {
                 for (group, index) in marks {
@@ -198,6 +201,7 @@ impl Core {
             Input::AcceptedBy(node) => {
                 self.shared.accepted.insert(node);
             }
+            Input::Room(room) => self.on_room(room, fx),
             Input::Unreachable(node) => {
                 let groups: Vec<GroupId> = self.slots.keys().copied().collect();
                 for group in groups {
@@ -301,8 +305,15 @@ impl Core {
         }
     }
 
+    /// A replica has stopped for good; the others go on.
     fn kill(&mut self, group: GroupId, reason: String, fx: &mut Effects) {
-        let Some(slot) = self.slots.remove(&group) else { return };
+        if self.stop(group, reason.clone(), fx) {
+            fx.events.push(Event::ReplicaDead { group, reason });
+        }
+    }
+
+    fn stop(&mut self, group: GroupId, reason: String, fx: &mut Effects) -> bool {
+        let Some(slot) = self.slots.remove(&group) else { return false };
         let replica = match slot {
             Slot::Live(mut replica) => {
                 replica.abandon(fx);
@@ -318,12 +329,12 @@ impl Core {
             }
             other => {
                 self.slots.insert(group, other);
-                return;
+                return false;
             }
         };
         fx.statuses.push(GroupStatus::dead(group, replica, reason.clone()));
-        fx.events.push(Event::ReplicaDead { group, reason: reason.clone() });
         self.slots.insert(group, Slot::Dead { replica, reason });
+        true
     }
 
     /// What a replica is at this moment.
@@ -357,11 +368,15 @@ impl Core {
             return;
         }
         fx.serve.push(ServeTask::Tick { ticks: HOUSEKEEPING_TICKS });
+        self.make_way(fx);
         let mut strangers = BTreeSet::new();
         let mut batch = Batch::new();
         for group in groups {
             let Some(replica) = live(&mut self.slots, group) else { continue };
             strangers.extend(replica.strangers(&self.shared));
+            if self.shared.room != Room::Ample {
+                strangers.extend(replica.peers(&self.shared));
+            }
             if let Some((index, term)) = replica.truncation(&self.shared)
                 && batch.size_bytes() < self.batch_limit / 2
             {
@@ -373,17 +388,54 @@ impl Core {
             batch.relaxed();
             self.send_batch(batch, None, Submission::Turn(Vec::new()), fx);
         }
-        for node in strangers {
-            let ping = v1::NodePing { sent: self.shared.ticks };
-            let message =
-                v1::PeerMessage { group: 0, from: 0, to: 0, body: Some(v1::peer_message::Body::Ping(ping)) };
+        self.ping(strangers, fx);
+    }
+
+    /// A word to other nodes: it opens a connection, and tells how much room there is here.
+    fn ping(&self, nodes: BTreeSet<NodeId>, fx: &mut Effects) {
+        let room = match self.shared.room {
+            Room::Ample => v1::NodeRoom::Ample,
+            Room::Low => v1::NodeRoom::Low,
+            Room::Critical => v1::NodeRoom::Critical,
+        };
+        let ping = v1::NodePing { sent: self.shared.ticks, room: room.into() };
+        for node in nodes {
+            let body = Some(v1::peer_message::Body::Ping(ping));
+            let message = v1::PeerMessage { group: GroupId::NODE.0, from: 0, to: 0, body };
             fx.send.push((node, Class::Control, message));
+        }
+    }
+
+    fn on_room(&mut self, room: Room, fx: &mut Effects) {
+        if self.shared.room == room || self.failed.is_some() {
+            return;
+        }
+        self.shared.room = room;
+        let peers = self.slots.values().filter_map(|slot| match slot {
+            Slot::Live(replica) => Some(replica.peers(&self.shared)),
+            _ => None,
+        });
+        self.ping(peers.flatten().collect(), fx);
+        self.make_way(fx);
+    }
+
+    /// Leadership leaves a node without room.
+    fn make_way(&mut self, fx: &mut Effects) {
+        if self.shared.room == Room::Ample {
+            return;
+        }
+        let groups: Vec<GroupId> = self.slots.keys().copied().collect();
+        for group in groups {
+            self.with(group, fx, |replica, shared, fx| replica.make_way(shared, fx));
         }
     }
 
     fn on_peer(&mut self, from: NodeId, message: v1::PeerMessage, fx: &mut Effects) {
         use v1::peer_message::Body;
         let group = GroupId(message.group);
+        if let (GroupId::NODE, Some(Body::Ping(ping))) = (group, &message.body) {
+            return self.shared.hear_room(from, ping.room() != v1::NodeRoom::Ample);
+        }
         let (Ok(sender), Some(body)) = (ReplicaId::new(message.from), message.body) else { return };
         if sender.node() != from {
             let reason = format!("it speaks for {sender}, which is on another node");
@@ -436,11 +488,26 @@ impl Core {
             return;
         }
         tracing::error!(%reason, "the log has failed; nothing is acknowledged any more; restart the node on a healthy disk");
-        self.failed = Some(reason.clone());
         fx.events.push(Event::LogFailed { reason: reason.clone() });
+        self.stop_all(format!("the log failed: {reason}"), fx);
+    }
+
+    /// Entries that were acknowledged are in the log; the next open applies what the engine lost.
+    fn on_engine_failed(&mut self, reason: String, fx: &mut Effects) {
+        if self.failed.is_some() {
+            return;
+        }
+        tracing::error!(%reason, "the engine has failed; nothing is applied any more; restart the node once the cause is gone");
+        fx.events.push(Event::EngineFailed { reason: reason.clone() });
+        self.stop_all(format!("the engine failed: {reason}"), fx);
+    }
+
+    /// No replica acts any more in this open; none of them is lost.
+    fn stop_all(&mut self, reason: String, fx: &mut Effects) {
+        self.failed = Some(reason.clone());
         let groups: Vec<GroupId> = self.slots.keys().copied().collect();
         for group in groups {
-            self.kill(group, format!("the log failed: {reason}"), fx);
+            self.stop(group, reason.clone(), fx);
         }
     }
 
@@ -476,6 +543,7 @@ impl Core {
                     fx.answers.extend(waiting.into_iter().map(|token| (token, Answer::Destroyed(Ok(())))));
                 }
             }
+            ApplyOutcome::EngineFailed { reason } => self.on_engine_failed(reason, fx),
             ApplyOutcome::Failed { group, reason } => {
                 if let Some(Slot::Leaving { waiting, .. }) = self.slots.get_mut(&group) {
                     // The tombstone stands; the data goes when it is asked for again.

@@ -65,6 +65,14 @@ impl Board {
     }
 }
 
+impl Board {
+    fn engine_failed(&self, reason: &str) {
+        for end in &self.loops {
+            let _ = end.send(ToLoop::Input(Input::EngineFailed { reason: reason.to_owned() }));
+        }
+    }
+}
+
 struct LoopSink(Sender<ToLoop>);
 
 impl PersistSink for LoopSink {
@@ -312,7 +320,8 @@ fn log_event(event: &Event) {
         Event::LeaderChanged { group, leader, term } => {
             tracing::debug!(%group, %leader, term, "a leader is known")
         }
-        Event::LogFailed { .. } => {}
+        // The core said so itself, once.
+        Event::LogFailed { .. } | Event::EngineFailed { .. } => {}
     }
 }
 
@@ -333,6 +342,10 @@ fn run_applier(
                 }
                 ApplyOutcome::Installed { group, .. } | ApplyOutcome::Destroyed { group } => {
                     lock(dirty).remove(group);
+                }
+                ApplyOutcome::EngineFailed { reason } => {
+                    board.engine_failed(reason);
+                    continue;
                 }
                 _ => {}
             }
@@ -365,7 +378,7 @@ impl Flusher {
             if !marks.is_empty()
                 && let Err(error) = self.machines.flush()
             {
-                tracing::error!(%error, "the engine does not flush; the log keeps everything from here on; check the disk");
+                self.board.engine_failed(&self.machines.failure().unwrap_or_else(|| error.to_string()));
                 return;
             }
             let mut by_loop: BTreeMap<usize, Vec<(GroupId, u64)>> = BTreeMap::new();

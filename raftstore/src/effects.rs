@@ -7,7 +7,7 @@ use crate::{
     error::{Error, ProposeError, Rejected},
     snapshot::ServeTask,
     transport::Class,
-    types::{Applied, Event, GroupSpec, GroupStatus, MemberChange, Proposal},
+    types::{Applied, Event, GroupSpec, GroupStatus, MemberChange, Proposal, Room},
 };
 
 /// Names a caller who waits for an answer. Chosen by the driver.
@@ -67,12 +67,18 @@ pub(crate) enum Input {
     LogFailed {
         reason: String,
     },
+    /// The engine failed; nothing is applied any more.
+    EngineFailed {
+        reason: String,
+    },
     Outcome(ApplyOutcome),
     /// Engines made these marks durable.
     Flushed(Vec<(GroupId, u64)>),
     /// A peer accepted this node under its current boot token.
     AcceptedBy(NodeId),
     Unreachable(NodeId),
+    /// How much room the disks of this node have.
+    Room(Room),
 }
 
 /// What a caller hears.

@@ -26,6 +26,16 @@ pub enum Rejected {
         /// How long to wait.
         retry_after: Duration,
     },
+    /// Disks are nearly full, and the log takes no more commands until there is room or leadership has moved.
+    #[error(
+        "{group} takes no writes: the disk of {node} is nearly full; free space there, or move predicates away"
+    )]
+    DiskFull {
+        /// The group.
+        group: GroupId,
+        /// The node that lacks room.
+        node: NodeId,
+    },
     /// The request was addressed by an old map. Look the shard up again.
     #[error("{group} is at epoch {current}, not {asked}; look the shard up again")]
     StaleEpoch {

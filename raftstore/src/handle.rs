@@ -22,7 +22,7 @@ use crate::{
     identity::{Identity, Peers},
     machine::Machines,
     transport::Transport,
-    types::{Applied, Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal, Role},
+    types::{Applied, Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal, Role, Room},
 };
 
 struct Inner {
@@ -117,7 +117,15 @@ impl MultiRaft {
             return false;
         }
         for message in messages {
-            self.inner.threads.board.input(GroupId(message.group), Input::Peer { from, message });
+            let group = GroupId(message.group);
+            if group == GroupId::NODE {
+                // A word about the node concerns every loop.
+                for end in &self.inner.threads.board.loops {
+                    let _ = end.send(ToLoop::Input(Input::Peer { from, message: message.clone() }));
+                }
+            } else {
+                self.inner.threads.board.input(group, Input::Peer { from, message });
+            }
         }
         true
     }
@@ -126,6 +134,13 @@ impl MultiRaft {
     pub fn unreachable(&self, peer: NodeId) {
         for end in &self.inner.threads.board.loops {
             let _ = end.send(ToLoop::Input(Input::Unreachable(peer)));
+        }
+    }
+
+    /// Tells how much room the disks of this node have. Until the next call it stays so; peers are told.
+    pub fn set_room(&self, room: Room) {
+        for end in &self.inner.threads.board.loops {
+            let _ = end.send(ToLoop::Input(Input::Room(room)));
         }
     }
 

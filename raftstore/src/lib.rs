@@ -39,7 +39,7 @@
 //! let spec = GroupSpec { group: GroupId(7), replica, descriptor: Bytes::new(), epoch: 1, initial: Some(initial) };
 //! let group = runtime.create_group(spec).await?;
 //! group.wait_for_leader().await?;
-//! let applied = group.propose(Proposal { payload: Bytes::from("command"), request: None, epoch: 1 }).await?;
+//! let applied = group.propose(Proposal { payload: Bytes::from("command"), request: None, epoch: 1, urgent: false }).await?;
 //! println!("applied at {}", applied.index);
 //! # Ok(())
 //! # }
@@ -74,5 +74,5 @@ pub use stepped::{Output, Stepped};
 pub use transport::{Class, Transport};
 pub use types::{
     Applied, Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, MAX_OPEN_REQUESTS, MemberChange,
-    Progress, Proposal, PullProgress, RequestId, Role,
+    Progress, Proposal, PullProgress, RequestId, Role, Room,
 };

@@ -49,6 +49,12 @@ pub trait Machines: Send + Sync {
     /// # Errors
     /// The engine's; after one, the engine must not report success again.
     fn flush(&self) -> Result<(), MachineError>;
+
+    /// Why nothing can be committed any more for any group until the next open; `None` while the engine works. Asked
+    /// after an error, to tell trouble of one group from trouble of the node.
+    fn failure(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The replicated state of one group on one node. Called by one thread at a time.

@@ -14,6 +14,7 @@ mod membership;
 mod proposals;
 mod pulls;
 mod ready;
+mod room;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -36,7 +37,7 @@ use crate::{
     logging::raft_logger,
     snapshot::Pull,
     storage::GroupStorage,
-    types::{Config, Event, GroupStatus, Progress, Role},
+    types::{Config, Event, GroupStatus, Progress, Role, Room},
 };
 
 /// What all replicas of a core share while one of them works.
@@ -47,6 +48,10 @@ pub(crate) struct Shared {
     pub(crate) submitter: Submitter,
     /// Peers that accepted this node's current boot token.
     pub(crate) accepted: BTreeSet<NodeId>,
+    /// How much room the disks here have.
+    pub(crate) room: Room,
+    /// Nodes that lack room, and the tick at which they last said so.
+    pub(crate) low_peers: BTreeMap<NodeId, u64>,
     pub(crate) clock: HybridClock,
     pub(crate) wall_ms: u64,
     /// Ticks since the core started.
@@ -124,6 +129,8 @@ pub(crate) struct Replica {
     floor: u64,
     eager: bool,
     seen: (u64, StateRole, u64),
+    /// Why commands are refused, as the status tells it.
+    no_room: Option<NodeId>,
     dirty: bool,
 }
 
@@ -242,6 +249,7 @@ impl Replica {
             floor: 0,
             eager: founding,
             seen: (0, StateRole::Follower, 0),
+            no_room: None,
             dirty: true,
         };
         // A sole voter has nobody to wait for; a founding group elects its first in rank at once.
@@ -333,6 +341,7 @@ impl Replica {
             self.tick_membership()?;
             self.announce_floor(shared);
         }
+        self.note_room(shared);
         if self.dirty {
             self.dirty = false;
             fx.statuses.push(self.status());
@@ -519,6 +528,7 @@ impl Replica {
             conf_state: self.conf.clone(),
             progress,
             pull: self.pull.as_ref().map(Pull::progress),
+            no_room: self.no_room,
             dead: None,
         }
     }

@@ -19,7 +19,7 @@ use crate::{
     machine::Machines,
     snapshot::{ServeTask, SnapshotServer},
     transport::Class,
-    types::{Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal},
+    types::{Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal, Room},
 };
 
 #[derive(Default)]
@@ -214,6 +214,11 @@ impl Stepped {
     /// A peer cannot be reached.
     pub fn unreachable(&mut self, peer: NodeId) {
         self.input(Input::Unreachable(peer));
+    }
+
+    /// The disks of this node have this much room from now on.
+    pub fn set_room(&mut self, room: Room) {
+        self.input(Input::Room(room));
     }
 
     /// Proposes; the token's answer is [`Answer::Proposed`].

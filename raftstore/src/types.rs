@@ -132,6 +132,22 @@ pub struct Proposal {
     pub request: Option<RequestId>,
     /// The shard epoch that the proposer believes in; 0 is not checked.
     pub epoch: u64,
+    /// Taken although disks are nearly full ([`Room::Low`]): for the few small commands by which room is made.
+    pub urgent: bool,
+}
+
+/// How much room the disks of a node have left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Room {
+    /// Enough for everything.
+    #[default]
+    Ample,
+    /// Less than the reserve. Groups led here hand leadership to a voter with room, and take no commands but urgent ones
+    /// ([`Rejected::DiskFull`](crate::Rejected::DiskFull)); what others commit is still taken.
+    Low,
+    /// The reserve is half gone. Nothing is taken from leaders elsewhere either, entries or snapshots, so that the engine
+    /// never meets the end of the disk; they repeat it later.
+    Critical,
 }
 
 /// A command took effect.
@@ -235,6 +251,8 @@ pub struct GroupStatus {
     pub progress: Vec<Progress>,
     /// A snapshot that is being pulled.
     pub pull: Option<PullProgress>,
+    /// On a leader that takes no commands for lack of room: the node whose disk is full.
+    pub no_room: Option<NodeId>,
     /// Why the replica is dead.
     pub dead: Option<String>,
 }
@@ -266,6 +284,7 @@ impl GroupStatus {
             conf_state: ConfState::default(),
             progress: Vec::new(),
             pull: None,
+            no_room: None,
             dead: None,
         }
     }
@@ -303,6 +322,11 @@ pub enum Event {
     /// The shared log failed: nothing is acknowledged any more; restart the node on a healthy disk.
     LogFailed {
         /// What the log said.
+        reason: String,
+    },
+    /// The engine failed: no replica of this node goes on; restart the node once the cause is gone.
+    EngineFailed {
+        /// What the engine said.
         reason: String,
     },
     /// A message from a peer was refused before it reached Raft.

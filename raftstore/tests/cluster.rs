@@ -152,7 +152,12 @@ impl Cluster {
     /// Proposes until it is applied, with one request id.
     async fn write(&self, text: &str, request: Option<RequestId>) -> Bytes {
         loop {
-            let proposal = Proposal { payload: Bytes::copy_from_slice(text.as_bytes()), request, epoch: 0 };
+            let proposal = Proposal {
+                payload: Bytes::copy_from_slice(text.as_bytes()),
+                request,
+                epoch: 0,
+                urgent: false,
+            };
             match self.leader().await.propose(proposal).await {
                 Ok(applied) => return applied.reply,
                 Err(ProposeError::Rejected(Rejected::NotLeader { .. } | Rejected::Busy { .. }))
@@ -218,13 +223,14 @@ fn followers_refuse_with_a_hint_and_wrong_epochs_are_rejected_at_apply() {
         follower.wait_for_leader().await.unwrap();
         let refused = follower.read_barrier().await.unwrap_err();
         assert_eq!(refused, Rejected::NotLeader { group: GROUP, leader: Some(leader.replica()) });
-        let stale = Proposal { payload: Bytes::from_static(b"k=x"), request: None, epoch: 9 };
+        let stale = Proposal { payload: Bytes::from_static(b"k=x"), request: None, epoch: 9, urgent: false };
         let error = leader.propose(stale).await.unwrap_err();
         assert_eq!(
             error,
             ProposeError::Rejected(Rejected::StaleEpoch { group: GROUP, asked: 9, current: 1 })
         );
-        let large = Proposal { payload: Bytes::from(vec![b'x'; 4 << 20]), request: None, epoch: 0 };
+        let large =
+            Proposal { payload: Bytes::from(vec![b'x'; 4 << 20]), request: None, epoch: 0, urgent: false };
         assert!(matches!(
             leader.propose(large).await.unwrap_err(),
             ProposeError::Rejected(Rejected::TooLarge { .. })
@@ -404,13 +410,14 @@ fn a_panicking_machine_stops_its_replica_and_no_other_group() {
             initial: Some(founders(&[1])),
         };
         let healthy = cluster.node(1).runtime().create_group(spec).await.unwrap();
-        let poison = Proposal { payload: Bytes::from_static(b"panic"), request: None, epoch: 0 };
+        let poison =
+            Proposal { payload: Bytes::from_static(b"panic"), request: None, epoch: 0, urgent: false };
         let error = cluster.leader().await.propose(poison).await.unwrap_err();
         assert!(matches!(error, ProposeError::Ambiguous(_)), "{error}");
         cluster.group(1).status().wait_for(|status| status.role == Role::Dead).await.unwrap();
         healthy.wait_for_leader().await.unwrap();
         healthy.read_barrier().await.unwrap();
-        let fine = Proposal { payload: Bytes::from_static(b"k=v"), request: None, epoch: 0 };
+        let fine = Proposal { payload: Bytes::from_static(b"k=v"), request: None, epoch: 0, urgent: false };
         assert_eq!(healthy.propose(fine).await.unwrap().reply, "v");
     });
 }

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use machine::TestMachines;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_raftstore::{
-    Answer, Class, Config, GroupSpec, GroupStatus, MemberChange, Proposal, RequestId, Stepped,
+    Answer, Class, Config, GroupSpec, GroupStatus, MemberChange, Proposal, RequestId, Room, Stepped,
 };
 use pontoon_wal::{Clock, DriverMode, Options, Wal, sim::SimFs};
 
@@ -187,7 +187,27 @@ impl Session {
             }
             ["propose", id, command] => {
                 let payload = Bytes::copy_from_slice(command.as_bytes());
-                self.at(node(id)).propose(GROUP, Proposal { payload, request: None, epoch: 1 });
+                self.at(node(id))
+                    .propose(GROUP, Proposal { payload, request: None, epoch: 1, urgent: false });
+            }
+            ["urgent", id, command] => {
+                let payload = Bytes::copy_from_slice(command.as_bytes());
+                self.at(node(id)).propose(GROUP, Proposal { payload, request: None, epoch: 1, urgent: true });
+            }
+            ["room", id, room] => {
+                let room = match *room {
+                    "ample" => Room::Ample,
+                    "low" => Room::Low,
+                    "critical" => Room::Critical,
+                    other => panic!("no such room: {other}"),
+                };
+                self.at(node(id)).set_room(room);
+            }
+            ["break", id] => {
+                *self.nodes[&node(id)].machines.broken.lock().unwrap() = Some("no space left".to_owned());
+            }
+            ["mend", id] => {
+                *self.nodes[&node(id)].machines.broken.lock().unwrap() = None;
             }
             ["stamp", id] => {
                 self.at(node(id)).session_stamp(GROUP);
@@ -196,7 +216,7 @@ impl Session {
                 let payload = Bytes::copy_from_slice(command.as_bytes());
                 let seq = seq.parse().expect("a number");
                 let request = Some(RequestId { client: 7, stamp: self.stamp, seq, acked_below: 0 });
-                self.at(node(id)).propose(GROUP, Proposal { payload, request, epoch: 1 });
+                self.at(node(id)).propose(GROUP, Proposal { payload, request, epoch: 1, urgent: false });
             }
             ["read", id] => {
                 self.at(node(id)).read_barrier(GROUP);
@@ -270,6 +290,9 @@ impl Session {
                             if !ids.is_empty() {
                                 write!(text, " {what} [{}]", names(ids)).expect("a string");
                             }
+                        }
+                        if let Some(node) = s.no_room {
+                            write!(text, ", no room on node {node}").expect("a string");
                         }
                         text
                     });

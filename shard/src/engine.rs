@@ -12,6 +12,7 @@
 //! milliseconds each.
 
 mod fjall;
+mod health;
 mod marker;
 mod memory;
 mod sled;
@@ -200,6 +201,9 @@ pub trait Engine: Send + Sync {
         self.write(batch)?;
         Ok(!more)
     }
+
+    /// Why nothing succeeds any more until the next open, once a write or a sync has failed.
+    fn failure(&self) -> Option<String>;
 
     /// Flushes and marks the directory as closed in order. Later calls answer [`Error::Closed`]; snapshots live on.
     /// Idempotent.

@@ -78,6 +78,9 @@ pub enum Error {
     /// A write or sync failed before; nothing after it can be promised.
     #[error("the engine stopped after a failed write or sync: restart the node")]
     Poisoned,
+    /// The engine's own threads failed at a flush or a compaction.
+    #[error("the engine stopped after a failure in the background; its log line before this says which")]
+    Background,
     /// The engine was closed.
     #[error("the engine is closed")]
     Closed,

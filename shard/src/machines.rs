@@ -107,4 +107,8 @@ impl Machines for ShardMachines {
         self.shared.reap(REAP_ROWS_PER_FLUSH)?;
         Ok(())
     }
+
+    fn failure(&self) -> Option<String> {
+        self.shared.engine.failure()
+    }
 }

@@ -473,7 +473,7 @@ impl World {
             let request = RequestId { client: client.id, stamp, seq: client.seq, acked_below: client.seq };
             let seq = client.seq;
             let payload = Bytes::from(format!("row-{}={value}", seq % 40));
-            let proposal = Proposal { payload, request: Some(request), epoch: 1 };
+            let proposal = Proposal { payload, request: Some(request), epoch: 1, urgent: false };
             let Some((stepped, _)) = &mut self.nodes[at.get() as usize - 1].running else { continue };
             let token = stepped.propose(group, proposal);
             self.waits.insert((at, boots, token), Wait::Write { client: i, seq });

@@ -280,19 +280,21 @@ fn node_table(nodes: &[v1::NodeView]) -> String {
             vec![
                 node.id.to_string(),
                 node.address.clone(),
-                match view.reachable {
-                    true => name_of(node.state().as_str_name(), "NODE_STATE_"),
-                    false => "does not answer".to_owned(),
+                match (view.reachable, view.room()) {
+                    (false, _) => "does not answer".to_owned(),
+                    (true, v1::NodeRoom::Ample) => name_of(node.state().as_str_name(), "NODE_STATE_"),
+                    (true, _) => "disk nearly full".to_owned(),
                 },
                 node.engine.clone(),
                 view.replicas.to_string(),
                 view.leaders.to_string(),
                 bytes(view.wal_bytes),
                 bytes(view.engine_bytes),
+                bytes(view.disk_free_bytes),
             ]
         })
         .collect();
-    table(&["node", "address", "state", "engine", "replicas", "leaders", "log", "rows"], &rows)
+    table(&["node", "address", "state", "engine", "replicas", "leaders", "log", "rows", "disk free"], &rows)
 }
 
 fn node_json(view: &v1::NodeView) -> Value {
@@ -308,6 +310,9 @@ fn node_json(view: &v1::NodeView) -> Value {
         "leaders": view.leaders,
         "wal_bytes": view.wal_bytes,
         "engine_bytes": view.engine_bytes,
+        "disk_free_bytes": view.disk_free_bytes,
+        "disk_total_bytes": view.disk_total_bytes,
+        "room": name_of(view.room().as_str_name(), "NODE_ROOM_"),
     })
 }
 

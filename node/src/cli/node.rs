@@ -30,6 +30,9 @@ pub(super) struct NodeArgs {
     /// For placement, as in zone=a. May be repeated.
     #[arg(long, value_parser = label)]
     label: Vec<(String, String)>,
+    /// Bytes of disk to keep free; below that the node takes no writes. Default: 512 MiB, or a tenth of a smaller disk.
+    #[arg(long, value_name = "BYTES")]
+    disk_reserve: Option<u64>,
     /// Logs as one JSON object per line. PONTOON_LOG filters them.
     #[arg(long)]
     log_json: bool,
@@ -49,6 +52,7 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
     config.engine = args.engine.engine;
     config.wal_dir = args.wal_dir;
     config.replace = args.replace;
+    config.disk_reserve_bytes = args.disk_reserve;
     config.labels = args.label.into_iter().collect::<BTreeMap<_, _>>();
     // One listener for the whole run: a signal between two of them would be missed.
     let mut signal = std::pin::pin!(shutdown_signal());

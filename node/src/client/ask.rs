@@ -17,6 +17,9 @@ use crate::route::Routed;
 const SENDING: Duration = Duration::from_secs(4);
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 const PAUSE_MOST: Duration = Duration::from_millis(160);
+/// How long a leader without room is asked again: within this time leadership has moved to a node with room, if any has.
+const ROOM_PATIENCE: Duration = Duration::from_secs(3);
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
 /// How many hints are followed at once, without a pause between them.
 const HINTS_AT_ONCE: u32 = 2;
 
@@ -32,6 +35,8 @@ pub(super) struct Trip {
     /// Whether a sending may have taken effect although no answer came.
     pub(super) unsure: bool,
     heard: String,
+    /// Since when only lack of room was heard.
+    full_since: Option<Instant>,
 }
 
 /// What to do after a sending that brought no answer.
@@ -55,6 +60,7 @@ impl Trip {
             writes,
             unsure: false,
             heard: "nothing was heard".to_owned(),
+            full_since: None,
         }
     }
 
@@ -191,6 +197,18 @@ impl Client {
             Some(Kind::Busy(busy)) => {
                 trip.heard = format!("{address} is busy");
                 Next::Again(Duration::from_millis(busy.retry_after_ms))
+            }
+            Some(Kind::DiskFull(full)) => {
+                trip.heard = format!("the disk of node {} is nearly full", full.node);
+                place.not_led_at(address);
+                match trip.full_since.get_or_insert_with(Instant::now).elapsed() < ROOM_PATIENCE {
+                    true => Next::Again(ROOM_PAUSE),
+                    false if trip.unsure && trip.writes => Next::Fail(ClientError::Unknown {
+                        predicate: predicate(),
+                        reason: trip.heard.clone(),
+                    }),
+                    false => Next::Fail(ClientError::DiskFull { predicate: predicate(), node: full.node }),
+                }
             }
             Some(Kind::TooManyOpen(_)) => {
                 trip.heard = "too many writes are open".to_owned();

@@ -40,6 +40,16 @@ pub enum ClientError {
         /// What it may have.
         limit: u64,
     },
+    /// A node that the predicate needs for writes has no room; nothing was written.
+    #[error(
+        "{predicate} takes no writes: the disk of node {node} is nearly full; free space there, or move predicates away with `pontoon move start`"
+    )]
+    DiskFull {
+        /// The predicate.
+        predicate: String,
+        /// Whose disk.
+        node: u64,
+    },
     /// Refused without effect.
     #[error("{reason}")]
     Refused {

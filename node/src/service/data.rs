@@ -389,7 +389,7 @@ fn propose(group: &Group, request: v1::WriteRequest) -> Result<Ticket, Refused> 
         seq: id.seq,
         acked_below: id.acked_below,
     });
-    Ok(group.propose(Proposal { payload, request, epoch }))
+    Ok(group.propose(Proposal { payload, request, epoch, urgent: false }))
 }
 
 async fn finish(ops: usize, ticket: Ticket) -> Result<v1::WriteReply, Refused> {

@@ -4,7 +4,10 @@ use pontoon_proto::{NodeId, ReplicaId, v1};
 use raft::eraftpb as pb;
 
 use super::{Alive, Replica, Shared, convert, guarded};
-use crate::{effects::Effects, types::Event};
+use crate::{
+    effects::Effects,
+    types::{Event, Room},
+};
 
 /// What the check found.
 enum Verdict {
@@ -41,8 +44,8 @@ impl Replica {
             Verdict::LostLog(reason) => return Err(reason),
         }
         let bytes: u64 = message.get_entries().iter().map(|e| e.data.len() as u64 + 64).sum();
-        if bytes > 0 && !self.reserve(shared, bytes) {
-            // A full log takes no entries; the leader repeats them.
+        if bytes > 0 && (shared.room == Room::Critical || !self.reserve(shared, bytes)) {
+            // A full log or disk takes no entries; the leader repeats them.
             return Ok(());
         }
         let standing = self.standing(from);

@@ -36,6 +36,12 @@ impl Replica {
             fx.propose_error(token, Rejected::TooLarge { size, limit });
             return Ok(());
         }
+        if !proposal.urgent
+            && let Some(node) = self.lacks_room(shared)
+        {
+            fx.propose_error(token, Rejected::DiskFull { group: self.group, node });
+            return Ok(());
+        }
         let busy = Rejected::Busy { group: self.group, retry_after: RETRY_AFTER };
         if self.unapplied_bytes > shared.config.max_unapplied_bytes || self.raw.raft.lead_transferee.is_some()
         {

@@ -9,6 +9,7 @@ use crate::{
     effects::Effects,
     snapshot::{FORMAT, Pull, ServeTask},
     transport::Class,
+    types::Room,
 };
 
 /// Ticks of silence after which missing chunks are asked for again, and after which a pull is given up.
@@ -56,10 +57,17 @@ impl Replica {
             self.after_raft(shared, fx);
             return Ok(());
         }
+        if self.pull.as_ref().is_some_and(|pull| pull.source == from.get()) {
+            return Ok(());
+        }
+        if shared.room != Room::Ample {
+            // The leader offers again, and the status says what it waits for.
+            let reason = "the receiver's disk is nearly full".to_owned();
+            let status = v1::SnapshotStatus { pull: 0, done: false, reason };
+            self.to_peer(from.get(), v1::peer_message::Body::SnapshotStatus(status), fx);
+            return Ok(());
+        }
         if let Some(pull) = &self.pull {
-            if pull.source == from.get() {
-                return Ok(());
-            }
             // Another leader offers: the old one may be gone.
             fx.apply.push(abandon_stage(self.group, pull.id));
         }
@@ -94,6 +102,10 @@ impl Replica {
         fx: &mut Effects,
     ) -> Alive<()> {
         use v1::peer_message::Body;
+        if shared.room == Room::Critical {
+            // What was staged goes too: room is what is needed now.
+            self.fail_pull("the receiver's disk is nearly full".to_owned(), fx);
+        }
         let Some(pull) = &mut self.pull else { return Ok(()) };
         self.dirty = true;
         let steps = match body {

@@ -27,6 +27,8 @@ pub(crate) struct State {
 #[derive(Default, Clone)]
 pub(crate) struct TestMachines {
     pub(crate) groups: Arc<Mutex<BTreeMap<GroupId, State>>>,
+    /// Why no commit succeeds any more.
+    pub(crate) broken: Arc<Mutex<Option<String>>>,
 }
 
 impl TestMachines {
@@ -42,7 +44,11 @@ impl Machines for TestMachines {
     }
 
     fn flush(&self) -> Result<(), MachineError> {
-        Ok(())
+        self.failure().map_or(Ok(()), |reason| Err(reason.into()))
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.broken.lock().unwrap().clone()
     }
 }
 
@@ -84,6 +90,9 @@ impl StateMachine for TestMachine {
     }
 
     fn commit(&mut self, rows: Vec<SystemRow>, mark: &v1::Mark) -> Result<(), MachineError> {
+        if let Some(reason) = self.all.failure() {
+            return Err(reason.into());
+        }
         let staged = std::mem::take(&mut self.staged);
         self.with(|state| {
             state.rows.extend(staged);

@@ -12,10 +12,7 @@
 
 use std::{
     path::Path,
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{PoisonError, RwLock},
 };
 
 use ::fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
@@ -23,7 +20,7 @@ use bytes::Bytes;
 
 use super::{
     Change, Engine, EngineKind, EngineSnapshot, Keyspace, MAX_KEYSPACES, OpenOptions, Scope, WriteBatch,
-    marker::Home,
+    health::Health, marker::Home,
 };
 use crate::{error::Error, layout};
 
@@ -39,8 +36,7 @@ pub struct FjallEngine {
     home: Home,
     /// Held for reading by batches, for writing by the end of an ingestion.
     gate: RwLock<()>,
-    poisoned: AtomicBool,
-    closed: AtomicBool,
+    health: Health,
 }
 
 impl FjallEngine {
@@ -75,39 +71,18 @@ impl FjallEngine {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(unreadable)?;
-        Ok(FjallEngine {
-            db,
-            spaces,
-            home,
-            gate: RwLock::new(()),
-            poisoned: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
-        })
+        Ok(FjallEngine { db, spaces, home, gate: RwLock::new(()), health: Health::default() })
     }
 
-    fn check(&self) -> Result<(), Error> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
-        if self.poisoned.load(Ordering::Acquire) {
-            return Err(Error::Poisoned);
-        }
-        Ok(())
-    }
-
-    /// From the first failure on nothing succeeds.
-    fn poison<T>(&self, result: Result<T, ::fjall::Error>) -> Result<T, Error> {
-        result.map_err(|error| {
-            self.poisoned.store(true, Ordering::Release);
-            match error {
-                ::fjall::Error::Poisoned => Error::Poisoned,
-                other => Error::Fjall(other),
-            }
-        })
+    fn note<T>(&self, result: Result<T, ::fjall::Error>) -> Result<T, Error> {
+        self.health.note(result.map_err(|error| match error {
+            ::fjall::Error::Poisoned => Error::Background,
+            other => Error::Fjall(other),
+        }))
     }
 
     fn sync(&self) -> Result<(), Error> {
-        self.poison(self.db.persist(PersistMode::SyncAll))
+        self.note(self.db.persist(PersistMode::SyncAll))
     }
 }
 
@@ -122,14 +97,14 @@ impl Engine for FjallEngine {
     }
 
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, Error> {
-        self.check()?;
+        self.health.check()?;
         let found = space(&self.spaces, keyspace).get(key)?;
         Ok(found.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     fn write(&self, batch: WriteBatch) -> Result<(), Error> {
         let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-        self.check()?;
+        self.health.check()?;
         let mut writes = self.db.batch();
         for (keyspace, key, change) in batch.changes() {
             let keyspace = space(&self.spaces, *keyspace);
@@ -138,38 +113,42 @@ impl Engine for FjallEngine {
                 Change::Delete => writes.remove(keyspace, &key[..]),
             }
         }
-        self.poison(writes.commit())
+        self.note(writes.commit())
     }
 
     fn snapshot(&self, _scope: Vec<Scope>) -> Result<Box<dyn EngineSnapshot>, Error> {
-        self.check()?;
+        self.health.check()?;
         Ok(Box::new(FjallSnapshot { snapshot: self.db.snapshot(), spaces: self.spaces.clone() }))
     }
 
     fn flush(&self) -> Result<(), Error> {
-        self.check()?;
+        self.health.check()?;
         self.sync()
     }
 
     fn ingest(&self, keyspace: Keyspace, rows: &[(Bytes, Bytes)]) -> Result<(), Error> {
-        self.check()?;
+        self.health.check()?;
         let mut ingestion = space(&self.spaces, keyspace).start_ingestion()?;
         for (key, value) in rows {
             ingestion.write(&key[..], &value[..])?;
         }
         let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        self.check()?;
+        self.health.check()?;
         self.sync()?;
-        self.poison(ingestion.finish())
+        self.note(ingestion.finish())
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.health.failure()
     }
 
     fn close(&self) -> Result<(), Error> {
         let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        if self.closed.load(Ordering::Acquire) {
+        if self.health.is_closed() {
             return Ok(());
         }
         self.flush()?;
-        self.closed.store(true, Ordering::Release);
+        self.health.close();
         self.home.mark_clean()
     }
 }

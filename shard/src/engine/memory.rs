@@ -150,6 +150,11 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
+    fn failure(&self) -> Option<String> {
+        let failed = self.poisoned.load(std::sync::atomic::Ordering::Acquire);
+        failed.then(|| Error::Poisoned.to_string())
+    }
+
     fn close(&self) -> Result<(), Error> {
         match self.flush() {
             Err(Error::Closed) => return Ok(()),

@@ -15,16 +15,14 @@ use std::{
     fs::{self, File},
     ops::Bound,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError, RwLock, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
 };
 
 use bytes::Bytes;
 
 use super::{
     Change, Engine, EngineKind, EngineSnapshot, Keyspace, OpenOptions, Scope, WriteBatch,
+    health::Health,
     marker::{Home, io, sync_dir},
     prefix_end,
 };
@@ -41,8 +39,7 @@ pub struct SledEngine {
     home: Home,
     /// Finished blob and snapshot files never change again: they are synced once.
     synced: Mutex<HashSet<PathBuf>>,
-    poisoned: AtomicBool,
-    closed: AtomicBool,
+    health: Health,
 }
 
 struct Core {
@@ -76,31 +73,7 @@ impl SledEngine {
                 source: Box::new(error.into()),
             })?;
         let core = Core { tree: ::sled::Tree::clone(&db), overlays: RwLock::default() };
-        Ok(SledEngine {
-            core: Arc::new(core),
-            db,
-            home,
-            synced: Mutex::default(),
-            poisoned: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
-        })
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
-        if self.poisoned.load(Ordering::Acquire) {
-            return Err(Error::Poisoned);
-        }
-        Ok(())
-    }
-
-    fn poison<T, E: Into<Error>>(&self, result: Result<T, E>) -> Result<T, Error> {
-        result.map_err(|error| {
-            self.poisoned.store(true, Ordering::Release);
-            error.into()
-        })
+        Ok(SledEngine { core: Arc::new(core), db, home, synced: Mutex::default(), health: Health::default() })
     }
 
     /// fsync of every file that sled wrote, and of the directories that name them.
@@ -153,13 +126,13 @@ impl Engine for SledEngine {
     }
 
     fn get(&self, space: Keyspace, key: &[u8]) -> Result<Option<Bytes>, Error> {
-        self.check()?;
+        self.health.check()?;
         Ok(self.core.tree.get(full_key(space, key))?.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     fn write(&self, batch: WriteBatch) -> Result<(), Error> {
         let mut overlays = self.core.overlays.write().unwrap_or_else(PoisonError::into_inner);
-        self.check()?;
+        self.health.check()?;
         overlays.retain(|overlay| overlay.strong_count() > 0);
         let open: Vec<Arc<Overlay>> = overlays.iter().filter_map(Weak::upgrade).collect();
         let mut writes = ::sled::Batch::default();
@@ -173,31 +146,35 @@ impl Engine for SledEngine {
                 Change::Delete => writes.remove(key),
             }
         }
-        self.poison(self.core.tree.apply_batch(writes))
+        self.health.note(self.core.tree.apply_batch(writes))
     }
 
     fn snapshot(&self, scope: Vec<Scope>) -> Result<Box<dyn EngineSnapshot>, Error> {
         let scope = scope.iter().map(|scope| full_key(scope.space, &scope.prefix)).collect();
         let overlay = Arc::new(Overlay { scope, before: Mutex::default() });
         let mut overlays = self.core.overlays.write().unwrap_or_else(PoisonError::into_inner);
-        self.check()?;
+        self.health.check()?;
         overlays.push(Arc::downgrade(&overlay));
         Ok(Box::new(SledSnapshot { core: self.core.clone(), overlay }))
     }
 
     fn flush(&self) -> Result<(), Error> {
-        self.check()?;
-        self.poison(self.db.flush())?;
-        self.poison(self.sync_files())
+        self.health.check()?;
+        self.health.note(self.db.flush())?;
+        self.health.note(self.sync_files())
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.health.failure()
     }
 
     fn close(&self) -> Result<(), Error> {
         let _writers = self.core.overlays.write().unwrap_or_else(PoisonError::into_inner);
-        if self.closed.load(Ordering::Acquire) {
+        if self.health.is_closed() {
             return Ok(());
         }
         self.flush()?;
-        self.closed.store(true, Ordering::Release);
+        self.health.close();
         self.home.mark_clean()
     }
 }
