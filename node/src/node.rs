@@ -43,7 +43,7 @@ use crate::{
     map::MapCache,
     server,
     shared::Shared,
-    space::{Seen, Space, watch_space},
+    space::{START_BYTES, Seen, Space, watch_space},
     transport::PeerTransport,
 };
 
@@ -248,9 +248,9 @@ impl Node {
 
     fn with_next_step(&self, what: &str, reason: &str) -> String {
         let Seen { disk, room } = self.shared.space.seen();
-        let step = match room {
-            Room::Ample => "check the disk",
-            Room::Low | Room::Critical => "free some space",
+        let step = match room == Room::Ample && disk.free >= START_BYTES {
+            true => "check the disk",
+            false => "free some space",
         };
         format!(
             "the {what} failed: {reason} ({} MiB are free on the disk); {step}, then start the node again: what it \

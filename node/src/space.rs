@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// The reserve, unless the operator chose one or the disk is smaller than ten of them.
 const RESERVE_BYTES: u64 = 512 << 20;
 /// Without so much even opening the engine may fail half way.
-const START_BYTES: u64 = 16 << 20;
+pub(crate) const START_BYTES: u64 = 16 << 20;
 
 /// What a file system has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

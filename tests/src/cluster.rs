@@ -104,13 +104,13 @@ impl Cluster {
         let join = self.members.iter().find(|member| member.process.is_some());
         let join = join.map(|member| member.address.clone());
         self.members.push(member);
-        self.spawn(at, join);
+        self.spawn(at, join, &[]);
         let status = self.serving(at).await;
         self.members[at].id = status.node;
         at
     }
 
-    fn spawn(&mut self, at: usize, join: Option<String>) {
+    fn spawn(&mut self, at: usize, join: Option<String>, options: &[&str]) {
         let log = self.log(at);
         let member = &mut self.members[at];
         let mut arguments = vec![
@@ -127,6 +127,7 @@ impl Cluster {
         if let Some(join) = join {
             arguments.extend(["--join".to_owned(), join]);
         }
+        arguments.extend(options.iter().map(|&option| option.to_owned()));
         member.process = Some(Process::start(self.program, &format!("node {at}"), &log, &arguments));
     }
 
@@ -169,11 +170,25 @@ impl Cluster {
         self.restart_all(&[at]).await;
     }
 
+    /// Starts a stopped node again with these options, and waits until it serves.
+    pub async fn restart_with(&mut self, at: usize, options: &[&str]) {
+        assert!(self.members[at].process.is_none(), "node {at} runs already");
+        self.spawn(at, None, options);
+        let status = self.serving(at).await;
+        assert_eq!(status.node, self.members[at].id, "a node keeps its id");
+    }
+
+    /// Waits until a node's process has ended by itself; how, and what it said.
+    pub async fn ended(&mut self, at: usize) -> (ExitStatus, String) {
+        let mut process = self.members[at].process.take().expect("the node ran");
+        (process.ended().await, process.said())
+    }
+
     /// Starts stopped nodes again, all before any is waited for.
     pub async fn restart_all(&mut self, nodes: &[usize]) {
         for &at in nodes {
             assert!(self.members[at].process.is_none(), "node {at} runs already");
-            self.spawn(at, None);
+            self.spawn(at, None, &[]);
         }
         for &at in nodes {
             let status = self.serving(at).await;

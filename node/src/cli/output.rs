@@ -49,6 +49,7 @@ impl From<ClientError> for Failure {
         let code = match error {
             ClientError::Refused { .. }
             | ClientError::TooLarge { .. }
+            | ClientError::DiskFull { .. }
             | ClientError::Address { .. }
             | ClientError::NoSuchPredicate { .. } => Self::REFUSED,
             _ => Self::ERROR,
@@ -60,9 +61,10 @@ impl From<ClientError> for Failure {
 impl From<NodeError> for Failure {
     fn from(error: NodeError) -> Self {
         let code = match error {
-            NodeError::NotLoopback { .. } | NodeError::Resolve { .. } | NodeError::JoinRefused { .. } => {
-                Self::REFUSED
-            }
+            NodeError::NotLoopback { .. }
+            | NodeError::Resolve { .. }
+            | NodeError::JoinRefused { .. }
+            | NodeError::DiskFull { .. } => Self::REFUSED,
             _ => Self::ERROR,
         };
         Failure { code, text: error.to_string() }

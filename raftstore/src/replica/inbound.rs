@@ -43,8 +43,12 @@ impl Replica {
             Verdict::Refuse(reason) => return self.refuse(from.node(), reason, fx),
             Verdict::LostLog(reason) => return Err(reason),
         }
-        let bytes: u64 = message.get_entries().iter().map(|e| e.data.len() as u64 + 64).sum();
-        if bytes > 0 && (shared.room == Room::Critical || !self.reserve(shared, bytes)) {
+        let entries = message.get_entries();
+        // A new leader's empty entry and configurations always pass: without them nobody could read, or make room.
+        let commands =
+            entries.iter().any(|e| e.entry_type == pb::EntryType::EntryNormal && !e.data.is_empty());
+        let bytes: u64 = entries.iter().map(|e| e.data.len() as u64 + 64).sum();
+        if bytes > 0 && ((commands && shared.room == Room::Critical) || !self.reserve(shared, bytes)) {
             // A full log or disk takes no entries; the leader repeats them.
             return Ok(());
         }
