@@ -30,6 +30,7 @@ use crate::{
     manifest::{AsOf, GroupState, MANIFEST_NAMES, Manifest},
     recovery,
     rng::Rng,
+    rules::{Rule, is_broken},
     segment::{Segment, segment_name},
     shared::Shared,
     table::{Free, Table},
@@ -200,7 +201,8 @@ impl Background {
     /// Writes what was captured once all of it is durable.
     fn start_checkpoint(&mut self, shared: &Shared, now: Duration) -> Step {
         let mut table = shared.table();
-        let waits = self.capture.as_ref().is_some_and(|capture| table.done_lsn < capture.lsn);
+        let waits = self.capture.as_ref().is_some_and(|capture| table.done_lsn < capture.lsn)
+            && !is_broken(Rule::CaptureDurable);
         table.capture_waits = waits;
         if waits {
             let starving = table.usable() == 0 && table.listing_is_due();
@@ -255,9 +257,10 @@ impl Background {
         now: Duration,
         state: Manifest,
     ) -> Step {
-        let slot = if table.manifest_seqs[0] <= table.manifest_seqs[1] { 0 } else { 1 };
+        let older = usize::from(table.manifest_seqs[0] > table.manifest_seqs[1]);
+        let slot = if is_broken(Rule::OlderManifest) { 1 - older } else { older };
         let manifest = Manifest {
-            seq: table.manifest_seqs[1 - slot] + 1,
+            seq: table.manifest_seqs[1 - older] + 1,
             store: self.identity.store,
             segment_bytes: shared.options.segment_bytes,
             next_segment: table.next_id,
@@ -281,13 +284,15 @@ impl Background {
             file.map_err(|source| shared.poison(Error::io("open", path, source)))
         };
         let Ok(file) = open(slot) else { return Step::Progress };
-        if !self.newest_is_synced {
+        if !self.newest_is_synced && !is_broken(Rule::NewestManifestSynced) {
             let Ok(newest) = open(1 - slot) else { return Step::Progress };
             ops.push_back((newest, FileOp::Sync));
         }
         let bytes = Bytes::from(manifest.encode());
         ops.push_back((file.clone(), FileOp::Write { offset: 0, data: bytes }));
-        ops.push_back((file, FileOp::Sync));
+        if !is_broken(Rule::ManifestSynced) {
+            ops.push_back((file, FileOp::Sync));
+        }
         self.job =
             Some(Job { ops, ticket: None, goal: Goal::Checkpoint { slot, seq: manifest.seq, listed } });
         self.step_job(shared, now)
@@ -371,11 +376,14 @@ impl Background {
 
     fn finish_prepare(&mut self, shared: &Shared, id: u32, file: Arc<dyn File>) {
         let dir = &shared.options.dir;
-        if let Err(source) = shared.options.fs.sync_dir(dir) {
+        if !is_broken(Rule::NameSynced)
+            && let Err(source) = shared.options.fs.sync_dir(dir)
+        {
             shared.poison(Error::io("sync", dir, source));
             return;
         }
-        let segment = Segment::new(id, self.rng.next_u128(), dir.join(segment_name(id)), file);
+        let epoch = if is_broken(Rule::NewEpoch) { u128::from(id) } else { self.rng.next_u128() };
+        let segment = Segment::new(id, epoch, dir.join(segment_name(id)), file);
         let mut table = shared.table();
         table.prepared.push_back(Arc::new(segment));
         let has_room = disk_has_room(shared, &mut table);
@@ -401,7 +409,9 @@ pub(crate) fn fill_ops(file: &Arc<dyn File>, segment_bytes: u64) -> Vec<(Arc<dyn
         let data = zeros.slice(..zeros.len().min((segment_bytes - offset) as usize));
         ops.push((file.clone(), FileOp::Write { offset, data }));
     }
-    ops.push((file.clone(), FileOp::Sync));
+    if !is_broken(Rule::FilledBeforeListed) {
+        ops.push((file.clone(), FileOp::Sync));
+    }
     ops
 }
 

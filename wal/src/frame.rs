@@ -12,6 +12,7 @@ use bytes::{BufMut, Bytes};
 use crate::{
     codec::{Decoder, round_up},
     record::Head,
+    rules::{Rule, is_broken},
 };
 
 /// Frames begin and end on multiples of this; a block that holds acknowledged bytes is never written again.
@@ -289,7 +290,11 @@ pub(crate) fn build<'a>(
         out.resize(header.blocks as usize * BLOCK, 0);
     }
     debug_assert_eq!(out.len(), header.blocks as usize * BLOCK);
-    BuiltFrame { header, bytes: out.into(), carry: single.then_some(copy) }
+    BuiltFrame {
+        header,
+        bytes: out.into(),
+        carry: single.then_some(copy).filter(|_| !is_broken(Rule::HeadsCopied)),
+    }
 }
 
 #[cfg(test)]

@@ -36,6 +36,8 @@ mod reader;
 mod record;
 mod recovery;
 mod rng;
+#[doc(hidden)]
+pub mod rules;
 mod segment;
 mod shared;
 pub mod sim;

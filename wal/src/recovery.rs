@@ -18,6 +18,7 @@ use crate::{
     fs::{Fs, OpenMode, read_exact, sync},
     manifest::{Listing, MANIFEST_NAMES, Manifest, Unreadable},
     rng::Rng,
+    rules::{Rule, is_broken},
     segment::{Segment, segment_id, segment_name},
     shared::Parts,
     table::{Free, Sealed, Table},
@@ -192,7 +193,7 @@ pub(crate) fn recover(
     replay.run(&chain, &mut report)?;
     let (last_lsn, last_seq) = (replay.last_lsn, replay.last_seq);
     report.last_lsn = Lsn(last_lsn);
-    if !read_only {
+    if !read_only && !is_broken(Rule::RecoverySyncs) {
         // Nobody may see what a power cut could still take back.
         for segment in replay.unproven.values() {
             sync(&*segment.file).map_err(|source| Error::io("sync", &segment.path, source))?;

@@ -142,6 +142,7 @@ struct State {
     held: bool,
     waiting: Vec<(u64, u64, FileOp, Ticket)>,
     capacity: Option<u64>,
+    patience: Option<u64>,
 }
 
 impl SimFs {
@@ -192,6 +193,13 @@ impl SimFs {
     /// Limits the bytes that all files may have together.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
+    }
+
+    /// Panics at the operation that is the `changes`th from now on to change the disk: a log that never comes to rest is
+    /// noticed.
+    pub fn lose_patience_after(&self, changes: u64) {
+        let mut state = self.state();
+        state.patience = Some(state.counts.changes + changes);
     }
 
     /// With `true`, writes and syncs of files wait for [`SimFs::complete_one`].
@@ -303,6 +311,7 @@ impl State {
             self.watcher = Some(watcher);
         }
         let counts = (self.counts.changes, self.count(kind));
+        assert!(self.patience.is_none_or(|limit| counts.0 < limit), "the log never comes to rest");
         let hit = self.faults.iter().position(|(of, at, _)| {
             *of == kind && *at == counts.1 || *of == OpKind::Change && kind != OpKind::Read && *at == counts.0
         });

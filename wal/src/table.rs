@@ -16,6 +16,7 @@ use std::{
 
 use crate::{
     manifest::{ListedSegment, Listing},
+    rules::{Rule, is_broken},
     segment::Segment,
 };
 
@@ -78,7 +79,7 @@ pub(crate) struct Table {
 
 impl Table {
     fn is_usable(&self, id: u32) -> bool {
-        self.listed.iter().all(|listed| listed.contains(&id))
+        self.listed.iter().all(|listed| listed.contains(&id)) || is_broken(Rule::ListedByBoth)
     }
 
     /// How many segments may take frames now.
@@ -139,7 +140,8 @@ impl Table {
     pub(crate) fn release(&mut self) -> Vec<u32> {
         let listed = &self.listed;
         let gone = |segment: &Arc<Segment>| {
-            Arc::strong_count(segment) == 1 && listed.iter().all(|listed| !listed.contains(&segment.id))
+            let forgotten = listed.iter().all(|listed| !listed.contains(&segment.id));
+            Arc::strong_count(segment) == 1 && (forgotten || is_broken(Rule::ForgottenByBoth))
         };
         let (free, kept) = std::mem::take(&mut self.retired).into_iter().partition(gone);
         self.retired = kept;

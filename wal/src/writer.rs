@@ -24,6 +24,7 @@ use crate::{
     fs::{FileOp, Ticket},
     queue::{Ack, Queued, SinkSlot},
     record::{self, Kind},
+    rules::{Rule, is_broken},
     segment::Segment,
     shared::Shared,
     table::{Active, Sealed},
@@ -196,7 +197,10 @@ impl Writer {
         let room = shared.options.segment_bytes as usize / BLOCK - block as usize;
         let batches = if flags == 0 { self.gather(shared, room - TAIL_BLOCKS, stepper) } else { Vec::new() };
         let records_len = batches.iter().map(|batch| batch.data.len()).sum();
-        let must_sync = shared.options.durability == Durability::Sync || flags & FLAG_OPENING != 0;
+        let must_sync = match flags & FLAG_OPENING != 0 {
+            true => !is_broken(Rule::OpeningAlone),
+            false => shared.options.durability == Durability::Sync && !is_broken(Rule::SyncBeforeAck),
+        };
         let header = FrameHeader {
             flags,
             store: self.identity.store,

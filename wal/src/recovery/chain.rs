@@ -17,7 +17,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::scan::{Found, Scan};
-use crate::manifest::{AsOf, ListedSegment, Listing};
+use crate::{
+    manifest::{AsOf, ListedSegment, Listing},
+    rules::{Rule, is_broken},
+};
 
 /// The live part of the log.
 #[derive(Debug)]
@@ -53,8 +56,8 @@ impl Chain {
         let is_live = |incarnation: u64, seq: u64| {
             range_of.get(&incarnation).is_some_and(|(from, to)| (*from..=*to).contains(&seq))
         };
-        let claims =
-            scan.claims.iter().filter(|(open, seq, _)| is_live(*open, *seq)).map(|(_, _, claim)| *claim);
+        let claims = scan.claims.iter().filter(|(open, seq, _)| is_live(*open, *seq));
+        let claims = claims.map(|(_, _, claim)| *claim).filter(|_| !is_broken(Rule::DurableMarkCounts));
         let cuts = opens.iter().skip(1).map(|(_, from)| from - 1);
         let settled = sealed.values().map(|entry| entry.last_seq);
         let proven = claims.chain(cuts).chain(settled).max().unwrap_or(0).max(as_of.seqs[0]);
@@ -117,5 +120,6 @@ fn opens(scan: &Scan, as_of: &AsOf) -> Vec<(u64, u64)> {
 
 /// The last live frame of an open: what its successor left, or whatever is there.
 fn end_of(opens: &[(u64, u64)], nth: usize) -> u64 {
-    opens.get(nth + 1).map_or(u64::MAX, |(_, from)| from - 1)
+    let next = opens.get(nth + 1).filter(|_| !is_broken(Rule::CutsHold));
+    next.map_or(u64::MAX, |(_, from)| from - 1)
 }

@@ -21,7 +21,7 @@ const SOMETIMES_ALL: usize = 12;
 const ALL_ONE_IN: u64 = 64;
 /// Subsets that are drawn where not every one is tried, and with `thorough`.
 const SAMPLES: u64 = 12;
-const THOROUGH_SAMPLES: u64 = 400;
+const THOROUGH_SAMPLES: u64 = 48;
 /// The directory is made in each run in the same way: of so many runs one looks at that.
 const MAKING_ONE_IN: u64 = 8;
 /// Blocks written whole, sectors written whole.
@@ -183,6 +183,7 @@ fn recover(
 ) -> Result<usize, String> {
     let (fs, clock) = (SimFs::from_image(image), Arc::new(HandClock::default()));
     let mut rng = Rng(fingerprint);
+    fs.lose_patience_after(1_000);
     let (wal, report) = open(&fs, &clock, rng.next()).map_err(|error| format!("does not open: {error}"))?;
     let state = find_state(&wal, &report, lineage, moment.acknowledged, moment.submitted)?;
     tally.torn += usize::from(report.torn.is_some());
@@ -222,8 +223,16 @@ fn go_on(
         while wal.step() {}
     }
     drop((wal, door));
-    fs.crash(rng.next());
     let (mut acknowledged, mut submitted) = progress.now();
+    // Now and then the process dies first, and another one shows what was never synced.
+    if rng.below(4) == 0 {
+        fs.kill();
+        let (wal, report) =
+            open(fs, clock, rng.next()).map_err(|error| format!("does not open after a kill: {error}"))?;
+        let state = find_state(&wal, &report, &states, acknowledged, submitted)?;
+        (acknowledged, submitted) = (state, state);
+    }
+    fs.crash(rng.next());
     // Now and then recovery itself is cut, at its first or second operation.
     if rng.below(4) == 0 {
         fs.fail_nth(OpKind::Change, rng.below(2), Fault::PowerCut);
