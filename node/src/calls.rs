@@ -69,6 +69,7 @@ calls! {
     MoveStartRequest => MoveStartReply by move_start meta;
     MoveListRequest => MoveListReply by move_list meta;
     MoveCancelRequest => MoveCancelReply by move_cancel meta;
+    DecommissionRequest => DecommissionReply by decommission meta;
     JoinRequest => JoinReply by join meta;
     AnnounceRequest => AnnounceReply by announce meta;
     EventsRequest => EventsReply by events meta;

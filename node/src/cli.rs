@@ -1,6 +1,6 @@
 //! The commands. Tables for people, with `--json` one object on the last line of stdout.
 //!
-//! Exit codes: 0 done, 1 an error, 2 refused or wrong usage, 3 stuck, 4 the wait ended before the thing did.
+//! Exit codes: [`EXIT_CODES`].
 
 mod cluster;
 mod data;
@@ -14,13 +14,23 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use pontoon_node::client::{Client, ClientError};
+use pontoon_proto::NodeId;
 use pontoon_shard::EngineKind;
 
 pub(crate) use output::{Done, Failure, bytes, percent_bar, print_line};
 
+/// What scripts may rely on.
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  failed, or what was asked for is not there
+  2  refused without effect, or wrong usage
+  3  stuck: it waits for somebody's hand, the message says for what
+  4  the wait ended before the thing did; it goes on";
+
 /// Pontoon: the storage layer of a sharded database.
 #[derive(Debug, Parser)]
 #[command(name = "pontoon", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     /// Print the result as one JSON object on the last line of stdout.
     #[arg(long, global = true)]
@@ -31,7 +41,8 @@ pub(crate) struct Cli {
         global = true,
         env = "PONTOON_ADDR",
         default_value = "127.0.0.1:7400",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = address
     )]
     addr: Vec<String>,
     /// How many seconds one call may take, retries included.
@@ -68,6 +79,12 @@ enum Command {
     /// Make or drop a predicate.
     #[command(subcommand)]
     Predicate(cluster::PredicateCommand),
+    /// Remove a node that is lost, for ever. What it held is made anew on other nodes.
+    Decommission {
+        /// Its id, as in `pontoon nodes`.
+        #[arg(value_parser = node_id)]
+        node: NodeId,
+    },
     /// Every group's replicas on every node.
     Groups(cluster::GroupsArgs),
     /// Move a predicate's replica to another node.
@@ -77,7 +94,7 @@ enum Command {
     Events(cluster::EventsArgs),
     /// Generate load and measure latencies.
     Bench(crate::bench::BenchArgs),
-    /// Look at the log of a node that is not running.
+    /// Look at a node's log on this machine's disk.
     #[command(subcommand)]
     Wal(wal::WalCommand),
 }
@@ -124,6 +141,7 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
         Command::Nodes => cluster::nodes(&context).await,
         Command::Predicates => cluster::predicates(&context).await,
         Command::Predicate(command) => cluster::predicate(&context, command).await,
+        Command::Decommission { node } => cluster::decommission(&context, node).await,
         Command::Groups(args) => cluster::groups(&context, args).await,
         Command::Move(command) => moves::run(&context, command).await,
         Command::Events(args) => cluster::events(&context, args).await,
@@ -138,6 +156,21 @@ fn seconds(text: &str) -> Result<f64, String> {
         Ok(seconds) if seconds > 0.0 && seconds <= 86_400.0 => Ok(seconds),
         _ => Err("a number of seconds above 0, at most 86400".to_owned()),
     }
+}
+
+fn address(text: &str) -> Result<String, String> {
+    let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains(['/', ' ']));
+    match parts.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(1..)) => Ok(text.to_owned()),
+        _ => Err("an address is HOST:PORT, as in 127.0.0.1:7400".to_owned()),
+    }
+}
+
+/// A node as people write it, `3` or `n3`.
+fn node_id(text: &str) -> Result<NodeId, String> {
+    let digits = text.strip_prefix('n').unwrap_or(text);
+    let id: u64 = digits.parse().map_err(|_| "a node is its number, see `pontoon nodes`".to_owned())?;
+    NodeId::new(id).map_err(|error| error.to_string())
 }
 
 fn engine(text: &str) -> Result<EngineKind, String> {
@@ -172,9 +205,22 @@ mod tests {
             &["pontoon", "--timeout", "0", "status"],
             &["pontoon", "move", "start"],
             &["pontoon", "demo", "--engine", "paper"],
+            &["pontoon", "status", "--addr", "localhost"],
+            &["pontoon", "status", "--addr", "http://127.0.0.1:7400/"],
+            &["pontoon", "move", "start", "name", "--to", "0"],
+            &["pontoon", "decommission", "third"],
+            // Without a cluster to join there is nobody whose place it could take.
+            &["pontoon", "node", "--dir", "d", "--listen", "127.0.0.1:1", "--replace", "3"],
         ] {
             assert!(Cli::try_parse_from(words).is_err(), "{words:?}");
         }
         assert!(Cli::try_parse_from(["pontoon", "status", "--json", "--addr", "127.0.0.1:1"]).is_ok());
+        assert!(Cli::try_parse_from(["pontoon", "status", "--addr", "[::1]:7,localhost:8"]).is_ok());
+    }
+
+    #[test]
+    fn a_node_is_written_with_or_without_its_letter() {
+        assert_eq!(node_id("3"), node_id("n3"));
+        assert!(node_id("0").is_err() && node_id("n").is_err() && node_id("m3").is_err());
     }
 }

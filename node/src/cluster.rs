@@ -1,7 +1,7 @@
 //! What the leader of the meta group answers: predicates, moves, members. Runs on whichever node leads it; a call that
 //! finds the leadership gone ends with `UNAVAILABLE` and is taken elsewhere.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use pontoon_proto::{
@@ -21,6 +21,8 @@ use crate::{
 
 /// How long a predicate may take to be served after it was created.
 const CREATE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a node may take to show that it is there.
+const ANSWER: Duration = Duration::from_secs(2);
 const REPLICAS_DEFAULT: u32 = 3;
 const EVENTS_DEFAULT: usize = 100;
 
@@ -178,6 +180,50 @@ impl Shared {
         match self.meta_done(Body::CancelMove(cancel)).await?.body {
             Some(Answer::Move(mv)) => Ok(v1::MoveCancelReply { r#move: Some(mv) }),
             _ => Err(Status::internal("the meta group answered something else than a move")),
+        }
+    }
+
+    /// Removes a node for ever. Only one that does not answer: whoever answers still votes, and would go on voting
+    /// while its successors are made.
+    pub(crate) async fn decommission(
+        self: &Arc<Self>,
+        request: v1::DecommissionRequest,
+    ) -> Result<v1::DecommissionReply, Status> {
+        let node = NodeId::new(request.node).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let state = self.meta_state();
+        let members = state.members().filter_map(|node| NodeId::new(node.id).ok());
+        let answers = members.map(async |asked| {
+            let answer = self.at_within(ANSWER, asked, v1::ReportRequest {}).await;
+            answer.is_ok().then_some(asked)
+        });
+        let answering: BTreeSet<NodeId> = join_all(answers).await.into_iter().flatten().collect();
+        if answering.contains(&node) {
+            return Err(Status::failed_precondition(format!(
+                "{node} answers: move its replicas away with `pontoon move start`, stop it, and ask again"
+            )));
+        }
+        let nodes_of = |shard: &v1::Shard| -> Vec<NodeId> {
+            shard.voters.iter().filter_map(|&id| ReplicaId::new(id).ok()).map(ReplicaId::node).collect()
+        };
+        for shard in state.shards.values().filter(|shard| shard.state() != v1::ShardState::Dropping) {
+            let voters = nodes_of(shard);
+            let there = voters.iter().filter(|&voter| answering.contains(voter)).count();
+            if voters.contains(&node) && there * 2 <= voters.len() {
+                return Err(Status::failed_precondition(format!(
+                    "of the {} replicas of {} (group {}) only {there} answer, no majority: without {node} nobody could \
+                     replace its replica; start it or the other nodes that do not answer, or drop the predicate if they are lost",
+                    voters.len(),
+                    shard.predicate,
+                    shard.group
+                )));
+            }
+        }
+        let replicas = state.replicas_on(node.get()) as u64;
+        let removed = v1::NodeState::Removed.into();
+        let remove = v1::SetNodeState { node: node.get(), state: removed, force: true };
+        match self.meta_done(Body::SetNodeState(remove)).await?.body {
+            Some(Answer::Node(node)) => Ok(v1::DecommissionReply { node: Some(node), replicas }),
+            _ => Err(Status::internal("the meta group answered something else than a node")),
         }
     }
 

@@ -103,6 +103,11 @@ pub(crate) async fn run(context: &Context, args: DemoArgs) -> Result<Done, Failu
 async fn demo(context: &Context, args: DemoArgs) -> Result<Done, Failure> {
     let say = Say { json: context.json };
     let begun = std::time::Instant::now();
+    if let Some(file) = &args.data {
+        std::fs::File::open(file).map_err(|error| {
+            Failure::error(format!("{}: {error}; name an RDF file with --data", file.display()))
+        })?;
+    }
     let (dir, scratch) = work_dir(args.dir.as_deref())?;
     let mut cluster = Cluster::new(&dir, args.engine.engine, args.keep)?;
 

@@ -60,7 +60,8 @@ impl Shared {
         self.raft.group(GroupId::META).is_some() && self.machines.shards().meta().borrow().cluster.is_some()
     }
 
-    async fn listen(&self) -> Result<(), Status> {
+    /// Takes over the map of another node, until that ends or a replica of the meta group is here.
+    pub(crate) async fn listen(&self) -> Result<(), Status> {
         let node = self.meta_member().ok_or_else(|| Status::unavailable("no other node is known"))?;
         let address = self.map.address(node).ok_or_else(|| Status::unavailable("no address is known"))?;
         let request = v1::MetaMapRequest { node: self.own.get(), have_version: self.map.view().version() };

@@ -57,6 +57,18 @@ impl MapView {
         self.nodes.get(&node.get()).map(|&at| &self.map.nodes[at])
     }
 
+    /// Voters whose nodes were removed from the cluster: they wait for others in their place.
+    pub(crate) fn lost_voters(&self, shard: &v1::Shard) -> Vec<ReplicaId> {
+        let gone = |node: NodeId| self.node(node).is_some_and(|node| node.state() == v1::NodeState::Removed);
+        let voters = shard.voters.iter().filter_map(|&id| ReplicaId::new(id).ok());
+        voters.filter(|replica| gone(replica.node())).collect()
+    }
+
+    /// Whether fewer replicas than wanted are there or can come back.
+    pub(crate) fn under_replicated(&self, shard: &v1::Shard) -> bool {
+        shard.voters.len() - self.lost_voters(shard).len() < shard.replicas_wanted as usize
+    }
+
     /// Nodes that are not removed.
     pub(crate) fn present(&self) -> impl Iterator<Item = &v1::Node> {
         self.map.nodes.iter().filter(|node| node.state() != v1::NodeState::Removed)

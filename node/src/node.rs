@@ -55,6 +55,8 @@ const REACH_PATIENCE: Duration = Duration::from_secs(3);
 const JOIN_PATIENCE: Duration = Duration::from_secs(20);
 /// How long open calls may take to end at a shutdown.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a node whose address was refused listens to another's map.
+const LISTEN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(100);
 
 /// A whole node in this process.
@@ -221,7 +223,8 @@ impl Node {
     }
 
     /// Waits until this node has no business to go on, and says why with the next step: its log or its engine failed, or the
-    /// cluster knows a later disk of it. Pending for ever while all is well. The caller shuts the node down.
+    /// cluster knows a later disk of it or has removed it. Pending for ever while all is well. The caller shuts the node
+    /// down.
     ///
     /// # Cancel safety
     /// Safe.
@@ -229,6 +232,20 @@ impl Node {
         tokio::select! {
             reason = self.disk_failed() => reason,
             reason = self.shared.transport.copied() => reason,
+            reason = self.removed() => reason,
+        }
+    }
+
+    async fn removed(&self) -> String {
+        let own = self.shared.own;
+        let mut views = self.shared.map.subscribe();
+        let removed =
+            views.wait_for(|view| view.node(own).is_some_and(|node| node.state() == v1::NodeState::Removed));
+        match removed.await {
+            Ok(_) => format!(
+                "{own} was removed from the cluster, for ever: move this directory away and join as a new node"
+            ),
+            Err(_) => std::future::pending().await,
         }
     }
 
@@ -529,7 +546,10 @@ async fn announce(shared: Arc<Shared>) {
                 Ok(_) => return,
                 Err(status) if status.code() == Code::Unavailable => {}
                 Err(status) => {
-                    warn!(reason = status.message(), "the cluster did not take this node's address")
+                    warn!(reason = status.message(), "the cluster did not take this node's address");
+                    // The map of another says why, above all that this node was removed: a replica of the meta group
+                    // here may have been left behind.
+                    drop(timeout(LISTEN, shared.listen()).await);
                 }
             }
             sleep(Duration::from_secs(1)).await;

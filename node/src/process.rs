@@ -1,6 +1,6 @@
 //! What a process around a node needs: logs and the signals that end it.
 
-use std::io;
+use std::io::{self, IsTerminal};
 
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -18,7 +18,12 @@ pub enum LogFormat {
 /// it, `default` does. A second call changes nothing.
 pub fn init_logs(format: LogFormat, default: &str) {
     let filter = EnvFilter::try_from_env("PONTOON_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Whoever read stderr may be gone: a node serves on without words, it does not panic over them.
+    let builder = fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty()))
+        .log_internal_errors(false);
     // An embedder may have set its own subscriber: then that one stays.
     drop(match format {
         LogFormat::Text => builder.try_init(),

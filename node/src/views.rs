@@ -42,7 +42,8 @@ impl Shared {
             nodes: self.node_views().await,
             predicates: shards.clone().count() as u64,
             groups: view.map().shards.len() as u64,
-            under_replicated: view.map().shards.iter().filter(|shard| under_replicated(shard)).count() as u64,
+            under_replicated: view.map().shards.iter().filter(|shard| view.under_replicated(shard)).count()
+                as u64,
             moves_running: view.map().moves.len() as u64,
             uptime_ms: self.started.elapsed().as_millis() as u64,
             dead: dead.collect(),
@@ -108,7 +109,7 @@ impl Shared {
             v1::PredicateView {
                 shard: Some(shard.clone()),
                 leader_node: group.map_or(0, |group| group.leader_node),
-                under_replicated: under_replicated(shard),
+                under_replicated: view.under_replicated(shard),
                 bytes: group
                     .map_or(0, |group| group.replicas.iter().map(|replica| replica.bytes).max().unwrap_or(0)),
                 r#move: running.map_or(0, |mv| mv.id),
@@ -165,6 +166,17 @@ impl Shared {
         }
         let mut groups: Vec<_> =
             groups.into_values().map(|group| describe(group, &view, request.local)).collect();
+        for group in &mut groups {
+            let shard = group.shard.iter();
+            let silent = shard.flat_map(|shard| &shard.voters).filter_map(|&id| ReplicaId::new(id).ok());
+            let silent = silent.filter(|replica| unreachable.contains(&replica.node().get()));
+            group.problems.extend(silent.map(|replica| {
+                let node = replica.node();
+                format!(
+                    "replica {replica} does not answer; start {node}, or run `pontoon decommission {node}`"
+                )
+            }));
+        }
         if request.problem {
             groups.retain(|group| !group.problems.is_empty());
         }
@@ -181,6 +193,8 @@ impl Shared {
             let seen = self.at_within(REPORT_TIMEOUT, target.node(), status).await.ok();
             if let Some(replica) = seen.and_then(|seen| seen.replica) {
                 match replica.pull {
+                    // Before the manifest is here nobody knows more than the record does.
+                    Some(pull) if pull.bytes_total == 0 => {}
                     Some(pull) => (view.bytes_done, view.bytes_total) = (pull.bytes_done, pull.bytes_total),
                     None if replica.applied > 0 => view.bytes_done = view.bytes_total,
                     None => {}
@@ -271,6 +285,13 @@ fn describe(mut group: v1::GroupView, view: &crate::map::MapView, local: bool) -
     );
     group.leader_node = ReplicaId::new(named).map_or(0, |replica| replica.node().get());
     group.problems = problems(&group, shard.as_ref(), leader, local);
+    let lost = shard.as_ref().filter(|_| !local).map(|shard| view.lost_voters(shard)).unwrap_or_default();
+    group.problems.extend(lost.into_iter().map(|replica| {
+        format!(
+            "replica {replica} is lost, {} was removed; another takes its place as soon as a node without one is live",
+            replica.node()
+        )
+    }));
     group.shard = shard;
     group
 }

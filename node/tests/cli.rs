@@ -7,6 +7,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 struct Running {
@@ -41,6 +42,11 @@ fn node(dir: &Path) -> Running {
     Running { child, address: said["address"].as_str().unwrap().to_owned() }
 }
 
+fn signal(child: &Child, signal: Signal) {
+    let id = Pid::from_raw(child.id().cast_signed()).unwrap();
+    rustix::process::kill_process(id, signal).unwrap();
+}
+
 fn run(address: &str, words: &[&str]) -> (i32, Value, String) {
     let output = pontoon().args(["--json", "--addr", address]).args(words).output().unwrap();
     read(&output)
@@ -61,6 +67,17 @@ fn a_node_that_is_not_there_is_named_with_the_next_step() {
     let (code, _, stderr) = read(&pontoon().args(["fly"]).output().unwrap());
     assert_eq!(code, 2);
     assert!(stderr.contains("fly"), "{stderr}");
+    let (code, _, stderr) = run("localhost", &["status"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("localhost") && stderr.contains("HOST:PORT"), "{stderr}");
+    let (code, _, stderr) = read(
+        &pontoon()
+            .args(["node", "--dir", "x", "--listen", "127.0.0.1:7", "--replace", "3"])
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(code, 2);
+    assert!(stderr.contains("--join"), "{stderr}");
     let (code, _, stderr) =
         read(&pontoon().args(["node", "--dir", "x", "--listen", "0.0.0.0:7"]).output().unwrap());
     assert_eq!(code, 2);
@@ -122,4 +139,128 @@ fn data_is_written_read_compared_and_loaded() {
     assert_eq!(code, 2, "{stderr}");
     assert_eq!(run(at, &["predicate", "create", "made"]).0, 0);
     assert_eq!(run(at, &["predicate", "drop", "made"]).0, 0);
+}
+
+#[test]
+fn a_log_is_read_while_its_node_runs_after_it_ended_and_when_it_is_damaged() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("node");
+    let wal = |words: &[&str], dir: &Path| {
+        read(&pontoon().args(["--json", "wal"]).args(words).arg(dir).output().unwrap())
+    };
+    let node = node(&dir);
+    let needle = "a value that is written once and found again";
+    assert_eq!(run(&node.address, &["put", "name", "k", needle]).0, 0);
+    assert_eq!(run(&node.address, &["put", "name", "l", "another"]).0, 0);
+    let group = run(&node.address, &["predicates"]).1["predicates"][0]["group"].as_u64().unwrap();
+
+    let (code, json, stderr) = wal(&["stat"], &dir);
+    assert_eq!((code, &json["running"]), (0, &Value::from(true)), "{stderr}");
+    assert!(json["groups"].as_array().unwrap().iter().any(|held| held["group"] == group));
+    drop(node);
+
+    let (code, json, _) = wal(&["verify"], &dir);
+    assert_eq!(
+        (code, &json["running"], &json["damaged"]),
+        (0, &Value::from(false), &Value::Array(Vec::new()))
+    );
+    let (code, json, _) = wal(&["dump", "--group", &group.to_string()], &dir.join("wal"));
+    assert_eq!(code, 0);
+    assert!(json["entries"].as_array().unwrap().len() >= 2, "{json}");
+    let (code, _, stderr) = wal(&["dump", "--group", "99"], &dir);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("99") && stderr.contains("pontoon wal stat"), "{stderr}");
+    for nothing in
+        [scratch.path().join("nowhere"), scratch.path().to_owned(), dir.join("NODE"), dir.join("engine")]
+    {
+        let (code, _, stderr) = wal(&["stat"], &nothing);
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(nothing.to_str().unwrap()) && stderr.contains("holds no log"), "{stderr}");
+    }
+
+    let mut hits = 0;
+    for entry in fs::read_dir(dir.join("wal")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        let found: Vec<usize> = bytes
+            .windows(needle.len())
+            .enumerate()
+            .filter(|(_, at)| *at == needle.as_bytes())
+            .map(|(at, _)| at)
+            .collect();
+        found.iter().for_each(|&at| bytes[at] ^= 1);
+        hits += found.len();
+        fs::write(&path, bytes).unwrap();
+    }
+    assert!(hits > 0, "the value is in the log");
+    let (code, json, _) = wal(&["verify"], &dir);
+    assert_eq!(code, 1);
+    let damaged = json["damaged"].to_string();
+    assert!(damaged.contains(&format!("group {group}")) && damaged.contains(".wal"), "{damaged}");
+    let (code, json, _) = wal(&["stat"], &dir);
+    assert_eq!(code, 0);
+    assert!(json["damaged"][0].as_str().unwrap().contains(&format!("group {group}")), "{json}");
+}
+
+#[test]
+fn a_node_whose_log_nobody_reads_any_more_serves_on() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut child = pontoon()
+        .args(["node", "--json", "--listen", "127.0.0.1:0", "--end-with-parent", "--dir"])
+        .arg(scratch.path().join("node"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let said: Value = serde_json::from_str(&line).unwrap();
+    let mut node = Running { child, address: said["address"].as_str().unwrap().to_owned() };
+    assert_eq!(run(&node.address, &["put", "name", "k", "v"]).0, 0);
+    signal(&node.child, Signal::TERM);
+    assert_eq!(node.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_demo_that_is_interrupted_leaves_no_process_and_no_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut demo = pontoon()
+        .args(["demo", "--size", "small"])
+        .env("TMPDIR", scratch.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut addresses = Vec::new();
+    for line in BufReader::new(demo.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        addresses.extend(line.split_once("serves on ").map(|(_, address)| address.trim().to_owned()));
+        if addresses.len() == 3 {
+            break;
+        }
+    }
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    signal(&demo, Signal::INT);
+    assert_eq!(demo.wait().unwrap().code(), Some(1));
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0, "a temporary directory is left");
+    for address in addresses {
+        assert!(std::net::TcpStream::connect(&address).is_err(), "a node still listens on {address}");
+    }
+}
+
+#[test]
+fn a_demo_that_cannot_begin_says_why_before_anything_runs() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("file");
+    fs::write(&file, "x").unwrap();
+    let demo = |words: &[&str], code: i32, says: &str| {
+        let (found, json, stderr) = read(&pontoon().args(["--json", "demo"]).args(words).output().unwrap());
+        assert_eq!((found, &json["code"]), (code, &Value::from(code)), "{stderr}");
+        assert!(stderr.contains(says) && !stderr.contains("starting"), "{stderr}");
+    };
+    let (dir, file) = (scratch.path().to_str().unwrap(), file.to_str().unwrap());
+    demo(&["--dir", dir], 2, "is not empty");
+    demo(&["--dir", file], 1, "name another directory with --dir");
+    demo(&["--data", "/nowhere/films.rdf"], 1, "name an RDF file with --data");
 }

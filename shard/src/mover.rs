@@ -142,7 +142,12 @@ pub fn next(mv: &v1::Move, seen: &Observation) -> Decision {
     match phase {
         MovePhase::Done | MovePhase::Aborted => wait("the move has ended"),
         MovePhase::Aborting => abort::next(mv, &parts, seen),
-        _ if mv.cancel_requested && phase < MovePhase::Joint => Decision::Advance(MovePhase::Aborting),
+        // A target whose node was removed never comes: there is nothing to wait for.
+        _ if (mv.cancel_requested || (seen.target_removed && parts.target.is_some()))
+            && phase < MovePhase::Joint =>
+        {
+            Decision::Advance(MovePhase::Aborting)
+        }
         _ => path::next(phase, mv, &parts, seen),
     }
 }

@@ -43,9 +43,18 @@ fn holders(shard: &v1::Shard) -> BTreeSet<NodeId> {
     members.filter_map(|id| ReplicaId::new(*id).ok()).map(ReplicaId::node).collect()
 }
 
+/// Voters on nodes that were removed from the cluster.
+fn lost_voters(state: &MetaState, shard: &v1::Shard) -> Vec<u64> {
+    let gone =
+        |node: NodeId| state.nodes.get(&node.get()).is_none_or(|node| node.state() == v1::NodeState::Removed);
+    let voters = shard.voters.iter().copied();
+    voters.filter(|&id| ReplicaId::new(id).is_ok_and(|replica| gone(replica.node()))).collect()
+}
+
 /// Moves that bring groups nearer to the number of voters they want: the meta group first, then predicates by what
-/// they lack. A group gains voters only if there are live nodes to reach an odd number of them, so that it never
-/// rests on two. At most one move per group, and few enough that [`MAX_RUNNING_MOVES`] run.
+/// they lack. A voter on a node that was removed from the cluster is lost: it is replaced before anything is added, as
+/// soon as a live node has no replica yet. A group gains voters only if there are live nodes to reach an odd number of
+/// them, so that it never rests on two. At most one move per group, and few enough that [`MAX_RUNNING_MOVES`] run.
 ///
 /// The sessions are 0: the caller fills in fresh numbers.
 pub fn repairs(state: &MetaState) -> Vec<v1::StartMove> {
@@ -57,28 +66,38 @@ pub fn repairs(state: &MetaState) -> Vec<v1::StartMove> {
         .filter(|shard| shard.state() == v1::ShardState::Live && state.running_move(shard.group).is_none())
         .filter_map(|shard| {
             let held = holders(shard);
+            let lost = lost_voters(state, shard);
+            if let Some(&source) = lost.first() {
+                let voters = shard.voters.len() - lost.len();
+                return Some((shard.group != GroupId::META.0, voters, shard.group, source, held));
+            }
             // Nodes that could hold voters: those that do, and the live ones that do not.
             let voters = shard.voters.len();
             let able = voters + live.difference(&held).count();
             let goal = odd(shard.replicas_wanted as usize, able);
-            (goal > voters).then(|| (shard.group != GroupId::META.0, voters, shard.group, held))
+            (goal > voters).then(|| (shard.group != GroupId::META.0, voters, shard.group, 0, held))
         })
         .collect();
     lacking.sort();
     lacking.truncate(room);
     let mut load = state.load();
     let mut moves = Vec::new();
-    for (_, voters, group, held) in lacking {
+    for (_, voters, group, source, held) in lacking {
         let free = live.difference(&held);
         let Some(node) = free.min_by_key(|node| (load.get(&node.get()).copied().unwrap_or(0), **node)) else {
             continue;
         };
         *load.entry(node.get()).or_insert(0) += 1;
+        let (kind, reason) = match ReplicaId::new(source) {
+            Ok(lost) => (v1::MoveKind::Replace, format!("{} was removed from the cluster", lost.node())),
+            Err(_) => (v1::MoveKind::Add, format!("it has {voters} of the replicas that it should have")),
+        };
         moves.push(v1::StartMove {
             group,
-            kind: v1::MoveKind::Add.into(),
+            kind: kind.into(),
+            source,
             target_node: node.get(),
-            reason: format!("it has {voters} of the replicas that it should have"),
+            reason,
             ..Default::default()
         });
     }

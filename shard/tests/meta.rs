@@ -99,6 +99,8 @@ fn nodes_change_address_and_state() {
     assert_eq!(refusal(meta.ask(state(2, v1::NodeState::Removed, false))), MetaRefusal::NotEmpty);
     assert_eq!(node(meta.ask(state(2, v1::NodeState::Removed, true))).state(), v1::NodeState::Removed);
     assert_eq!(refusal(meta.ask(state(2, v1::NodeState::Live, false))), MetaRefusal::Invalid);
+    let removed = meta.ask(address(2, "127.0.0.1:9001")).unwrap_err();
+    assert!(removed.text.contains("n2 is removed for ever"), "{}", removed.text);
     // The address is free again.
     node(meta.ask(address(3, "127.0.0.1:9000")));
 }
@@ -315,6 +317,23 @@ fn new_predicates_go_where_there_is_least_and_odd_numbers_win() {
     meta.ask(Ask::SetNodeState(drain)).unwrap();
     assert_eq!(nodes(&meta, 3), [2, 3, 4]);
     assert_eq!(planner::target(&meta.state(), meta.state().shard("a").unwrap().group), None);
+}
+
+#[test]
+fn a_voter_on_a_removed_node_is_replaced_as_soon_as_there_is_room() {
+    let mut meta = Meta::with_nodes(3);
+    meta.shard("a", 3, &[1, 2, 3]);
+    meta.shard("b", 1, &[1]);
+    let group = meta.state().shard("a").unwrap().group;
+    let removed = v1::SetNodeState { node: 3, state: v1::NodeState::Removed.into(), force: true };
+    meta.ask(Ask::SetNodeState(removed)).unwrap();
+    assert!(planner::repairs(&meta.state()).is_empty(), "every live node holds a replica");
+    node(meta.ask(Ask::RegisterNode(register(4))));
+    let repairs = planner::repairs(&meta.state());
+    let repair = repairs.iter().find(|repair| repair.group == group).expect("the lost voter is replaced");
+    assert_eq!((repair.kind(), repair.source, repair.target_node), (MoveKind::Replace, replica(3, 3), 4));
+    assert!(repair.reason.contains("n3 was removed"), "{}", repair.reason);
+    meta.start(repair.clone()).unwrap();
 }
 
 #[test]

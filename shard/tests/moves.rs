@@ -473,3 +473,18 @@ fn what_waits_for_a_dead_node_names_it_and_the_next_step() {
     seen.source_removed = true;
     assert_eq!(mover::next(&world.mv(), &seen), Decision::Advance(MovePhase::Cleanup));
 }
+
+#[test]
+fn a_move_whose_target_was_removed_goes_back_by_itself() {
+    let mut world = World::new(&[1, 2, 3], MoveKind::Replace, 0, 4);
+    while world.mv().phase() != MovePhase::Joint {
+        let mut seen = world.observe();
+        (seen.target, seen.target_removed) = (None, true);
+        assert_eq!(mover::next(&world.mv(), &seen), Decision::Advance(MovePhase::Aborting));
+        world.turn(None);
+    }
+    // Past the point of no return there is nothing to go back to.
+    let mut seen = world.observe();
+    (seen.target, seen.target_removed) = (None, true);
+    assert!(matches!(mover::next(&world.mv(), &seen), Decision::Wait { .. }));
+}

@@ -110,6 +110,21 @@ impl Cluster {
         at
     }
 
+    /// Starts a new node in the place of one that is not running: at its address, with an empty directory. It has a new
+    /// id, under the same number. Returns the old directory.
+    pub async fn replace(&mut self, at: usize) -> PathBuf {
+        let join = self.running().next().expect("a node runs").address.clone();
+        let member = &mut self.members[at];
+        assert!(member.process.is_none(), "node {at} runs");
+        let (old, lost) = (member.id, member.dir.clone());
+        member.dir = lost.with_extension("again");
+        self.spawn(at, Some(join), &["--replace", &format!("n{old}")]);
+        let status = self.serving(at).await;
+        assert_ne!(status.node, old, "a node without its disk is another one");
+        self.members[at].id = status.node;
+        lost
+    }
+
     fn spawn(&mut self, at: usize, join: Option<String>, options: &[&str]) {
         let log = self.log(at);
         let member = &mut self.members[at];
@@ -156,6 +171,16 @@ impl Cluster {
     pub async fn kill(&mut self, at: usize) {
         self.members[at].process.as_mut().expect("the node runs").kill().await;
         self.members[at].process = None;
+    }
+
+    /// Stops a node's process where it stands; see [`Process::pause`].
+    pub fn pause(&self, at: usize) {
+        self.members[at].process.as_ref().expect("the node runs").pause();
+    }
+
+    /// Lets a paused node go on.
+    pub fn resume(&self, at: usize) {
+        self.members[at].process.as_ref().expect("the node runs").resume();
     }
 
     /// SIGTERM; returns how the process ended.

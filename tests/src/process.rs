@@ -2,11 +2,16 @@
 
 use std::{
     fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
 };
 
-use tokio::process::{Child, Command};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, ChildStdout, Command},
+    sync::watch,
+};
 
 use crate::cluster::within;
 
@@ -66,6 +71,17 @@ pub struct Process {
     name: String,
     log: PathBuf,
     child: Child,
+    /// What it printed to stdout.
+    lines: watch::Receiver<Vec<String>>,
+}
+
+/// Keeps what comes from stdout, in the log too.
+async fn listen(stdout: ChildStdout, mut log: File, lines: watch::Sender<Vec<String>>) {
+    let mut stdout = BufReader::new(stdout).lines();
+    while let Ok(Some(line)) = stdout.next_line().await {
+        drop(writeln!(log, "{line}"));
+        lines.send_modify(|lines| lines.push(line));
+    }
 }
 
 impl Process {
@@ -75,13 +91,43 @@ impl Process {
     /// If it cannot be started.
     pub fn start(program: Program, name: &str, log: &Path, arguments: &[String]) -> Process {
         let file = File::options().create(true).append(true).open(log).expect("a log can be written");
-        let child = program
+        let stderr = file.try_clone().expect("a file has two handles");
+        let mut child = program
             .command(arguments)
-            .stdout(file.try_clone().expect("a file has two handles"))
-            .stderr(file)
+            .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .expect("the binary starts");
-        Process { name: name.to_owned(), log: log.to_owned(), child }
+        let (sender, lines) = watch::channel(Vec::new());
+        tokio::spawn(listen(child.stdout.take().expect("stdout is a pipe"), file, sender));
+        Process { name: name.to_owned(), log: log.to_owned(), child, lines }
+    }
+
+    /// Waits until it has printed a line with `word`.
+    ///
+    /// # Panics
+    /// If it ends without.
+    pub async fn prints(&mut self, word: &str) -> String {
+        let wanted = |lines: &Vec<String>| lines.iter().any(|line| line.contains(word));
+        let printed = within(&format!("{} to print {word:?}", self.name), self.lines.wait_for(wanted)).await;
+        let found = printed.ok().and_then(|lines| lines.iter().find(|line| line.contains(word)).cloned());
+        found.unwrap_or_else(|| panic!("{} ended without printing {word:?}", self.name))
+    }
+
+    /// Stops the process where it stands, as a machine that hangs: sockets stay open, nobody answers.
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let id = self.child.id().expect("the process runs");
+        let id = rustix::process::Pid::from_raw(id.cast_signed()).expect("a process has an id");
+        rustix::process::kill_process(id, signal).expect("a child takes signals");
     }
 
     /// SIGKILL, and waits until the process is gone.
@@ -91,9 +137,7 @@ impl Process {
 
     /// SIGTERM, and waits for the end.
     pub async fn terminate(&mut self) -> ExitStatus {
-        let id = self.child.id().expect("the process runs");
-        let id = rustix::process::Pid::from_raw(id.cast_signed()).expect("a process has an id");
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("a child takes signals");
+        self.signal(rustix::process::Signal::TERM);
         self.ended().await
     }
 

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -43,20 +43,20 @@ impl Traffic {
         let mut traffic =
             Traffic { stop: stop.clone(), acknowledged, writers: JoinSet::new(), readers: JoinSet::new() };
         for name in 0..writers {
-            let floor = Arc::new(AtomicU64::new(0));
+            let (floor, least) = watch::channel(0);
             let writer = Writer {
                 client: client.clone(),
                 predicate: predicate.to_owned(),
                 name: format!("w{name}"),
                 stop: stop.clone(),
                 count: count.clone(),
-                floor: floor.clone(),
+                floor,
             };
             traffic.readers.spawn(read(
                 client.clone(),
                 predicate.to_owned(),
                 writer.counter(),
-                floor,
+                least,
                 stop.clone(),
             ));
             traffic.writers.spawn(writer.run());
@@ -100,7 +100,7 @@ struct Writer {
     name: String,
     stop: Arc<AtomicBool>,
     count: Arc<watch::Sender<u64>>,
-    floor: Arc<AtomicU64>,
+    floor: watch::Sender<u64>,
 }
 
 impl Writer {
@@ -116,7 +116,7 @@ impl Writer {
             self.round(round, &mut rows).await.map_err(|reason| {
                 format!("{} failed in round {round} of {}: {reason}", self.name, self.predicate)
             })?;
-            self.floor.store(round, Ordering::Release);
+            self.floor.send_replace(round);
             self.count.send_modify(|count| *count += 1);
         }
         Ok(rows)
@@ -155,16 +155,15 @@ async fn read(
     client: Client,
     predicate: String,
     counter: String,
-    floor: Arc<AtomicU64>,
+    mut floor: watch::Receiver<u64>,
     stop: Arc<AtomicBool>,
 ) -> Result<(), String> {
+    // Before the first round the predicate may not exist. A writer that ends without one leaves nothing to read.
+    if floor.wait_for(|&floor| floor > 0).await.is_err() {
+        return Ok(());
+    }
     while !stop.load(Ordering::Relaxed) {
-        let least = floor.load(Ordering::Acquire);
-        if least == 0 {
-            // The predicate may not exist yet.
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            continue;
-        }
+        let least = *floor.borrow();
         let row =
             client.get(&predicate, counter.clone()).await.map_err(|error| format!("a read: {error}"))?;
         let seen = row.and_then(|row| std::str::from_utf8(&row.value).ok()?.parse::<u64>().ok());

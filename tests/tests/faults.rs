@@ -214,12 +214,7 @@ async fn a_start_that_is_interrupted_leaves_nothing_that_stops_the_next_one() {
             (there == 1).then_some(())
         })
         .await;
-    let serves = async {
-        while !process.said().contains("serves on") {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    within("the joiner to serve", serves).await;
+    process.prints("serves on").await;
     let exit = process.terminate().await;
     assert!(exit.success(), "{exit}: {}", process.said());
 }

@@ -82,7 +82,7 @@ async fn a_cluster_that_was_killed_whole_comes_back_with_everything() {
     traffic.stop().await;
 }
 
-/// Whose process dies during a move.
+/// Whose process ends during a move.
 #[derive(Debug, Clone, Copy)]
 enum Role {
     Driver,
@@ -90,8 +90,16 @@ enum Role {
     Target,
 }
 
-/// Moves a predicate to and fro under traffic; in each move the process with the role is killed in another phase.
-async fn moves_with_kills(engine: &str, role: Role, phases: &[MovePhase]) {
+/// How it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Killed,
+    /// By SIGTERM: it must end well, whatever goes on.
+    Asked,
+}
+
+/// Moves a predicate to and fro under traffic; in each move the process with the role ends in the phase.
+async fn moves_with_ends(engine: &str, end: End, ends: &[(Role, MovePhase)]) {
     let mut cluster = Cluster::start(PROGRAM, engine, 4).await;
     let client = cluster.client().await;
     let mut expected = fill(&client, "name", FILL_ROWS, FILL_VALUE_BYTES).await;
@@ -99,7 +107,7 @@ async fn moves_with_kills(engine: &str, role: Role, phases: &[MovePhase]) {
     let mut bystander = Traffic::start(&client, "genre", 1);
     cluster.voters("genre", 3).await;
 
-    for (at, &phase) in phases.iter().enumerate() {
+    for (at, &(role, phase)) in ends.iter().enumerate() {
         let holders = cluster.voters("name", 3).await;
         let target = (0..4).find(|node| !holders.contains(node)).expect("one of four holds no replica");
         let leader = cluster.leader("name").await;
@@ -115,8 +123,14 @@ async fn moves_with_kills(engine: &str, role: Role, phases: &[MovePhase]) {
             Role::Source => source,
             Role::Target => target,
         };
-        cluster.kill(victim).await;
-        println!("move {id} from {source} to {target}: {role:?} {victim} killed in {seen:?}");
+        match end {
+            End::Killed => cluster.kill(victim).await,
+            End::Asked => {
+                let exit = cluster.terminate(victim).await;
+                assert!(exit.success(), "{role:?} {victim} ended with {exit} in {seen:?}");
+            }
+        }
+        println!("move {id} from {source} to {target}: {role:?} {victim} {end:?} in {seen:?}");
         // In turn with the survivors at work for a while, and at once.
         if at % 2 == 0 {
             traffic.acknowledged(20).await;
@@ -138,23 +152,35 @@ async fn moves_with_kills(engine: &str, role: Role, phases: &[MovePhase]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_survives_the_death_of_its_driver() {
     let phases = [MovePhase::Reserved, MovePhase::Snapshot, MovePhase::Joint, MovePhase::RemoveOld];
-    moves_with_kills("fjall", Role::Driver, &phases).await;
+    moves_with_ends("fjall", End::Killed, &phases.map(|phase| (Role::Driver, phase))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_survives_the_death_of_its_source() {
     let phases = [MovePhase::Snapshot, MovePhase::CatchUp, MovePhase::Joint, MovePhase::Fence];
-    moves_with_kills("fjall", Role::Source, &phases).await;
+    moves_with_ends("fjall", End::Killed, &phases.map(|phase| (Role::Source, phase))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_survives_the_death_of_its_target() {
     let phases = [MovePhase::Learner, MovePhase::Snapshot, MovePhase::PreSwitch, MovePhase::Joint];
-    moves_with_kills("fjall", Role::Target, &phases).await;
+    moves_with_ends("fjall", End::Killed, &phases.map(|phase| (Role::Target, phase))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_on_sled_survives_the_death_of_its_source_and_its_target() {
-    moves_with_kills("sled", Role::Source, &[MovePhase::Snapshot]).await;
-    moves_with_kills("sled", Role::Target, &[MovePhase::Snapshot]).await;
+    let ends = [(Role::Source, MovePhase::Snapshot), (Role::Target, MovePhase::Snapshot)];
+    moves_with_ends("sled", End::Killed, &ends).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_asked_to_end_during_a_move_ends_well_and_so_does_the_move() {
+    let ends = [
+        (Role::Driver, MovePhase::Snapshot),
+        (Role::Source, MovePhase::Snapshot),
+        (Role::Target, MovePhase::Snapshot),
+        (Role::Driver, MovePhase::Joint),
+        (Role::Source, MovePhase::Joint),
+    ];
+    moves_with_ends("fjall", End::Asked, &ends).await;
 }

@@ -1,7 +1,7 @@
 //! `pontoon status`, `nodes`, `predicates`, `predicate`, `groups`, `events`.
 
 use clap::{Args, Subcommand};
-use pontoon_proto::{ReplicaId, v1};
+use pontoon_proto::{NodeId, ReplicaId, v1};
 use serde_json::{Value, json};
 
 use super::{
@@ -161,6 +161,19 @@ pub(super) async fn predicate(context: &Context, command: PredicateCommand) -> R
             Ok(Done::new(format!("{name} is dropped"), json!({ "predicate": name, "dropped": true })))
         }
     }
+}
+
+pub(super) async fn decommission(context: &Context, node: NodeId) -> Result<Done, Failure> {
+    let request = v1::DecommissionRequest { node: node.get(), hops: 0 };
+    let replicas = context.client().await?.decommission(request).await?.replicas;
+    let text = match replicas {
+        0 => format!("{node} is removed; it held nothing"),
+        _ => format!(
+            "{node} is removed; its {replicas} replicas are made anew where there is room; `pontoon groups --problem` shows \
+             what is left to do"
+        ),
+    };
+    Ok(Done::new(text, json!({ "node": node.get(), "removed": true, "replicas": replicas })))
 }
 
 pub(super) async fn groups(context: &Context, args: GroupsArgs) -> Result<Done, Failure> {

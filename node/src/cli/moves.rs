@@ -4,18 +4,22 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use pontoon_node::client::{Client, ClientError};
-use pontoon_proto::v1;
+use pontoon_proto::{NodeId, v1};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Context, Done, Failure,
     cluster::{duration, name_of, node_of, place},
+    node_id,
     output::{bytes, print_line, table},
 };
 
 /// Between two attempts to follow a move whose node has gone away.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// How long the first word about a move may take.
+const FIRST_WORD: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MoveCommand {
@@ -23,11 +27,11 @@ pub(super) enum MoveCommand {
     Start {
         predicate: String,
         /// The node that gives its replica up.
-        #[arg(long, value_name = "NODE")]
-        from: Option<u64>,
+        #[arg(long, value_name = "NODE", value_parser = node_id)]
+        from: Option<NodeId>,
         /// The node that takes it.
-        #[arg(long, value_name = "NODE")]
-        to: Option<u64>,
+        #[arg(long, value_name = "NODE", value_parser = node_id)]
+        to: Option<NodeId>,
         /// Only say what would be done.
         #[arg(long)]
         dry_run: bool,
@@ -44,7 +48,7 @@ pub(super) enum MoveCommand {
     /// Follow a move until it has ended.
     Watch {
         id: u64,
-        /// Give up after so many seconds (exit code 4).
+        /// Give up after so many seconds: exit code 4 if the move goes on, 3 if it waits for somebody's hand.
         #[arg(long, value_name = "SECONDS")]
         for_seconds: Option<u64>,
     },
@@ -68,8 +72,8 @@ pub(super) async fn run(context: &Context, command: MoveCommand) -> Result<Done,
             let request = v1::MoveStartRequest {
                 predicate,
                 kind: kind.into(),
-                from_node: from.unwrap_or(0),
-                to_node: to.unwrap_or(0),
+                from_node: from.map_or(0, NodeId::get),
+                to_node: to.map_or(0, NodeId::get),
                 dry_run,
                 hops: 0,
                 reason: "asked for by an operator".to_owned(),
@@ -100,13 +104,15 @@ pub(super) async fn run(context: &Context, command: MoveCommand) -> Result<Done,
         }
         MoveCommand::Cancel { id } => {
             let reply = client.move_cancel(v1::MoveCancelRequest { id, hops: 0 }).await?;
-            let phase = reply.r#move.map(|moved| phase_of(&moved)).unwrap_or_default();
-            Ok(Done::new(
-                format!(
+            let moved = reply.r#move.unwrap_or_default();
+            let phase = phase_of(&moved);
+            let text = match moved.phase() {
+                v1::MovePhase::Aborted => format!("move {id} has gone back already"),
+                _ => format!(
                     "move {id} is asked to go back, from phase {phase}; `pontoon move watch {id}` follows it"
                 ),
-                json!({ "id": id, "phase": phase, "cancel_requested": true }),
-            ))
+            };
+            Ok(Done::new(text, json!({ "id": id, "phase": phase, "cancel_requested": true })))
         }
     }
 }
@@ -156,27 +162,26 @@ fn started(dry_run: bool, reply: &v1::MoveStartReply) -> Done {
 async fn watch(context: &Context, client: &Client, id: u64, until: Option<Instant>) -> Result<Done, Failure> {
     let far = Instant::now() + Duration::from_secs(365 * 86_400);
     let until = until.unwrap_or(far);
+    let first = Instant::now() + FIRST_WORD;
     let mut last: Option<v1::MoveView> = None;
     loop {
         let mut views = match client.move_watch(id).await {
             Ok(views) => views,
             // The cluster as a whole may be away for a moment; a move that does not exist never comes.
-            Err(ClientError::NobodyAnswers { .. }) if last.is_some() && Instant::now() < until => {
+            Err(ClientError::NobodyAnswers { .. } | ClientError::NoMetaLeader { .. })
+                if last.is_some() && Instant::now() < until =>
+            {
                 sleep(PAUSE).await;
                 continue;
             }
             Err(error) => return Err(error.into()),
         };
         loop {
-            let view = match timeout_at(until, views.message()).await {
+            // However short the wait, it ends with what is known of the move.
+            let patience = if last.is_some() { until } else { until.max(first) };
+            let view = match timeout_at(patience, views.message()).await {
                 Err(_) => {
-                    let phase =
-                        last.as_ref().and_then(|view| view.r#move.as_ref()).map(phase_of).unwrap_or_default();
-                    let blocked =
-                        last.and_then(|view| view.r#move).map(|moved| moved.blocked).unwrap_or_default();
-                    let code = if blocked.is_empty() { Failure::WAIT_ENDED } else { Failure::STUCK };
-                    let text = format!("move {id} is in phase {phase}, and the wait has ended; {blocked}");
-                    return Err(Failure::new(code, text));
+                    return Err(wait_ended(id, &last.and_then(|view| view.r#move).unwrap_or_default()));
                 }
                 Ok(Ok(Some(view))) => view,
                 Ok(Ok(None) | Err(_)) => break,
@@ -191,13 +196,24 @@ async fn watch(context: &Context, client: &Client, id: u64, until: Option<Instan
             match moved.phase() {
                 v1::MovePhase::Done => return Ok(Done::new("", view_json(&view))),
                 v1::MovePhase::Aborted => {
-                    let text = format!("move {id} has gone back: {}", moved.reason);
+                    let text = format!("move {id} has gone back; {} is served where it was", moved.predicate);
                     return Ok(Done { text, json: view_json(&view), code: Failure::ERROR });
                 }
                 _ => last = Some(view),
             }
         }
         sleep(PAUSE).await;
+    }
+}
+
+fn wait_ended(id: u64, moved: &v1::Move) -> Failure {
+    let phase = phase_of(moved);
+    match moved.blocked.as_str() {
+        "" => Failure::new(
+            Failure::WAIT_ENDED,
+            format!("the wait has ended; move {id} is in phase {phase} and goes on: watch it again"),
+        ),
+        blocked => Failure::new(Failure::STUCK, format!("move {id} is stuck in phase {phase}: {blocked}")),
     }
 }
 

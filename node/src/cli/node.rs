@@ -7,7 +7,7 @@ use pontoon_node::{LogFormat, Node, NodeConfig, init_logs, shutdown_signal};
 use pontoon_proto::NodeId;
 use serde_json::json;
 
-use super::{Context, DirArgs, Done, EngineArgs, Failure, print_line};
+use super::{Context, DirArgs, Done, EngineArgs, Failure, node_id, print_line};
 
 #[derive(Debug, Args)]
 pub(super) struct NodeArgs {
@@ -24,8 +24,8 @@ pub(super) struct NodeArgs {
     /// Where the log lies, if not in the data directory.
     #[arg(long)]
     wal_dir: Option<PathBuf>,
-    /// The id of the node that this one takes the place of.
-    #[arg(long, value_parser = node_id)]
+    /// The node that is lost and whose place this one takes: it is removed for ever, its replicas are made anew.
+    #[arg(long, value_name = "NODE", value_parser = node_id, requires = "join")]
     replace: Option<NodeId>,
     /// For placement, as in zone=a. May be repeated.
     #[arg(long, value_parser = label)]
@@ -83,11 +83,6 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
         format!("node {id} ended by {signal}"),
         json!({ "node": id, "address": address, "ended_by": signal }),
     ))
-}
-
-fn node_id(text: &str) -> Result<NodeId, String> {
-    let id: u64 = text.parse().map_err(|_| "a node's id is a number, see `pontoon nodes`".to_owned())?;
-    NodeId::new(id).map_err(|error| error.to_string())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -1,6 +1,8 @@
-//! `pontoon wal stat|dump|verify`: the log of a node that is not running.
+//! `pontoon wal stat|dump|verify`: the log of a node on this machine. Nothing is written, so the node may run; what is
+//! read then is the log of a moment, and a segment that is recycled meanwhile can look damaged.
 
 use std::{
+    fs::{File, TryLockError},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -40,18 +42,43 @@ pub(super) enum WalCommand {
 }
 
 pub(super) fn run(command: WalCommand) -> Result<Done, Failure> {
-    match command {
-        WalCommand::Stat { dir } => Ok(stat(&open(&dir)?)),
-        WalCommand::Dump { dir, group, limit } => dump(&open(&dir)?, GroupId(group), limit),
-        WalCommand::Verify { dir } => verify(&open(&dir)?),
+    let (WalCommand::Stat { dir } | WalCommand::Dump { dir, .. } | WalCommand::Verify { dir }) = &command;
+    let inside = dir.join("wal");
+    let dir = if inside.is_dir() { &inside } else { dir };
+    let running = is_open(dir);
+    let reader = open(dir)?;
+    let mut done = match command {
+        WalCommand::Stat { .. } => stat(&reader),
+        WalCommand::Dump { group, limit, .. } => dump(&reader, GroupId(group), limit)?,
+        WalCommand::Verify { .. } => verify(&reader),
+    };
+    done.json["running"] = json!(running);
+    if running {
+        done.text.push_str("\na node has this log open; stop it before you believe in damage");
     }
+    Ok(done)
+}
+
+/// Whether a node has the log open. The lock is tried and given back at once.
+fn is_open(dir: &Path) -> bool {
+    let lock = File::open(dir.join("LOCK"));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 fn open(dir: &Path) -> Result<WalReader, Failure> {
-    let inside = dir.join("wal");
-    let dir = if inside.is_dir() { &inside } else { dir };
-    WalReader::open(Arc::new(RealFs), dir)
-        .map_err(|error| Failure::error(format!("{}: {error}", dir.display())))
+    WalReader::open(Arc::new(RealFs), dir).map_err(|error| match error {
+        pontoon_wal::Error::Foreign { .. } => Failure::new(
+            Failure::REFUSED,
+            format!("{} holds no log; name a node's --dir, or its --wal-dir", dir.display()),
+        ),
+        error => Failure::error(error.to_string()),
+    })
+}
+
+/// What the log lost, by group.
+fn lost(reader: &WalReader) -> Vec<String> {
+    let damaged = reader.report().damaged_groups.iter();
+    damaged.map(|(group, damage)| format!("group {}: {damage}", group.0)).collect()
 }
 
 fn stat(reader: &WalReader) -> Done {
@@ -59,25 +86,35 @@ fn stat(reader: &WalReader) -> Done {
     let mut json = Vec::new();
     for id in reader.groups() {
         let Some(view) = reader.group(id) else { continue };
-        rows.push(vec![id.0.to_string(), view.first_index.to_string(), view.last_index.to_string()]);
-        json.push(json!({ "group": id.0, "first_index": view.first_index, "last_index": view.last_index }));
+        let entries = view.last_index + 1 - view.first_index;
+        let numbers = [id.0, view.first_index, view.last_index, entries];
+        rows.push(numbers.iter().map(u64::to_string).collect());
+        json.push(json!({
+            "group": id.0,
+            "first_index": view.first_index,
+            "last_index": view.last_index,
+            "entries": entries,
+        }));
     }
     let report = reader.report();
-    let text = format!(
+    let mut text = format!(
         "store {}: {} segments, {} groups, {} frames, {} records\n\n{}",
         reader.store_id(),
         report.segments,
         rows.len(),
         report.frames,
         report.records,
-        table(&["group", "first", "last"], &rows)
+        table(&["group", "first", "last", "entries"], &rows)
     );
+    let lost = lost(reader);
+    lost.iter().for_each(|lost| text.push_str(&format!("\ndamaged: {lost}")));
     let json = json!({
         "store": reader.store_id().to_string(),
         "segments": report.segments,
         "frames": report.frames,
         "records": report.records,
         "groups": json,
+        "damaged": lost,
     });
     Done::new(text, json)
 }
@@ -104,7 +141,7 @@ fn dump(reader: &WalReader, group: GroupId, limit: u64) -> Result<Done, Failure>
     Ok(Done::new(table(&["index", "term", "bytes"], &rows), json!({ "group": group.0, "entries": json })))
 }
 
-fn verify(reader: &WalReader) -> Result<Done, Failure> {
+fn verify(reader: &WalReader) -> Done {
     let report = reader.report();
     let mut damage: Vec<String> = report
         .damaged
@@ -126,7 +163,7 @@ fn verify(reader: &WalReader) -> Result<Done, Failure> {
                 }
                 Ok(()) => break,
                 Err(error) => {
-                    damage.push(format!("group {}: {error}", id.0));
+                    damage.push(error.to_string());
                     break;
                 }
             }
@@ -139,7 +176,17 @@ fn verify(reader: &WalReader) -> Result<Done, Failure> {
     let mut lines = vec![format!("{} frames and {records} entries read", report.frames)];
     lines.extend(torn.clone());
     lines.extend(damage.iter().map(|hit| format!("damaged: {hit}")));
+    let lost = lost(reader);
+    match (damage.is_empty(), lost.is_empty()) {
+        (true, _) => {}
+        (false, true) => lines.push("no group needs what was lost".to_owned()),
+        (false, false) => lines.push(
+            "these groups' replicas here stay stopped when the node runs, the others serve: replace each with `pontoon \
+             move start`"
+                .to_owned(),
+        ),
+    }
     let code = if damage.is_empty() { 0 } else { Failure::ERROR };
     let json = json!({ "frames": report.frames, "entries": records, "torn": torn, "damaged": damage });
-    Ok(Done { text: lines.join("\n"), json, code })
+    Done { text: lines.join("\n"), json, code }
 }

@@ -19,7 +19,8 @@ macro_rules! calls {
             $(#[$doc])*
             ///
             /// # Errors
-            /// [`ClientError::Refused`] with the cluster's reason, [`ClientError::NobodyAnswers`].
+            /// [`ClientError::Refused`] with the cluster's reason, [`ClientError::NobodyAnswers`],
+            /// [`ClientError::NoMetaLeader`].
             pub async fn $method(&self, request: v1::$request) -> Result<v1::$reply, ClientError> {
                 self.ask_any(async |mut admin| admin.$method(request.clone()).await).await
             }
@@ -46,6 +47,8 @@ calls! {
     move_list(MoveListRequest) -> MoveListReply;
     /// Asks a move to go back; possible until its joint configuration is committed.
     move_cancel(MoveCancelRequest) -> MoveCancelReply;
+    /// Removes a node that does not answer, for ever. Its replicas are made anew on other nodes.
+    decommission(DecommissionRequest) -> DecommissionReply;
     /// What happened.
     events(EventsRequest) -> EventsReply;
 }
@@ -84,7 +87,12 @@ impl Client {
                 return Err(ClientError::of(&status));
             }
             if Instant::now() + PAUSE >= until {
-                return Err(ClientError::NobodyAnswers { address, reason: words(&status) });
+                let reason = words(&status);
+                // A connection that was never made has a source; the word of a node that answered has none.
+                return Err(match std::error::Error::source(&status).is_some() {
+                    true => ClientError::NobodyAnswers { address, reason },
+                    false => ClientError::NoMetaLeader { address, reason },
+                });
             }
             sleep(PAUSE).await;
         }

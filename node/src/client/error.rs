@@ -16,6 +16,16 @@ pub enum ClientError {
         /// What was heard last.
         reason: String,
     },
+    /// A node answers, but nobody in the cluster can decide.
+    #[error(
+        "{address} answers but cannot ask the meta group ({reason}); `pontoon status` shows which nodes are missing, start them"
+    )]
+    NoMetaLeader {
+        /// Who was asked.
+        address: String,
+        /// What was heard last.
+        reason: String,
+    },
     /// The address is not one.
     #[error("{address} is not HOST:PORT: {reason}")]
     Address {

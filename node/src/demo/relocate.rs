@@ -187,7 +187,7 @@ impl Follow<'_> {
         while Instant::now() < until {
             let mut views = match self.client.move_watch(self.id).await {
                 Ok(views) => views,
-                Err(ClientError::NobodyAnswers { .. }) => continue,
+                Err(ClientError::NobodyAnswers { .. } | ClientError::NoMetaLeader { .. }) => continue,
                 Err(error) => return Err(error.into()),
             };
             while let Ok(message) = timeout_at(until, views.message()).await {

@@ -103,6 +103,13 @@ impl Admin for AdminService {
         self.meta(request).await
     }
 
+    async fn decommission(
+        &self,
+        request: Request<v1::DecommissionRequest>,
+    ) -> Result<Response<v1::DecommissionReply>, Status> {
+        self.meta(request).await
+    }
+
     async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<v1::EventsReply>, Status> {
         self.meta(request).await
     }

@@ -211,6 +211,10 @@ impl Step<'_> {
 
     fn set_node_address(&mut self, ask: v1::SetNodeAddress) -> Outcome {
         let mut node = self.node(ask.node)?;
+        if node.state() == v1::NodeState::Removed {
+            let text = format!("n{} is removed for ever: let the machine join as a new node", node.id);
+            return Err(refuse(MetaRefusal::Invalid, text));
+        }
         if let Some(holder) =
             self.state.members().find(|other| other.address == ask.address && other.id != ask.node)
         {
@@ -242,7 +246,7 @@ impl Step<'_> {
         let replicas = self.state.replicas_on(node.id);
         if wanted == v1::NodeState::Removed && replicas > 0 && !ask.force {
             let text =
-                format!("n{0} still holds {replicas} replicas: run `pontoon drain n{0}` first", node.id);
+                format!("n{} still holds {replicas} replicas: move them with `pontoon move start`", node.id);
             return Err(refuse(MetaRefusal::NotEmpty, text));
         }
         node.set_state(wanted);

@@ -177,7 +177,11 @@ impl Step<'_> {
         if mv.phase() >= MovePhase::Joint {
             let text = match mv.phase() {
                 MovePhase::Done => format!("move {} is done: start one back instead", mv.id),
-                phase => format!("move {} has reached {phase:?} and goes on to its end", mv.id),
+                _ => format!(
+                    "move {0} has changed the members already and goes on to its end: follow it with `pontoon move \
+                     watch {0}`, then start one back",
+                    mv.id
+                ),
             };
             return Err(refuse(MetaRefusal::TooLate, text));
         }

@@ -1,0 +1,239 @@
+//! What an operator does to a cluster from a terminal, and what the terminal says: words and exit codes.
+
+use pontoon_proto::v1::{self, MovePhase};
+use pontoon_tests::{
+    cluster::{Cluster, admin_at, until, within},
+    process::Program,
+    traffic::{Traffic, fill, verify},
+};
+
+const PROGRAM: Program =
+    Program { exe: env!("CARGO_BIN_EXE_pontoon-under-test"), scratch: env!("CARGO_TARGET_TMPDIR") };
+
+/// Enough for a snapshot of several chunks.
+const FILL_ROWS: usize = 20_000;
+const FILL_VALUE_BYTES: usize = 300;
+
+/// Runs a command against a node and checks its exit code and that it says all of `words`.
+async fn says(cluster: &Cluster, at: usize, command: &[&str], code: i32, words: &[&str]) -> String {
+    let arguments = [&["--addr", cluster.address(at)], command].concat();
+    let (exit, said) = PROGRAM.run(&arguments).await;
+    assert_eq!(exit.code(), Some(code), "{command:?}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{command:?} does not say {word:?}: {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+/// Which of four nodes holds no replica, and one that holds one but does not lead.
+async fn target_and_follower(cluster: &Cluster, predicate: &str) -> (usize, usize) {
+    let holders = cluster.voters(predicate, 3).await;
+    let target = (0..4).find(|node| !holders.contains(node)).expect("one of four holds no replica");
+    let leader = cluster.leader(predicate).await;
+    let follower = holders.into_iter().find(|&node| node != leader).expect("three hold a replica");
+    (target, follower)
+}
+
+/// Starts a move and stops `node` where it stands when the target is a learner. Tried again if the move was faster.
+async fn move_held_up(cluster: &Cluster, of: impl Fn(usize, usize) -> usize) -> (u64, usize, usize) {
+    loop {
+        let (target, source) = target_and_follower(cluster, "name").await;
+        let id = cluster.start_move("name", source, target).await;
+        cluster.phase(id, MovePhase::Learner).await;
+        cluster.pause(of(source, target));
+        let client = cluster.client().await;
+        let moves =
+            client.move_list(v1::MoveListRequest { all: true, hops: 0 }).await.expect("it answers").moves;
+        let mv = moves.into_iter().filter_map(|view| view.r#move).find(|mv| mv.id == id);
+        if mv.is_some_and(|mv| mv.phase() < MovePhase::Joint) {
+            return (id, source, target);
+        }
+        cluster.resume(of(source, target));
+        assert_eq!(cluster.moved(id).await.phase(), MovePhase::Done);
+    }
+}
+
+/// The groups of which a node holds a replica.
+async fn groups_at(cluster: &Cluster, at: usize) -> Vec<u64> {
+    let mut admin = admin_at(cluster.address(at)).await.expect("the node listens");
+    let request = v1::GroupsRequest { local: true, ..Default::default() };
+    let groups = within("a node to tell its groups", admin.groups(request)).await.expect("it answers");
+    groups.into_inner().groups.into_iter().map(|group| group.group).collect()
+}
+
+/// A move's record says what it waits for in a phase.
+async fn blocked(cluster: &Cluster, id: u64, phase: MovePhase) {
+    let waits = |mv: &v1::Move| mv.id == id && mv.phase() == phase && !mv.blocked.is_empty();
+    let what = "the move to say what it waits for";
+    cluster.map_until(what, |map| map.moves.iter().any(waits).then_some(())).await;
+}
+
+/// Waits until no group has a problem, as `pontoon groups --problem` tells it.
+async fn no_problem(cluster: &Cluster) {
+    let client = cluster.client().await;
+    until("no group to have a problem", async || {
+        let request = v1::GroupsRequest { problem: true, ..Default::default() };
+        let reply = client.groups(request).await.ok()?;
+        (reply.groups.is_empty() && reply.unreachable.is_empty()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_move_loses_nothing_and_leaves_nothing_behind() {
+    let cluster = Cluster::start(PROGRAM, "fjall", 4).await;
+    let client = cluster.client().await;
+    let mut expected = fill(&client, "name", FILL_ROWS, FILL_VALUE_BYTES).await;
+    let mut traffic = Traffic::start(&client, "name", 2);
+    traffic.acknowledged(20).await;
+
+    // The target hangs while it receives; the move is taken back without it.
+    let (id, source, target) = move_held_up(&cluster, |_, target| target).await;
+    let other = source;
+    let number = id.to_string();
+    says(&cluster, other, &["move", "cancel", &number], 0, &["asked to go back", "pontoon move watch"]).await;
+    traffic.acknowledged(20).await;
+    blocked(&cluster, id, MovePhase::Aborting).await;
+    let words = ["stuck in phase aborting", "does not answer", "pontoon decommission"];
+    says(&cluster, other, &["move", "watch", &number, "--for-seconds", "0"], 3, &words).await;
+    cluster.resume(target);
+    assert_eq!(cluster.moved(id).await.phase(), MovePhase::Aborted);
+    says(&cluster, other, &["move", "watch", &number], 1, &["has gone back"]).await;
+    says(&cluster, other, &["move", "cancel", &number], 0, &["has gone back already"]).await;
+    traffic.acknowledged(20).await;
+
+    // No trace of the target: not in the group's configuration, not on its node.
+    let holders = cluster.voters("name", 3).await;
+    assert!(holders.contains(&source) && !holders.contains(&target), "{holders:?}");
+    let (group, learners) = cluster
+        .map_until("name to be in the map", |map| {
+            let shard = map.shards.iter().find(|shard| shard.predicate == "name")?;
+            Some((shard.group, shard.learners.clone()))
+        })
+        .await;
+    assert!(learners.is_empty(), "{learners:?}");
+    assert!(!groups_at(&cluster, target).await.contains(&group), "a ghost");
+    no_problem(&cluster).await;
+
+    // And nothing that stands in the way of the next one.
+    let id = cluster.start_move("name", source, target).await;
+    assert_eq!(cluster.moved(id).await.phase(), MovePhase::Done);
+    traffic.acknowledged(20).await;
+    expected.extend(traffic.stop().await);
+    verify(&client, "name", &expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_has_changed_the_members_is_not_cancelled_and_says_what_it_waits_for() {
+    let cluster = Cluster::start(PROGRAM, "fjall", 4).await;
+    let client = cluster.client().await;
+    let mut expected = fill(&client, "name", FILL_ROWS, FILL_VALUE_BYTES).await;
+    let mut traffic = Traffic::start(&client, "name", 2);
+    traffic.acknowledged(20).await;
+
+    // The source hangs; the group leaves it behind, but it must be fenced.
+    let (id, source, target) = move_held_up(&cluster, |source, _| source).await;
+    let (other, number) = (target, id.to_string());
+    cluster.phase(id, MovePhase::Fence).await;
+    let words = ["the wait has ended", "fence", "watch it again"];
+    says(&cluster, other, &["move", "watch", &number, "--for-seconds", "0"], 4, &words).await;
+    says(&cluster, other, &["move", "cancel", &number], 2, &["goes on to its end", "pontoon move watch"])
+        .await;
+    blocked(&cluster, id, MovePhase::Fence).await;
+    let words = ["stuck in phase fence", "does not answer", "pontoon decommission"];
+    says(&cluster, other, &["move", "watch", &number, "--for-seconds", "0"], 3, &words).await;
+    traffic.acknowledged(20).await;
+    cluster.resume(source);
+    assert_eq!(cluster.moved(id).await.phase(), MovePhase::Done);
+    says(&cluster, other, &["move", "watch", &number], 0, &["done"]).await;
+    says(&cluster, other, &["move", "cancel", &number], 2, &["is done", "start one back"]).await;
+    says(&cluster, other, &["move", "cancel", "99"], 2, &["99", "pontoon move list"]).await;
+    expected.extend(traffic.stop().await);
+    verify(&client, "name", &expected).await;
+    no_problem(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_disk_is_replaced_with_all_that_it_held() {
+    let mut cluster = Cluster::start(PROGRAM, "fjall", 3).await;
+    let client = cluster.client().await;
+    let mut expected = fill(&client, "name", 2_000, FILL_VALUE_BYTES).await;
+    let mut traffic = Traffic::start(&client, "name", 2);
+    cluster.voters("name", 3).await;
+    traffic.acknowledged(20).await;
+
+    let lost = cluster.id(2);
+    cluster.kill(2).await;
+    traffic.acknowledged(20).await;
+    let decommission = format!("pontoon decommission n{lost}");
+    says(&cluster, 0, &["groups", "--problem"], 0, &["name", "@meta", "does not answer", &decommission])
+        .await;
+
+    let old = cluster.replace(2).await;
+    // Both groups: the predicate's and the meta group.
+    for predicate in ["@meta", "name"] {
+        let found = cluster
+            .map_until(&format!("{predicate} to leave the lost node behind"), |map| {
+                let shard = map.shards.iter().find(|shard| shard.predicate == predicate)?;
+                let node = |&id: &u64| pontoon_proto::ReplicaId::new(id).expect("a replica").node().get();
+                let nodes: Vec<u64> = shard.voters.iter().map(node).collect();
+                (nodes.len() == 3 && !nodes.contains(&lost)).then_some(nodes)
+            })
+            .await;
+        assert!(found.contains(&cluster.id(2)), "{predicate} is on {found:?}");
+    }
+    no_problem(&cluster).await;
+    traffic.acknowledged(20).await;
+
+    // With the new one and without another: it is a member like any.
+    cluster.kill(1).await;
+    traffic.acknowledged(20).await;
+    cluster.restart(1).await;
+
+    // The lost disk is found again: it has no place any more.
+    let listen = pontoon_tests::cluster::free_address();
+    let dir = old.display().to_string();
+    let (exit, said) = PROGRAM.run(["node", "--end-with-parent", "--dir", &dir, "--listen", &listen]).await;
+    assert_eq!(exit.code(), Some(1), "{said}");
+    assert!(said.contains("removed from the cluster") && said.contains("join as a new node"), "{said}");
+
+    expected.extend(traffic.stop().await);
+    verify(&client, "name", &expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_node_is_decommissioned_only_when_it_is_silent_and_the_others_suffice() {
+    let mut cluster = Cluster::start(PROGRAM, "fjall", 4).await;
+    let client = cluster.client().await;
+    let mut traffic = Traffic::start(&client, "name", 2);
+    cluster.voters("name", 3).await;
+    traffic.acknowledged(20).await;
+    says(&cluster, 0, &["predicate", "create", "solo", "--replicas", "1"], 0, &["solo"]).await;
+    let at = cluster.voters("solo", 1).await[0];
+    let other = (at + 1) % 4;
+    let (id, lost) = (cluster.id(at), format!("n{}", cluster.id(at)));
+
+    says(&cluster, other, &["decommission", &lost], 2, &[&lost, "answers", "pontoon move start"]).await;
+    says(&cluster, other, &["decommission", "n9"], 2, &["n9", "pontoon nodes"]).await;
+    cluster.kill(at).await;
+    let words = ["of the 1 replicas of solo", "only 0 answer", "start it"];
+    says(&cluster, other, &["decommission", &lost], 2, &words).await;
+    traffic.acknowledged(20).await;
+
+    says(&cluster, other, &["predicate", "drop", "solo"], 0, &["solo is dropped"]).await;
+    let words = [lost.as_str(), "is removed", "pontoon groups --problem"];
+    says(&cluster, other, &["decommission", &lost], 0, &words).await;
+    for predicate in ["@meta", "name"] {
+        cluster
+            .map_until(&format!("{predicate} to have three voters without {lost}"), |map| {
+                let shard = map.shards.iter().find(|shard| shard.predicate == predicate)?;
+                let node = |&id: &u64| pontoon_proto::ReplicaId::new(id).expect("a replica").node().get();
+                (shard.voters.len() == 3 && !shard.voters.iter().any(|voter| node(voter) == id)).then_some(())
+            })
+            .await;
+    }
+    no_problem(&cluster).await;
+    let rows = traffic.stop().await;
+    verify(&client, "name", &rows).await;
+}
