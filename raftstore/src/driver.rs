@@ -9,6 +9,8 @@
 //!
 //! Clocks and threads live here and nowhere below.
 
+#![expect(clippy::disallowed_methods, reason = "threads and clocks live here")]
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex},

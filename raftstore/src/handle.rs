@@ -95,6 +95,7 @@ impl MultiRaft {
 
     /// Judges a peer's handshake. On acceptance the peer's boot token is durable here. Blocks on the log: call it from a
     /// thread that may.
+    #[expect(clippy::disallowed_methods, reason = "a door for threads of the network, which pass no time in")]
     pub fn check_hello(&self, hello: &v1::Hello) -> v1::HelloReply {
         let (refused, copied) = match self.inner.peers.judge(&self.inner.identity, hello, Instant::now()) {
             Ok(_) => (String::new(), false),
@@ -112,6 +113,7 @@ impl MultiRaft {
 
     /// Takes messages from a peer whose handshake was accepted under `boot_token`. Never blocks. False: the peer has since
     /// been accepted under another token; the caller closes the stream.
+    #[expect(clippy::disallowed_methods, reason = "a door for threads of the network, which pass no time in")]
     pub fn deliver(&self, from: NodeId, boot_token: u64, messages: Vec<v1::PeerMessage>) -> bool {
         if !self.inner.peers.admits(from, boot_token, Instant::now()) {
             return false;

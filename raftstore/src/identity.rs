@@ -269,6 +269,7 @@ impl Peers {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the tests begin at some moment")]
 mod tests {
     use super::*;
 

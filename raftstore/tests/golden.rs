@@ -3,6 +3,8 @@
 //! A script is blocks of commands, `---` and what came of them. The network delivers at once and in order; a command
 //! ends when nothing moves any more, except for time, which moves by `tick`.
 
+#![expect(clippy::disallowed_methods, reason = "a test looks at files")]
+
 #[path = "common/machine.rs"]
 mod machine;
 

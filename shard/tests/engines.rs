@@ -1,5 +1,7 @@
 //! One suite for all engines: what the trait promises, and what each does when the power is cut.
 
+#![expect(clippy::disallowed_methods, reason = "a test looks at files")]
+
 use std::{
     collections::BTreeMap,
     fs,

@@ -3,6 +3,8 @@
 //! `cargo run --release -p pontoon-wal --example append_bench [DIR]` prints medians of interleaved rounds. The ideal is
 //! a loop that overwrites 4 KiB of a file that holds zeros and calls fdatasync, with no index and no format.
 
+#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "it measures")]
+
 use std::{
     error::Error as StdError,
     fs::File,

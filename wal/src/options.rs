@@ -48,6 +48,7 @@ pub trait Clock: Send + Sync {
 pub struct SystemClock(Instant);
 
 impl Default for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     fn default() -> Self {
         SystemClock(Instant::now())
     }
@@ -93,6 +94,7 @@ pub struct Options {
 
 impl Options {
     /// Production's choices for this directory.
+    #[expect(clippy::disallowed_methods, reason = "what is drawn here is the seed of everything else")]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         let random = uuid::Uuid::new_v4().as_u128();
         Options {

@@ -1,5 +1,7 @@
 //! Golden scripts: what a person would type, and what the log answers. `REWRITE=1` writes the answers anew.
 
+#![expect(clippy::disallowed_methods, reason = "a test looks at files")]
+
 use std::{fmt::Write, fs, path::Path, sync::Arc};
 
 use pontoon_wal::{

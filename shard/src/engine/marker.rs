@@ -11,6 +11,8 @@
 //! The file is replaced whole (temporary name, fsync, rename, fsync of the directory), and it is there before the
 //! engine's first file: a crash in between leaves an empty store that opens as such.
 
+#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "the marker is a file")]
+
 use std::{
     fs::{self, File, TryLockError},
     io::Write,

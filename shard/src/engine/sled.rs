@@ -10,6 +10,12 @@
 //!   before they were first changed under it; batches fill the overlays. The memory is that of the rows changed while
 //!   a snapshot is open.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "sled's files are synced through handles of our own"
+)]
+
 use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, File},

@@ -1,5 +1,7 @@
 //! The operating system's file system. Operations complete before `submit` returns.
 
+#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "this is the file system")]
+
 use std::{fs, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use super::{File, FileOp, Fs, LockGuard, OpenMode, Ticket};
