@@ -264,6 +264,33 @@ impl SimFs {
         self.state().disk.files()
     }
 
+    /// Puts bytes into a file behind everybody's back, durably, within its length. `None` if there is no such file.
+    pub fn patch(&self, path: &Path, offset: u64, bytes: &[u8]) -> Option<()> {
+        self.behind(path, |content| content.write(offset as usize, bytes))
+    }
+
+    /// Reads a file behind everybody's back. `None` if there is no such file.
+    pub fn peek(&self, path: &Path, offset: u64, buf: &mut [u8]) -> Option<usize> {
+        let state = self.state();
+        let inode = state.disk.lookup(path)?;
+        Some(state.disk.inodes.get(&inode)?.current().read(offset as usize, buf))
+    }
+
+    /// Cuts a file to a length behind everybody's back, durably. `None` if there is no such file.
+    pub fn cut(&self, path: &Path, len: u64) -> Option<()> {
+        self.behind(path, |content| content.resize(len as usize))
+    }
+
+    fn behind(&self, path: &Path, change: impl FnOnce(&mut Content)) -> Option<()> {
+        let mut state = self.state();
+        let inode = state.disk.lookup(path)?;
+        let file = state.disk.inodes.get_mut(&inode)?;
+        let mut content = file.current().clone();
+        change(&mut content);
+        file.settle(content);
+        Some(())
+    }
+
     /// Changes the bytes of a file behind everybody's back, durably. `None` if there is no such file.
     pub fn tamper<T>(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>) -> T) -> Option<T> {
         let mut state = self.state();

@@ -10,9 +10,12 @@ mod run;
 mod states;
 #[path = "support/lib.rs"]
 mod support;
+#[path = "support/sweep.rs"]
+mod sweep;
 
 use run::{Plan, Run};
 use states::Explorer;
+use sweep::{closed_log, sectors};
 
 /// A broken rule is found before so many states were looked at, as many as in the ordinary run.
 const STATES: usize = 100_000;
@@ -84,4 +87,18 @@ fn crash_states_show_each_broken_rule() {
         }
     }
     assert!(missed.is_empty(), "nobody noticed {missed:?}");
+}
+
+#[test]
+fn bad_sectors_show_each_broken_rule() {
+    for rule in [Rule::DurableMarkCounts, Rule::HeadsCopied, Rule::RecordsChecked] {
+        let _broken = Broken::rule(rule);
+        let log = closed_log(12, 60);
+        let swept = catch_unwind(AssertUnwindSafe(|| sectors(&log, &log.files(".wal"))));
+        match swept {
+            Ok(Ok(answers)) => assert!(answers.refused > 0, "nobody noticed {rule:?}: {answers:?}"),
+            Ok(Err(failure)) => println!("{rule:?}: {failure}"),
+            Err(_) => println!("{rule:?}: a panic"),
+        }
+    }
 }

@@ -105,6 +105,12 @@ impl Scan {
                         supported: u32::from(FORMAT),
                     });
                 }
+                Probe::Frame(header) | Probe::Copy(header) if mine(&header) => {
+                    // In another's place, which it destroyed. It is no frame, yet what it says is true: that the frames
+                    // before it were durable must not be lost with its own place.
+                    self.note(&header);
+                    block + 1
+                }
                 _ => block + 1,
             };
         }
