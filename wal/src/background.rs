@@ -10,8 +10,8 @@
 //!    the other file's past. Recovery takes the newer one; if rot takes that, the older is complete (see 3) and every
 //!    segment that took frames since is listed in both.
 //! 5. Between the capture and the manifest's write: the capture is in memory only.
-//!    The newer file may also be what an earlier process wrote and did not live to sync: then it is synced before the
-//!    older one is touched.
+//!    The newer file may also be what an earlier process wrote and did not live to sync, or whose sync failed: so each open
+//!    writes it once more as it stands and syncs it before it touches the older one.
 //! 6. A full disk in the middle of a manifest's write: as 3, and the file is written again when there is room. Until then
 //!    the file counts as listing both the old set and the new.
 
@@ -26,7 +26,7 @@ use pontoon_proto::GroupId;
 
 use crate::{
     Durability, Error, GcStats, Result, WalEvent,
-    fs::{File, FileOp, OpenMode, Ticket},
+    fs::{File, FileOp, OpenMode, Ticket, read_whole},
     manifest::{AsOf, GroupState, MANIFEST_NAMES, Manifest},
     recovery,
     rng::Rng,
@@ -286,6 +286,18 @@ impl Background {
         let Ok(file) = open(slot) else { return Step::Progress };
         if !self.newest_is_synced && !is_broken(Rule::NewestManifestSynced) {
             let Ok(newest) = open(1 - slot) else { return Step::Progress };
+            let data = match read_whole(&*newest) {
+                Ok(bytes) => Bytes::from(bytes),
+                Err(source) => {
+                    shared.poison(Error::io(
+                        "read",
+                        shared.options.dir.join(MANIFEST_NAMES[1 - slot]),
+                        source,
+                    ));
+                    return Step::Progress;
+                }
+            };
+            ops.push_back((newest.clone(), FileOp::Write { offset: 0, data }));
             ops.push_back((newest, FileOp::Sync));
         }
         let bytes = Bytes::from(manifest.encode());

@@ -190,6 +190,13 @@ pub(crate) fn read_exact(file: &dyn File, mut buf: &mut [u8], mut offset: u64) -
     Ok(())
 }
 
+/// Reads all that the file holds.
+pub(crate) fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; file.len()? as usize];
+    read_exact(file, &mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// Hands in a sync and waits for it.
 pub(crate) fn sync(file: &dyn File) -> io::Result<()> {
     file.submit(FileOp::Sync).wait()

@@ -1,4 +1,5 @@
-//! Opening an existing log: manifests, frames, state. Nothing is written; what was read beyond the proven mark is synced.
+//! Opening an existing log: manifests, frames, state. Nothing new is written; what was read beyond the proven mark is
+//! written again as it stands, and synced.
 //!
 //! Steps: the newer readable manifest says which segments there are ([`load`]); `scan` finds their frames; `chain` decides
 //! which are live and which are missing; `replay` applies them. A second crash at any point of this finds the same disk.
@@ -15,7 +16,7 @@ use crate::{
     Error, Lsn, Options, Result,
     background::Background,
     frame::{BLOCK, Cut},
-    fs::{Fs, OpenMode, read_exact, sync},
+    fs::{FileOp, Fs, OpenMode, read_whole, sync},
     manifest::{Listing, MANIFEST_NAMES, Manifest, Unreadable},
     rng::Rng,
     rules::{Rule, is_broken},
@@ -32,7 +33,7 @@ mod scan;
 
 use chain::Chain;
 use replay::Replay;
-use scan::{Found, Scan};
+use scan::{Found, Scan, read_frame};
 
 /// What opening a log found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -121,9 +122,7 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Option<Loaded>> {
             Err(source) => return Err(Error::io("open", path, source)),
         };
         any = true;
-        let len = file.len().map_err(|source| Error::io("read", &path, source))?;
-        let mut bytes = vec![0; len as usize];
-        read_exact(&*file, &mut bytes, 0).map_err(|source| Error::io("read", &path, source))?;
+        let bytes = read_whole(&*file).map_err(|source| Error::io("read", &path, source))?;
         match Manifest::decode(&bytes) {
             Ok(manifest) => loaded.manifests[slot] = Some(manifest),
             Err(Unreadable::Damaged) => loaded.unreadable = Some(path),
@@ -194,10 +193,7 @@ pub(crate) fn recover(
     let (last_lsn, last_seq) = (replay.last_lsn, replay.last_seq);
     report.last_lsn = Lsn(last_lsn);
     if !read_only && !is_broken(Rule::RecoverySyncs) {
-        // Nobody may see what a power cut could still take back.
-        for segment in replay.unproven.values() {
-            sync(&*segment.file).map_err(|source| Error::io("sync", &segment.path, source))?;
-        }
+        make_durable(&replay.unproven)?;
     }
     let carry = std::mem::take(&mut replay.carry);
     let last_in = std::mem::take(&mut replay.last_in);
@@ -225,6 +221,23 @@ pub(crate) fn recover(
     let writer = Writer::new(identity.clone(), last_seq, carry);
     let background = Background::new(identity.clone(), rng);
     Ok((Parts { identity, index, table, writer, background, next_lsn, lock: None }, report))
+}
+
+/// Makes the frames beyond the proven mark durable: nobody may see what a power cut could still take back. They are
+/// written again first, byte for byte. After a sync that failed in an earlier process the system may hold blocks for clean
+/// that never reached the disk, and shows them to readers; a sync alone would succeed without them.
+fn make_durable(frames: &[Found]) -> Result<()> {
+    let mut segments: BTreeMap<u32, &Arc<Segment>> = BTreeMap::new();
+    for found in frames {
+        let op = FileOp::Write { offset: u64::from(found.block) * BLOCK as u64, data: read_frame(found)? };
+        let written = found.segment.file.submit(op).wait();
+        written.map_err(|source| Error::io("write", &found.segment.path, source))?;
+        segments.insert(found.segment.id, &found.segment);
+    }
+    for segment in segments.values() {
+        sync(&*segment.file).map_err(|source| Error::io("sync", &segment.path, source))?;
+    }
+    Ok(())
 }
 
 /// Opens the files that the manifest lists; one that is missing or of another length is corruption.

@@ -56,8 +56,8 @@ struct Handle {
 }
 
 impl Wal {
-    /// Opens the log in a directory, which is made if it is missing, and locks it. Of an existing log nothing is written
-    /// before the first submit.
+    /// Opens the log in a directory, which is made if it is missing, and locks it. Of an existing log nothing new
+    /// is written before the first submit; frames that no sync is known to have made durable are written again as they stand.
     ///
     /// Damage does not keep the log from opening as long as it is known whom it hits: those groups are in the report and
     /// answer `Damaged`.

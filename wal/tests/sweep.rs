@@ -2,7 +2,7 @@
 //! invisible or it is reported with whom it hits; nothing acknowledged is ever missing in silence, and who is not hit
 //! goes on.
 
-use std::{path::PathBuf, thread};
+use std::{path::Path, thread};
 
 use pontoon_wal::Error;
 
@@ -22,7 +22,7 @@ fn fail<T>(result: Result<T, String>) -> T {
 }
 
 /// Flips each bit of a range of a file.
-fn flip_each(log: &Closed, path: &PathBuf, range: std::ops::Range<usize>) -> Answers {
+fn flip_each(log: &Closed, path: &Path, range: std::ops::Range<usize>) -> Answers {
     let bytes = log.bytes(path);
     let mut answers = Answers::default();
     for at in range {
@@ -77,9 +77,9 @@ fn each_bad_sector_of_either_manifest_is_invisible() {
     assert_eq!((answers.reported, answers.refused), (0, 0));
     for path in log.files("manifest") {
         let bytes = log.bytes(&path);
-        for at in 0..log.used(&path) {
+        for (at, byte) in bytes.iter().enumerate() {
             let context = || format!("{} byte {at}", path.display());
-            let flipped = [bytes[at] ^ 1 << (at % 8)];
+            let flipped = [byte ^ 1 << (at % 8)];
             let seen = log.damage(context, |fs| fs.patch(&path, at as u64, &flipped).unwrap());
             assert_eq!(fail(seen), Seen::Nothing);
         }

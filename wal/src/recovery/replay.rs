@@ -46,8 +46,8 @@ pub(crate) struct Replay<'a> {
     pub(crate) last_seq: u64,
     /// The head of the last live frame, if that has one block.
     pub(crate) carry: Vec<u8>,
-    /// Segments that hold live frames above the proven mark.
-    pub(crate) unproven: BTreeMap<u32, Arc<Segment>>,
+    /// Live frames above the proven mark.
+    pub(crate) unproven: Vec<Found>,
     /// The last live frame of each segment.
     pub(crate) last_in: BTreeMap<u32, (u64, u64, u64)>,
 }
@@ -75,7 +75,7 @@ impl<'a> Replay<'a> {
             last_lsn: manifest.as_of.lsn,
             last_seq: manifest.as_of.seqs[0],
             carry: Vec::new(),
-            unproven: BTreeMap::new(),
+            unproven: Vec::new(),
             last_in: BTreeMap::new(),
         }
     }
@@ -164,7 +164,7 @@ impl<'a> Replay<'a> {
         let (first, _, _) = self.last_in.get(&found.segment.id).copied().unwrap_or((found.seq, 0, 0));
         self.last_in.insert(found.segment.id, (first, found.seq, found.incarnation));
         if beyond {
-            self.unproven.insert(found.segment.id, found.segment.clone());
+            self.unproven.push(found.clone());
         }
         Ok(true)
     }
