@@ -51,10 +51,15 @@ impl Index {
         Index { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), tombstones: Mutex::default() }
     }
 
-    fn shard(&self, group: GroupId) -> MutexGuard<'_, Shard> {
+    /// Where a group is: groups of different shards never wait for each other.
+    pub(crate) fn shard_of(group: GroupId) -> usize {
         let mut hasher = IdHasher::default();
         hasher.write_u64(group.0);
-        let shard = &self.shards[(hasher.finish() >> 20) as usize % SHARDS];
+        (hasher.finish() >> 20) as usize % SHARDS
+    }
+
+    fn shard(&self, group: GroupId) -> MutexGuard<'_, Shard> {
+        let shard = &self.shards[Index::shard_of(group)];
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -30,6 +30,7 @@ pub mod fs;
 mod index;
 mod manifest;
 mod options;
+mod outline;
 mod queue;
 mod read;
 mod reader;

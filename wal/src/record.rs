@@ -15,6 +15,7 @@ use pontoon_proto::GroupId;
 
 use crate::{
     codec::{Decoder, put_bytes, put_u64s, put_varint, round_up},
+    outline::Terms,
     types::{ConfState, Entry, HardState, SnapshotMeta},
 };
 
@@ -70,6 +71,13 @@ impl Head {
     /// Bytes that the record takes in the frame.
     pub(crate) fn padded(&self) -> usize {
         round_up(self.len as usize, 8)
+    }
+
+    /// Whether index and count can be those of entries.
+    pub(crate) fn is_range(&self) -> bool {
+        self.index > 0
+            && (1..=MAX_RECORD_ENTRIES).contains(&(self.count as usize))
+            && self.index.checked_add(u64::from(self.count)).is_some()
     }
 
     /// Appends the directory's line.
@@ -159,23 +167,46 @@ pub(crate) fn decode(record: &Bytes) -> Option<(Head, Body)> {
         return None;
     }
     let record = record.slice(..head.len as usize);
-    let mut body = Decoder(&record[RECORD_HEADER..]);
-    let at = |part: &[u8]| record.slice_ref(part);
-    let decoded = match head.kind {
-        Kind::Entries => {
-            let entries = Entries { first: head.index, count: head.count as usize, bytes: record.clone() };
-            let table = body.take(entries.count.checked_mul(ENTRY_ROW)?)?;
-            let payload: u64 = table
-                .as_chunks::<ENTRY_ROW>()
-                .0
-                .iter()
-                .map(|r| u64::from(u32::from_le_bytes([r[8], r[9], r[10], r[11]])))
-                .sum();
-            let fits =
-                entries.count > 0 && entries.count <= MAX_RECORD_ENTRIES && payload == body.0.len() as u64;
-            let in_range = entries.first > 0 && entries.first.checked_add(entries.count as u64).is_some();
-            return (fits && in_range).then_some((head, Body::Entries(entries)));
+    if head.kind == Kind::Entries {
+        rows(&head, &record)?;
+        let entries = Entries { first: head.index, count: head.count as usize, bytes: record };
+        return Some((head, Body::Entries(entries)));
+    }
+    let body = decode_body(&head, &record.slice(RECORD_HEADER..))?;
+    Some((head, body))
+}
+
+/// The table of a record of entries, if lengths and range fit.
+fn rows<'a>(head: &Head, record: &'a [u8]) -> Option<&'a [[u8; ENTRY_ROW]]> {
+    let mut body = Decoder(record.get(RECORD_HEADER..head.len as usize)?);
+    let table = body.take((head.count as usize).checked_mul(ENTRY_ROW)?)?.as_chunks::<ENTRY_ROW>().0;
+    let payload: u64 = table.iter().map(|r| u64::from(u32::from_le_bytes([r[8], r[9], r[10], r[11]]))).sum();
+    (head.is_range() && payload == body.0.len() as u64).then_some(table)
+}
+
+/// The terms of a record of entries; `None` if it is not well formed.
+pub(crate) fn terms(head: &Head, record: &[u8]) -> Option<Terms> {
+    let rows = rows(head, record)?;
+    let term = |row: &[u8; ENTRY_ROW]| u64::from_le_bytes(row[..8].try_into().expect("a row is longer"));
+    let first = term(&rows[0]);
+    if rows.iter().all(|row| term(row) == first) {
+        return Some(Terms::One(first));
+    }
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for (row, index) in rows.iter().zip(head.index..) {
+        if runs.last().is_none_or(|(_, last)| *last != term(row)) {
+            runs.push((index, term(row)));
         }
+    }
+    Some(Terms::Runs(runs.into()))
+}
+
+/// Reads the body of a record without entries.
+pub(crate) fn decode_body(head: &Head, bytes: &Bytes) -> Option<Body> {
+    let mut body = Decoder(bytes);
+    let at = |part: &[u8]| bytes.slice_ref(part);
+    let decoded = match head.kind {
+        Kind::Entries => return None,
         Kind::HardState => {
             Body::HardState(HardState { term: body.u64()?, vote: body.u64()?, commit: body.u64()? })
         }
@@ -190,7 +221,7 @@ pub(crate) fn decode(record: &Bytes) -> Option<(Head, Body)> {
         Kind::Destroy => Body::Destroy { min_replica: head.index },
     };
     body.end()?;
-    Some((head, decoded))
+    Some(decoded)
 }
 
 /// Reads a record's header.

@@ -13,7 +13,7 @@ use std::{
 use pontoon_proto::GroupId;
 
 use crate::{
-    Error, Lsn, Options, Result,
+    DriverMode, Error, Lsn, Options, Result,
     background::Background,
     frame::{BLOCK, Cut},
     fs::{FileOp, Fs, OpenMode, read_whole, sync},
@@ -30,10 +30,14 @@ use crate::{
 mod chain;
 mod replay;
 mod scan;
+mod whole;
 
 use chain::Chain;
 use replay::Replay;
 use scan::{Found, Scan, read_frame};
+
+/// More threads than this only wait for the disk.
+const MAX_THREADS: usize = 8;
 
 /// What opening a log found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -180,16 +184,26 @@ pub(crate) fn recover(
     table.next_id = manifest.next_segment;
 
     let segments = open_segments(options, &manifest, read_only)?;
-    let mut scan = Scan::default();
-    for segment in segments.values() {
-        scan.segment(segment, manifest.store, manifest.segment_bytes)?;
-    }
+    let threads = threads(options);
+    let scan = scan_all(&segments, &manifest, threads)?;
     report.bytes_scanned = scan.bytes;
     check_checkpoint(options, &scan, &manifest)?;
     let touched: BTreeSet<u32> = scan.frames.iter().map(|found| found.segment.id).collect();
     let chain = Chain::new(scan, &manifest.as_of, &manifest.segments);
-    let mut replay = Replay::new(&manifest);
-    replay.run(&chain, &mut report)?;
+    let mut replay = Replay::new(&manifest, threads);
+    match whole::replay(&mut replay, &chain, threads)? {
+        Some(whole) => {
+            (report.frames, report.records) = (whole.frames, whole.records);
+            replay.run(&chain, true, &mut report)?;
+        }
+        None => {
+            // Nothing was decided yet: what the segments count as live is counted anew.
+            drop(replay);
+            segments.values().for_each(|segment| segment.forget_live());
+            replay = Replay::new(&manifest, 1);
+            replay.run(&chain, false, &mut report)?;
+        }
+    }
     let (last_lsn, last_seq) = (replay.last_lsn, replay.last_seq);
     report.last_lsn = Lsn(last_lsn);
     if !read_only && !is_broken(Rule::RecoverySyncs) {
@@ -238,6 +252,30 @@ fn make_durable(frames: &[Found]) -> Result<()> {
         sync(&*segment.file).map_err(|source| Error::io("sync", &segment.path, source))?;
     }
     Ok(())
+}
+
+/// How many threads read and replay. A log that is stepped by hand has none of its own.
+fn threads(options: &Options) -> usize {
+    match options.driver {
+        DriverMode::Threads => std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)),
+        DriverMode::Manual => 1,
+    }
+}
+
+/// Finds the frames of all segments.
+fn scan_all(segments: &BTreeMap<u32, Arc<Segment>>, manifest: &Manifest, threads: usize) -> Result<Scan> {
+    let all: Vec<&Arc<Segment>> = segments.values().collect();
+    let mut scan = Scan::default();
+    for some in all.chunks(threads) {
+        let read = |segment: &Arc<Segment>| {
+            let mut found = Scan::default();
+            found.segment(segment, manifest.store, manifest.segment_bytes)?;
+            Ok(found)
+        };
+        let found = whole::on_threads(some.iter().map(|&segment| move || read(segment)).collect());
+        found.into_iter().try_for_each(|found: Result<Scan>| found.map(|found| scan.join(found)))?;
+    }
+    Ok(scan)
 }
 
 /// Opens the files that the manifest lists; one that is missing or of another length is corruption.

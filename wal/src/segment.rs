@@ -35,6 +35,11 @@ impl Segment {
         self.live.fetch_add(bytes, Ordering::AcqRel);
     }
 
+    /// Starts the count anew, before anybody else has seen the segment.
+    pub(crate) fn forget_live(&self) {
+        self.live.store(0, Ordering::Release);
+    }
+
     pub(crate) fn sub_live(&self, bytes: u64) {
         let before = self.live.fetch_sub(bytes, Ordering::AcqRel);
         debug_assert!(before >= bytes, "segment {} releases more than it holds", self.id);

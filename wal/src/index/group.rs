@@ -11,6 +11,7 @@ use pontoon_proto::GroupId;
 use crate::{
     Error, Result,
     manifest::GroupState,
+    outline::Terms,
     record::{Body, Entries, Head, Kind},
     segment::Segment,
     types::{Damage, GroupView, HardState, SnapshotMeta},
@@ -51,14 +52,9 @@ impl Extent {
 struct Run {
     segment: Arc<Segment>,
     first: u64,
-    extents: Vec<Extent>,
-}
-
-impl Run {
     /// One above the last index.
-    fn end(&self) -> u64 {
-        self.first + self.extents.iter().map(|extent| extent.count()).sum::<u64>()
-    }
+    end: u64,
+    extents: Vec<Extent>,
 }
 
 /// A record of entries that is not written yet.
@@ -233,19 +229,16 @@ impl Group {
     pub(crate) fn apply(&mut self, head: &Head, body: Body, place: &Place<'_>) {
         match body {
             Body::Entries(entries) => self.append(head, entries, place),
-            Body::HardState(state) => {
-                self.hard_state = state;
-                if let Some(damage) = &mut self.damage {
-                    damage.hard_state = false;
-                }
-            }
+            Body::HardState(state) => self.set_hard_state(state),
             Body::TruncatePrefix { index, term } => self.truncate_prefix(index, term),
             Body::ResetTo { index, term } => self.reset(index, term),
             Body::Snapshot { reset, meta } => {
                 if reset {
                     self.reset(meta.index, meta.term);
                 }
-                self.snapshot = Some(Arc::new(meta));
+                // An own copy: a slice would keep the whole batch in memory for as long as the snapshot is known.
+                let data = Bytes::copy_from_slice(&meta.data);
+                self.snapshot = Some(Arc::new(SnapshotMeta { data, ..meta }));
             }
             Body::PutMeta { key, value } => self.put_meta(key, value),
             Body::Destroy { .. } => {}
@@ -264,6 +257,22 @@ impl Group {
             Place::Disk { segment, offset } => {
                 self.push_extent(segment, offset, head.padded() as u32, first, count)
             }
+        }
+    }
+
+    /// Adds a record of entries that is on disk, by its outline. The caller has counted its bytes as live.
+    pub(crate) fn append_outline(&mut self, head: &Head, terms: &Terms, segment: &Arc<Segment>, offset: u32) {
+        let (first, count) = (head.index, u64::from(head.count));
+        self.cut(first);
+        self.note_terms(terms.runs(first));
+        self.last = first + count - 1;
+        self.place_extent(segment, offset, head.padded() as u32, first, count);
+    }
+
+    pub(crate) fn set_hard_state(&mut self, state: HardState) {
+        self.hard_state = state;
+        if let Some(damage) = &mut self.damage {
+            damage.hard_state = false;
         }
     }
 
@@ -286,15 +295,23 @@ impl Group {
     }
 
     fn push_extent(&mut self, segment: &Arc<Segment>, offset: u32, len: u32, first: u64, count: u64) {
-        let extent = Extent::new(offset, len, count as u16);
         segment.add_live(u64::from(len));
+        self.place_extent(segment, offset, len, first, count);
+    }
+
+    fn place_extent(&mut self, segment: &Arc<Segment>, offset: u32, len: u32, first: u64, count: u64) {
+        let extent = Extent::new(offset, len, count as u16);
         match self.runs.back_mut() {
             Some(run)
-                if run.segment.id == segment.id && run.extents.len() < RUN_EXTENTS && run.end() == first =>
+                if run.segment.id == segment.id && run.extents.len() < RUN_EXTENTS && run.end == first =>
             {
                 run.extents.push(extent);
+                run.end += count;
             }
-            _ => self.runs.push_back(Run { segment: segment.clone(), first, extents: vec![extent] }),
+            _ => {
+                let (segment, end) = (segment.clone(), first + count);
+                self.runs.push_back(Run { segment, first, end, extents: vec![extent] });
+            }
         }
     }
 
@@ -324,7 +341,7 @@ impl Group {
             }
         }
         while let Some(run) = self.runs.back_mut() {
-            let mut end = run.end();
+            let mut end = run.end;
             while end > from
                 && let Some(extent) = run.extents.pop()
             {
@@ -336,6 +353,7 @@ impl Group {
                 }
                 end = start;
             }
+            run.end = run.end.min(from);
             if !run.extents.is_empty() {
                 break;
             }
@@ -485,7 +503,7 @@ impl Group {
     pub(crate) fn holes(&self) -> Vec<(u64, u64)> {
         let mut holes = Vec::new();
         let mut next = self.first_index();
-        let runs = self.runs.iter().map(|run| (run.first, run.end()));
+        let runs = self.runs.iter().map(|run| (run.first, run.end));
         let pending = self.pending.iter().flat_map(|pending| pending.iter());
         let pending = pending.map(|record| (record.entries.first, record.entries.first + record.count));
         for (first, end) in runs.chain(pending) {

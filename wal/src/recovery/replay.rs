@@ -37,11 +37,11 @@ type PlacedHeads = (FrameHeader, Vec<(Head, u32)>);
 pub(crate) struct Replay<'a> {
     manifest: &'a Manifest,
     states: BTreeMap<GroupId, &'a GroupState>,
-    index: Index,
+    pub(super) index: Index,
     /// Damage that a checkpoint remembers stays until the group is destroyed.
     old_damage: BTreeMap<GroupId, Damage>,
-    /// Records at or below the checkpoint's LSN are done.
-    clipped: bool,
+    /// For each share of the groups: everything at or below the checkpoint's LSN is applied, and its bounds hold.
+    clipped: Vec<bool>,
     pub(crate) last_lsn: u64,
     pub(crate) last_seq: u64,
     /// The head of the last live frame, if that has one block.
@@ -53,7 +53,8 @@ pub(crate) struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    pub(crate) fn new(manifest: &'a Manifest) -> Replay<'a> {
+    /// Begins with a checkpoint's state. The groups are dealt out in so many shares.
+    pub(crate) fn new(manifest: &'a Manifest, shares: usize) -> Replay<'a> {
         let index = Index::new();
         let mut old_damage = BTreeMap::new();
         for (group, state) in &manifest.groups {
@@ -71,7 +72,7 @@ impl<'a> Replay<'a> {
             states: manifest.groups.iter().map(|(group, state)| (*group, state)).collect(),
             index,
             old_damage,
-            clipped: false,
+            clipped: vec![false; shares],
             last_lsn: manifest.as_of.lsn,
             last_seq: manifest.as_of.seqs[0],
             carry: Vec::new(),
@@ -80,11 +81,12 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Applies all live frames up to the torn tail.
-    pub(crate) fn run(&mut self, chain: &Chain, report: &mut RecoveryReport) -> Result<()> {
+    /// Applies all live frames up to the torn tail, or those above the proven mark if the others are done.
+    pub(crate) fn run(&mut self, chain: &Chain, rest_only: bool, report: &mut RecoveryReport) -> Result<()> {
         let mut lost = chain.missing().into_iter().peekable();
         let mut expected = chain.proven + 1;
-        for (seq, found) in &chain.frames {
+        let from = if rest_only { expected } else { 0 };
+        for (seq, found) in chain.frames.range(from..) {
             while let Some(gone) = lost.next_if(|gone| gone < seq) {
                 self.lost_frame(chain, gone, report)?;
             }
@@ -159,14 +161,29 @@ impl<'a> Replay<'a> {
             self.record(lsn, head, decoded.map(|(_, body)| body), &found.segment, base + offset, report);
             self.last_lsn = self.last_lsn.max(lsn);
         }
-        self.last_seq = found.seq;
+        self.passed(found);
         self.carry = if opened.header.blocks == 1 { carry_of(&opened) } else { Vec::new() };
-        let (first, _, _) = self.last_in.get(&found.segment.id).copied().unwrap_or((found.seq, 0, 0));
-        self.last_in.insert(found.segment.id, (first, found.seq, found.incarnation));
         if beyond {
             self.unproven.push(found.clone());
         }
         Ok(true)
+    }
+
+    /// A frame was applied.
+    pub(super) fn passed(&mut self, found: &Found) {
+        self.last_seq = found.seq;
+        let last = self.last_in.entry(found.segment.id).or_insert((found.seq, 0, 0));
+        (last.1, last.2) = (found.seq, found.incarnation);
+    }
+
+    /// Everything up to the proven mark was applied elsewhere: what is needed to go on from there.
+    pub(super) fn resume(&mut self, chain: &Chain) -> Result<()> {
+        let Some((_, last)) = chain.frames.range(..=chain.proven).next_back() else { return Ok(()) };
+        self.carry = match open_frame(chain, last, false)? {
+            Some(opened) if opened.header.blocks == 1 => carry_of(&opened),
+            _ => Vec::new(),
+        };
+        Ok(())
     }
 
     /// A frame below the proven mark that nobody found: the next frame may have a copy of its head.
@@ -242,9 +259,7 @@ impl<'a> Replay<'a> {
 
     /// A record that the checkpoint covers: only entries within the bounds that it states still matter.
     fn old_record(&mut self, head: &Head, body: Option<Body>, segment: &Arc<Segment>, offset: u32) {
-        let Some(state) = self.states.get(&head.group) else { return };
-        let end = head.index.saturating_add(u64::from(head.count));
-        if head.kind != Kind::Entries || end <= state.truncated.0 + 1 || head.index > state.last.0 {
+        if head.kind != Kind::Entries || !self.is_within_bounds(head) {
             return;
         }
         self.index.with_entry(head.group, |group| match body {
@@ -262,14 +277,50 @@ impl<'a> Replay<'a> {
         self.index.with_entry(head.group, |group| group.apply_damaged(head, segment, offset));
     }
 
-    /// Everything up to the checkpoint's LSN is applied: now its bounds hold.
+    /// Whether entries that the checkpoint covers reach into the bounds that it states.
+    pub(super) fn is_within_bounds(&self, head: &Head) -> bool {
+        let end = head.index.saturating_add(u64::from(head.count));
+        self.states
+            .get(&head.group)
+            .is_some_and(|state| end > state.truncated.0 + 1 && head.index <= state.last.0)
+    }
+
+    /// Everything up to the checkpoint's LSN is applied: now its bounds hold, in each share once.
     fn clip(&mut self) {
-        if std::mem::replace(&mut self.clipped, true) || is_broken(Rule::BoundsHold) {
+        let shares = self.clipped.len();
+        for share in 0..shares {
+            if !std::mem::replace(&mut self.clipped[share], true) {
+                self.clip_share(share, shares);
+            }
+        }
+    }
+
+    pub(super) fn clip_share(&self, share: usize, shares: usize) {
+        if is_broken(Rule::BoundsHold) {
             return;
         }
         for (group, state) in &self.states {
-            self.index.with_entry(*group, |target| target.clip(state.truncated, state.last));
+            if Index::shard_of(*group) % shares == share {
+                self.index.with_entry(*group, |target| target.clip(state.truncated, state.last));
+            }
         }
+    }
+
+    pub(super) fn is_clipped(&self, share: usize) -> bool {
+        self.clipped[share]
+    }
+
+    pub(super) fn note_clipped(&mut self, clipped: &[bool]) {
+        self.clipped.copy_from_slice(clipped);
+    }
+
+    pub(super) fn as_of_lsn(&self) -> u64 {
+        self.manifest.as_of.lsn
+    }
+
+    /// Whether the checkpoint holds groups that are damaged.
+    pub(super) fn remembers_damage(&self) -> bool {
+        !self.old_damage.is_empty()
     }
 }
 

@@ -73,6 +73,15 @@ impl Window<'_> {
 }
 
 impl Scan {
+    /// Adds what another scan found.
+    pub(crate) fn join(&mut self, other: Scan) {
+        self.frames.extend(other.frames);
+        self.incarnations.extend(other.incarnations);
+        self.claims.extend(other.claims);
+        self.checkpoint = self.checkpoint.max(other.checkpoint);
+        self.bytes += other.bytes;
+    }
+
     /// Adds what a segment holds.
     pub(crate) fn segment(&mut self, segment: &Arc<Segment>, store: u128, segment_bytes: u64) -> Result<()> {
         let total = (segment_bytes / BLOCK as u64) as u32;
@@ -145,8 +154,13 @@ impl Scan {
 
 /// Reads a frame's bytes.
 pub(crate) fn read_frame(found: &Found) -> Result<Bytes> {
-    let mut bytes = vec![0; found.blocks as usize * BLOCK];
-    read_exact(&*found.segment.file, &mut bytes, u64::from(found.block) * BLOCK as u64)
-        .map_err(|source| Error::io("read", &found.segment.path, source))?;
+    read_blocks(&found.segment, found.block, found.blocks)
+}
+
+/// Reads some blocks of a segment.
+pub(crate) fn read_blocks(segment: &Segment, block: u32, blocks: u32) -> Result<Bytes> {
+    let mut bytes = vec![0; blocks as usize * BLOCK];
+    read_exact(&*segment.file, &mut bytes, u64::from(block) * BLOCK as u64)
+        .map_err(|source| Error::io("read", &segment.path, source))?;
     Ok(bytes.into())
 }
