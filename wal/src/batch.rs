@@ -7,7 +7,7 @@ use bytes::BufMut;
 use crate::{
     Error,
     codec::put_bytes,
-    record::{self, Kind, MAX_RECORD_ENTRIES},
+    record::{self, Kind, MAX_INDEX, MAX_RECORD_ENTRIES},
     types::{Entry, HardState, SnapshotMeta},
 };
 
@@ -66,13 +66,7 @@ impl Batch {
             (Some(first), _) if first.index == 0 => {
                 return self.mistake(Error::Gap { group, expected: 1, found: 0 });
             }
-            (_, Some(last)) if last.index == u64::MAX => {
-                return self.mistake(Error::TooLarge {
-                    what: "an index",
-                    size: u64::MAX,
-                    limit: u64::MAX - 1,
-                });
-            }
+            (_, Some(last)) if last.index > MAX_INDEX => return self.index_too_large(last.index),
             _ => {}
         }
         let mut rest = entries;
@@ -153,6 +147,10 @@ impl Batch {
     }
 
     fn record(&mut self, head: (Kind, GroupId, u64, u32), body: impl FnOnce(&mut Vec<u8>)) -> &mut Self {
+        let (kind, _, index, _) = head;
+        if kind.has_index() && index > MAX_INDEX {
+            return self.index_too_large(index);
+        }
         record::encode(&mut self.data, &mut self.dir, head, body);
         self.records += 1;
         self
@@ -170,6 +168,10 @@ impl Batch {
     fn mistake(&mut self, error: Error) -> &mut Self {
         self.mistake.get_or_insert(error);
         self
+    }
+
+    fn index_too_large(&mut self, index: u64) -> &mut Self {
+        self.mistake(Error::TooLarge { what: "an index", size: index, limit: MAX_INDEX })
     }
 
     fn too_large(&mut self, what: &'static str, size: usize, limit: usize) -> &mut Self {

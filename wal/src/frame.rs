@@ -10,6 +10,7 @@
 use bytes::{BufMut, Bytes};
 
 use crate::{
+    Lsn,
     codec::{Decoder, round_up},
     record::Head,
     rules::{Rule, is_broken},
@@ -180,7 +181,19 @@ impl FrameHeader {
     fn is_sound(&self) -> bool {
         let end = self.blocks as u64 * BLOCK as u64;
         let within = |offset: u64, len: u64| offset + len <= end;
-        self.blocks > 0
+        // The cuts lie before the frame, and numbers leave room for one more.
+        let is_before = |seq: u64| seq < self.seq.max(1);
+        let counts = is_before(self.durable_seq)
+            && (self.stream > 0 || is_before(self.cuts[0].seq))
+            && [self.seq, self.checkpoint, self.cuts[0].seq, self.cuts[1].seq].iter().all(|n| *n < 1 << 62)
+            && self.ordinal < 1 << (64 - Lsn::COUNTER_BITS)
+            && self.first_lsn.checked_add(u64::from(self.records) + 1).is_some();
+        counts
+            && self.blocks > 0
+            && self
+                .block
+                .checked_add(self.blocks)
+                .is_some_and(|end| u64::from(end) * (BLOCK as u64) < 1 << 32)
             && end <= u64::from(u32::MAX)
             && within(FRAME_HEADER as u64, u64::from(self.dir_len))
             && within(u64::from(self.carry_offset), u64::from(self.carry_len))

@@ -27,6 +27,9 @@ mod driver;
 mod error;
 mod frame;
 pub mod fs;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod manifest;
 mod options;

@@ -1,13 +1,16 @@
 //! The checkpoint, which is the manifest too: which segments belong to the log, and what every group holds besides its
 //! entries. Two files are written in turn; `docs/wal-format.md` gives each byte.
 
+use std::collections::BTreeSet;
+
 use bytes::{BufMut, Bytes};
 use pontoon_proto::GroupId;
 
 use crate::{
+    Lsn, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES,
     codec::{Decoder, put_bytes, round_up},
     frame::BLOCK,
-    record::{decode_snapshot, put_hard_state, put_snapshot},
+    record::{MAX_INDEX, decode_snapshot, put_hard_state, put_snapshot},
     types::{Damage, HardState, SnapshotMeta},
 };
 
@@ -199,7 +202,27 @@ impl Manifest {
             self.tombstones.push((GroupId(d.u64()?), d.u64()?));
         }
         d.end()?;
-        Some(self)
+        self.is_sound().then_some(self)
+    }
+
+    /// Whether all numbers are in the ranges that everybody after relies on.
+    fn is_sound(&self) -> bool {
+        let AsOf { ordinal, seqs, lsn, .. } = self.as_of;
+        let groups = || self.groups.iter().map(|(_, state)| state);
+        let ids: BTreeSet<u32> = self.segments.iter().map(|segment| segment.id).collect();
+        (MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&self.segment_bytes)
+            && self.segment_bytes.is_multiple_of(BLOCK as u64)
+            && [self.seq, seqs[0], seqs[1]].iter().all(|n| *n < 1 << 62)
+            && ordinal < 1 << (64 - Lsn::COUNTER_BITS)
+            && lsn < u64::MAX
+            && ids.len() == self.segments.len()
+            && ids.last().is_none_or(|last| *last < self.next_segment)
+            && self.segments.iter().all(|segment| segment.first_seq.max(segment.last_seq) < 1 << 62)
+            && groups().all(|state| state.truncated.0 <= state.last.0 && state.last.0 < 2 * MAX_INDEX)
+            && groups()
+                .filter_map(|state| state.damage.as_ref())
+                .flat_map(|damage| &damage.entries)
+                .all(|(low, high)| low <= high && *high < 2 * MAX_INDEX)
     }
 }
 

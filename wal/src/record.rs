@@ -14,6 +14,7 @@ use bytes::{BufMut, Bytes};
 use pontoon_proto::GroupId;
 
 use crate::{
+    MAX_BATCH_BYTES,
     codec::{Decoder, put_bytes, put_u64s, put_varint, round_up},
     outline::Terms,
     types::{ConfState, Entry, HardState, SnapshotMeta},
@@ -25,6 +26,9 @@ pub(crate) const RECORD_HEADER: usize = 32;
 const ENTRY_ROW: usize = 13;
 /// An extent counts its entries in 16 bits.
 pub(crate) const MAX_RECORD_ENTRIES: usize = u16::MAX as usize;
+
+/// The highest index of an entry, so that one above it and a record's count always fit.
+pub(crate) const MAX_INDEX: u64 = 1 << 62;
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +46,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Whether a record's index field is an index of the group's log.
+    pub(crate) fn has_index(self) -> bool {
+        matches!(self, Kind::Entries | Kind::TruncatePrefix | Kind::ResetTo | Kind::Snapshot)
+    }
+
     fn from_u8(value: u8) -> Option<Kind> {
         Some(match value {
             1 => Kind::Entries,
@@ -68,16 +77,21 @@ pub(crate) struct Head {
 }
 
 impl Head {
+    /// Whether nobody after needs to ask for the ranges of index, count and length.
+    fn is_sound(&self) -> bool {
+        let counts = match self.kind {
+            Kind::Entries => self.index > 0 && (1..=MAX_RECORD_ENTRIES).contains(&(self.count as usize)),
+            _ => true,
+        };
+        counts
+            && self.len as usize >= RECORD_HEADER
+            && u64::from(self.len) <= 2 * MAX_BATCH_BYTES
+            && !(self.kind.has_index() && self.index > MAX_INDEX)
+    }
+
     /// Bytes that the record takes in the frame.
     pub(crate) fn padded(&self) -> usize {
         round_up(self.len as usize, 8)
-    }
-
-    /// Whether index and count can be those of entries.
-    pub(crate) fn is_range(&self) -> bool {
-        self.index > 0
-            && (1..=MAX_RECORD_ENTRIES).contains(&(self.count as usize))
-            && self.index.checked_add(u64::from(self.count)).is_some()
     }
 
     /// Appends the directory's line.
@@ -96,7 +110,7 @@ impl Head {
         let index = dir.varint()?;
         let count = u32::try_from(dir.varint()?).ok()?;
         let len = u32::try_from(dir.varint()?).ok()?;
-        (len as usize >= RECORD_HEADER).then_some(Head { kind, group, index, count, len })
+        Some(Head { kind, group, index, count, len }).filter(Head::is_sound)
     }
 }
 
@@ -181,7 +195,7 @@ fn rows<'a>(head: &Head, record: &'a [u8]) -> Option<&'a [[u8; ENTRY_ROW]]> {
     let mut body = Decoder(record.get(RECORD_HEADER..head.len as usize)?);
     let table = body.take((head.count as usize).checked_mul(ENTRY_ROW)?)?.as_chunks::<ENTRY_ROW>().0;
     let payload: u64 = table.iter().map(|r| u64::from(u32::from_le_bytes([r[8], r[9], r[10], r[11]]))).sum();
-    (head.is_range() && payload == body.0.len() as u64).then_some(table)
+    (payload == body.0.len() as u64).then_some(table)
 }
 
 /// The terms of a record of entries; `None` if it is not well formed.
@@ -215,6 +229,7 @@ pub(crate) fn decode_body(head: &Head, bytes: &Bytes) -> Option<Body> {
         Kind::Snapshot => {
             let mut meta = decode_snapshot(&mut body)?;
             meta.data = at(body.bytes()?);
+            (meta.index == head.index).then_some(())?;
             Body::Snapshot { reset: head.count == 1, meta }
         }
         Kind::PutMeta => Body::PutMeta { key: at(body.bytes()?), value: at(body.bytes()?) },
@@ -234,7 +249,7 @@ pub(crate) fn decode_head(record: &[u8]) -> Option<Head> {
     let count = decoder.u32()?;
     let group = GroupId(decoder.u64()?);
     let index = decoder.u64()?;
-    (len as usize >= RECORD_HEADER).then_some(Head { kind, group, index, count, len })
+    Some(Head { kind, group, index, count, len }).filter(Head::is_sound)
 }
 
 /// Whether the bytes are the record that `head` announces, unchanged.

@@ -278,6 +278,28 @@ fn scan_all(segments: &BTreeMap<u32, Arc<Segment>>, manifest: &Manifest, threads
     Ok(scan)
 }
 
+/// Scans one segment and replays what it holds as a log of its own.
+#[cfg(feature = "testing")]
+pub(crate) fn replay_one(segment: &Arc<Segment>, store: u128, segment_bytes: u64) {
+    let manifest = Manifest::default();
+    let mut scan = Scan::default();
+    if scan.segment(segment, store, segment_bytes).is_err() {
+        return;
+    }
+    let chain = Chain::new(scan, &manifest.as_of, &manifest.segments);
+    let (mut replay, mut report) = (Replay::new(&manifest, 1), RecoveryReport::default());
+    match whole::replay(&mut replay, &chain, 1) {
+        Ok(Some(_)) => drop(replay.run(&chain, true, &mut report)),
+        _ => {
+            segment.forget_live();
+            replay = Replay::new(&manifest, 1);
+            if replay.run(&chain, false, &mut report).is_ok() {
+                replay.finish(&mut report);
+            }
+        }
+    }
+}
+
 /// Opens the files that the manifest lists; one that is missing or of another length is corruption.
 fn open_segments(
     options: &Options,

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use pontoon_wal::{
-    Batch, Durability, Entry, Error, Fs, GroupId, Options, Wal,
+    Batch, Durability, Entry, Error, Fs, GroupId, Options, SnapshotMeta, Wal,
     fs::{FileOp, OpenMode},
     sim::{Fault, OpKind, SimFs},
 };
@@ -217,6 +217,15 @@ fn callers_mistakes_are_refused_and_leave_nothing_behind() {
     wal.commit(batch).unwrap();
     assert!(matches!(wal.commit(append(1, 1, 1)), Err(Error::Compacted { first: 2 })));
     assert!(matches!(wal.commit(append(1, 2, 80_000)), Err(Error::TooLarge { .. })));
+    // An index so high that nothing could follow it is a mistake, not a panic.
+    let meta = SnapshotMeta { index: u64::MAX, ..SnapshotMeta::default() };
+    let mut batches = [append(1, u64::MAX, 1), Batch::new(), Batch::new(), Batch::new()];
+    batches[1].reset_to(GroupId(1), u64::MAX, 1);
+    batches[2].truncate_prefix(GroupId(1), u64::MAX, 1);
+    batches[3].snapshot(GroupId(1), &meta);
+    for batch in batches {
+        assert!(matches!(wal.commit(batch), Err(Error::TooLarge { what: "an index", .. })));
+    }
     let mut batch = Batch::new();
     batch.put_meta(GroupId(1), b"k", &[0; 65 << 10]);
     assert!(matches!(wal.commit(batch), Err(Error::TooLarge { .. })));

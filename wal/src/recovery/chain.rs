@@ -86,16 +86,17 @@ impl Chain {
         Chain { frames, required, proven, incarnation: last, ordinal }
     }
 
-    /// Frames that must be there and were not found.
+    /// Frames that must be there and were not found: of each gap the first. Only the frame right behind it may know what it
+    /// held, so a longer gap ends recovery at its first frame.
     pub(crate) fn missing(&self) -> Vec<u64> {
         let mut missing = Vec::new();
         for (from, to) in &self.required {
             let mut expected = *from;
             for seq in self.frames.range(from..=to).map(|(seq, _)| *seq) {
-                missing.extend(expected..seq);
+                missing.extend((expected < seq).then_some(expected));
                 expected = seq + 1;
             }
-            missing.extend(expected..=*to);
+            missing.extend((expected <= *to).then_some(expected));
         }
         missing
     }

@@ -118,7 +118,11 @@ fn pieces(chain: &Chain) -> Vec<Piece<'_>> {
     let mut pieces: Vec<Piece<'_>> = Vec::new();
     for (_, found) in chain.frames.range(..=chain.proven) {
         match pieces.last_mut() {
-            Some(piece) if piece.segment.id == found.segment.id && piece.blocks() < PIECE_BLOCKS => {
+            Some(piece)
+                if piece.segment.id == found.segment.id
+                    && piece.first_block() + piece.blocks() <= found.block
+                    && piece.blocks() < PIECE_BLOCKS =>
+            {
                 piece.frames.push(found);
             }
             _ => pieces.push(Piece { segment: &found.segment, frames: vec![found] }),
