@@ -26,6 +26,8 @@ pub enum Rule {
     WholeFrames,
     /// What recovery read beyond the proven mark is durable before the log is used.
     RecoverySyncs,
+    /// It is written again first: a sync that failed before may have left it clean in memory and not on the disk.
+    RecoveryRewrites,
     /// A segment gets a new epoch for each use.
     NewEpoch,
     /// A checkpoint's state is durable in frames before it is written.

@@ -71,6 +71,7 @@ fn crash_states_show_each_broken_rule() {
         Rule::CutsHold,
         Rule::WholeFrames,
         Rule::RecoverySyncs,
+        Rule::RecoveryRewrites,
         Rule::NewEpoch,
         Rule::CaptureDurable,
         Rule::OlderManifest,

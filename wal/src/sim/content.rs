@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 const PAGE: usize = 4096;
+const ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// A page of which not every byte is zero.
 #[derive(Debug)]
@@ -70,7 +71,7 @@ impl Content {
     }
 
     fn write_page(&mut self, page: usize, within: usize, piece: &[u8]) {
-        let zeros = piece.iter().all(|byte| *byte == 0);
+        let zeros = piece == &ZEROS[..piece.len()];
         if zeros && (self.pages[page].is_none() || piece.len() == PAGE) {
             if self.pages[page].is_some() {
                 Arc::make_mut(&mut self.pages)[page] = None;
@@ -126,7 +127,7 @@ impl Page {
         *self.hash.get_or_init(|| {
             let words = self.bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
             // A page that became zero again hashes as one that always was.
-            match self.bytes.iter().all(|byte| *byte == 0) {
+            match self.bytes == ZEROS {
                 true => 0,
                 false => words.fold(1, |hash, word| mix(hash ^ word)),
             }

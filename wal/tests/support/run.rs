@@ -6,14 +6,14 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use pontoon_wal::{
     Batch, Error, GroupId, Options, PersistSink, Persisted, RecoveryReport, Submitter, Wal, WalEvent,
-    sim::{SimFs, SimImage},
+    sim::{Fault, OpKind, SimFs, SimImage},
 };
 
 use super::support::{HandClock, Model, Op, Rng, options};
@@ -42,6 +42,8 @@ pub enum Step {
     Kill,
     /// The machine stops; what was not synced is left to chance.
     PowerCut,
+    /// A write or a sync fails, and the process ends.
+    Fail,
 }
 
 impl Step {
@@ -52,7 +54,8 @@ impl Step {
             16..=27 => Step::Fat,
             28..=33 => Step::Shrink,
             34..=41 => Step::Nudge,
-            42..=53 => Step::Settle,
+            42..=52 => Step::Settle,
+            53 => Step::Fail,
             54..=56 => Step::Idle,
             57..=58 => Step::Collect,
             59..=60 => Step::Close,
@@ -87,6 +90,7 @@ pub struct Progress {
     pub submitted: AtomicUsize,
     /// The segments that took frames.
     pub segments: Mutex<Vec<u32>>,
+    pub may_fail: AtomicBool,
 }
 
 impl Progress {
@@ -115,7 +119,7 @@ impl PersistSink for Progress {
     }
 
     fn failed(&self, error: &Error) {
-        panic!("the simulated disk does not fail here: {error}");
+        assert!(self.may_fail.load(Ordering::Relaxed), "the simulated disk does not fail here: {error}");
     }
 }
 
@@ -178,7 +182,7 @@ impl Run {
         for _ in 0..self.plan.steps {
             let step = Step::draw(&mut self.rng);
             // Half of the runs hardly ever open the log anew: segments are used again within one open.
-            let ends = matches!(step, Step::Close | Step::Kill | Step::PowerCut);
+            let ends = matches!(step, Step::Close | Step::Kill | Step::PowerCut | Step::Fail);
             let calm = self.plan.seed.is_multiple_of(2) && self.rng.below(12) > 0;
             self.step(if ends && calm { Step::Settle } else { step }, look)?;
         }
@@ -247,6 +251,23 @@ impl Run {
                 }
                 self.open(look)?;
             }
+            Step::Fail => {
+                let (kind, fault) = [
+                    (OpKind::Sync, Fault::Io),
+                    (OpKind::Sync, Fault::NoSpace),
+                    (OpKind::Write, Fault::Short),
+                    (OpKind::Write, Fault::Io),
+                ][self.rng.below(4) as usize];
+                self.progress.may_fail.store(true, Ordering::Relaxed);
+                self.fs.fail_nth(kind, self.rng.below(4), fault);
+                for _ in 0..3 {
+                    self.step(Step::Fat, look)?;
+                    self.settle();
+                }
+                let end = [Step::PowerCut, Step::Kill][self.rng.below(4).min(1) as usize];
+                self.step(end, look)?;
+                self.progress.may_fail.store(false, Ordering::Relaxed);
+            }
             Step::Kill | Step::PowerCut => {
                 // It comes while something is under way, so that torn tails and void frames become the log's past.
                 self.step(Step::Submit { relaxed: false }, look)?;
@@ -284,7 +305,14 @@ impl Run {
         assert_eq!(nth + 1, self.lineage.len());
         let (_, door) = self.wal.as_ref().expect("the log is open");
         let room = door.try_reserve_internal(GroupId(1));
-        door.submit(batch, room, nth as u64).expect("the batch is valid");
+        match door.submit(batch, room, nth as u64) {
+            Ok(_) => {}
+            Err(Error::Poisoned { .. }) if self.progress.may_fail.load(Ordering::Relaxed) => {
+                self.lineage.pop();
+                self.progress.submitted.fetch_sub(1, Ordering::Relaxed);
+            }
+            Err(error) => panic!("a valid batch is refused: {error}"),
+        }
     }
 
     fn complete_one(&mut self) -> bool {
