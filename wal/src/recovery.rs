@@ -291,15 +291,13 @@ pub(crate) fn replay_one(segment: &Arc<Segment>, store: u128, segment_bytes: u64
     }
     let chain = Chain::new(scan, &manifest.as_of, &manifest.segments);
     let (mut replay, mut report) = (Replay::new(&manifest, 1), RecoveryReport::default());
-    match whole::replay(&mut replay, &chain, 1) {
-        Ok(Some(_)) => drop(replay.run(&chain, true, &mut report)),
-        _ => {
-            segment.forget_live();
-            replay = Replay::new(&manifest, 1);
-            if replay.run(&chain, false, &mut report).is_ok() {
-                replay.finish(&mut report);
-            }
-        }
+    let is_whole = matches!(whole::replay(&mut replay, &chain, 1), Ok(Some(_)));
+    if !is_whole {
+        segment.forget_live();
+        replay = Replay::new(&manifest, 1);
+    }
+    if replay.run(&chain, is_whole, &mut report).is_ok() {
+        replay.finish(&mut report);
     }
 }
 

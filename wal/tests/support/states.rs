@@ -5,13 +5,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use pontoon_wal::{
-    Batch, GroupId, Wal,
+    Batch, DriverMode, GroupId, Options, Wal,
     sim::{Fault, Loose, OpKind, SimFs, SimImage},
 };
 
 use super::{
     run::{Look, Moment, Progress, find_state},
-    support::{HandClock, Model, Op, Rng, open},
+    support::{HandClock, Model, Op, Rng, open, options},
 };
 
 /// Up to so many loose pieces every subset is tried, at each moment.
@@ -24,6 +24,8 @@ const SAMPLES: u64 = 12;
 const THOROUGH_SAMPLES: u64 = 48;
 /// The directory is made in each run in the same way: of so many runs one looks at that.
 const MAKING_ONE_IN: u64 = 8;
+/// Of so many disks one is recovered on threads too.
+const THREADS_ONE_IN: u64 = 32;
 /// Blocks written whole, sectors written whole.
 const UNITS: [usize; 2] = [4096, 512];
 
@@ -183,6 +185,15 @@ fn recover(
 ) -> Result<usize, String> {
     let (fs, clock) = (SimFs::from_image(image), Arc::new(HandClock::default()));
     let mut rng = Rng(fingerprint);
+    if rng.below(THREADS_ONE_IN) == 0 {
+        // With threads of its own it is replayed on several.
+        let other = SimFs::from_image(image);
+        let options = Options { driver: DriverMode::Threads, ..options(&other, &clock, rng.next()) };
+        let (wal, report) =
+            Wal::open(options).map_err(|error| format!("does not open on threads: {error}"))?;
+        find_state(&wal, &report, lineage, moment.acknowledged, moment.submitted)
+            .map_err(|failure| format!("on threads: {failure}"))?;
+    }
     fs.lose_patience_after(1_000);
     let (wal, report) = open(&fs, &clock, rng.next()).map_err(|error| format!("does not open: {error}"))?;
     let state = find_state(&wal, &report, lineage, moment.acknowledged, moment.submitted)?;
