@@ -20,7 +20,7 @@ use pontoon_proto::{
     ClusterId, GroupId, NodeId, ReplicaId,
     v1::{self, meta_command::Body, meta_reply::Body as Answer},
 };
-use pontoon_raftstore::{Event, Group, GroupSpec, Identity, MultiRaft, Room};
+use pontoon_raftstore::{Event, Group, GroupSpec, Identity, MultiRaft};
 use pontoon_shard::{EngineKind, META_PREDICATE, ShardMachines, engine};
 use pontoon_wal::{Durability, Wal};
 use prost::Message;
@@ -43,7 +43,7 @@ use crate::{
     map::MapCache,
     server,
     shared::Shared,
-    space::{START_BYTES, Seen, Space, watch_space},
+    space::{Space, watch_space},
     transport::PeerTransport,
 };
 
@@ -264,10 +264,10 @@ impl Node {
     }
 
     fn with_next_step(&self, what: &str, reason: &str) -> String {
-        let Seen { disk, room } = self.shared.space.seen();
-        let step = match room == Room::Ample && disk.free >= START_BYTES {
-            true => "check the disk",
-            false => "free some space",
+        let disk = self.shared.space.seen().disk;
+        let step = match disk.is_nearly_full() {
+            true => "free some space",
+            false => "check the disk",
         };
         format!(
             "the {what} failed: {reason} ({} MiB are free on the disk); {step}, then start the node again: what it \

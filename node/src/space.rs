@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// The reserve, unless the operator chose one or the disk is smaller than ten of them.
 const RESERVE_BYTES: u64 = 512 << 20;
 /// Without so much even opening the engine may fail half way.
-pub(crate) const START_BYTES: u64 = 16 << 20;
+const START_BYTES: u64 = 16 << 20;
 
 /// What a file system has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,6 +37,11 @@ impl Disk {
         let stat = rustix::fs::statvfs(path)
             .map_err(|error| NodeError::Io { path: path.to_owned(), source: error.into() })?;
         Ok(Disk { free: stat.f_bavail * stat.f_frsize, total: stat.f_blocks * stat.f_frsize })
+    }
+
+    /// Whether lack of room explains a failure, whatever reserve the operator chose.
+    pub(crate) fn is_nearly_full(self) -> bool {
+        judge(self, None, Room::Ample) != Room::Ample
     }
 }
 

@@ -200,6 +200,8 @@ impl Core {
             }
             Input::AcceptedBy(node) => {
                 self.shared.accepted.insert(node);
+                // It may have started anew: what it said before is old.
+                self.shared.hear_room(node, false);
             }
             Input::Room(room) => self.on_room(room, fx),
             Input::Unreachable(node) => {
