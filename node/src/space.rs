@@ -13,13 +13,17 @@ use std::{
 
 use pontoon_proto::v1;
 use pontoon_raftstore::Room;
-use tokio::{sync::watch, time::interval};
+use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
 use crate::{error::NodeError, shared::Shared};
 
-/// How often the disks are looked at. What can be written meanwhile must fit in the reserve.
+/// How often the disks are looked at while there is plenty, and while there is not: what can be written meanwhile must fit
+/// in the reserve.
 const LOOK: Duration = Duration::from_millis(250);
+const LOOK_CLOSELY: Duration = Duration::from_millis(20);
+/// This many reserves are plenty.
+const PLENTY: u64 = 8;
 /// The reserve, unless the operator chose one or the disk is smaller than ten of them.
 const RESERVE_BYTES: u64 = 512 << 20;
 /// Without so much even opening the engine may fail half way.
@@ -87,6 +91,10 @@ impl Space {
         *self.seen.borrow()
     }
 
+    fn reserve_of(&self, disk: Disk) -> u64 {
+        self.reserve.unwrap_or_else(|| default_reserve(disk))
+    }
+
     /// Looks at the disks; the new state of the worst one.
     fn look(&self) -> Result<Seen, NodeError> {
         let before = self.seen().room;
@@ -103,10 +111,14 @@ impl Space {
     }
 }
 
+fn default_reserve(disk: Disk) -> u64 {
+    RESERVE_BYTES.min(disk.total / 10)
+}
+
 /// What a disk's room means. Once there is little, a quarter more than the border is needed to leave it, so that the
 /// state does not flutter.
 fn judge(disk: Disk, reserve: Option<u64>, before: Room) -> Room {
-    let reserve = reserve.unwrap_or_else(|| RESERVE_BYTES.min(disk.total / 10));
+    let reserve = reserve.unwrap_or_else(|| default_reserve(disk));
     let border = |bytes: u64, inside: bool| if inside { bytes.saturating_add(bytes / 4) } else { bytes };
     if disk.free < border(reserve / 2, before == Room::Critical) {
         Room::Critical
@@ -128,9 +140,10 @@ pub(crate) fn room_to_wire(room: Room) -> v1::NodeRoom {
 /// Keeps the runtime told. Ends with the node.
 pub(crate) async fn watch_space(shared: Arc<Shared>) {
     let mut told = Room::Ample;
-    let mut looks = interval(LOOK);
+    let mut pause = Duration::ZERO;
     loop {
-        looks.tick().await;
+        sleep(pause).await;
+        pause = LOOK;
         let of = shared.clone();
         // A disk that hangs must not hold up the network.
         let Ok(looked) = tokio::task::spawn_blocking(move || of.space.look()).await else { return };
@@ -141,6 +154,9 @@ pub(crate) async fn watch_space(shared: Arc<Shared>) {
                 continue;
             }
         };
+        if seen.disk.free / PLENTY < shared.space.reserve_of(seen.disk) {
+            pause = LOOK_CLOSELY;
+        }
         if seen.room == told {
             continue;
         }
@@ -157,6 +173,8 @@ pub(crate) async fn watch_space(shared: Arc<Shared>) {
             ),
         }
         told = seen.room;
+        // What is in flight may still take a segment from the reserve, but not the last of it.
+        shared.wal.hold_growth(told == Room::Critical);
         shared.raft.set_room(told);
     }
 }

@@ -134,7 +134,7 @@ async fn write_until_it_ends(client: &Client, rows: &mut Rows) -> ClientError {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fills_up_is_noticed_and_freed_without_a_loss() {
     let scratch = PROGRAM.scratch();
-    let Some(disk) = SmallDisk::mount(scratch.path(), 700) else {
+    let Some(disk) = SmallDisk::mount(scratch.path(), 1400) else {
         eprintln!("skipped: file systems cannot be mounted here");
         return;
     };
@@ -147,8 +147,8 @@ async fn a_disk_that_fills_up_is_noticed_and_freed_without_a_loss() {
 
     // With a reserve: writes are refused, and taken again when there is room, without a restart.
     assert!(cluster.terminate(0).await.success());
-    cluster.restart_with(0, &["--disk-reserve", &(150 << 20).to_string()]).await;
-    disk.fill_to(200);
+    cluster.restart_with(0, &["--disk-reserve", &(400 << 20).to_string()]).await;
+    disk.fill_to(450);
     let error = write_until_it_ends(&client, &mut rows).await;
     assert!(matches!(error, ClientError::DiskFull { .. }), "{error}");
     verify(&client, "big", &rows).await;

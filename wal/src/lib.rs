@@ -22,6 +22,7 @@ mod background;
 mod batch;
 mod cache;
 mod codec;
+mod compress;
 mod create;
 mod driver;
 mod error;
@@ -54,6 +55,7 @@ mod wal;
 mod writer;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_META_BYTES, MAX_META_KEY_BYTES, MAX_SNAPSHOT_DATA_BYTES};
+pub use compress::Compression;
 pub use error::{Error, Result};
 pub use fs::{Fs, RealFs};
 pub use options::{

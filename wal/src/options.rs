@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    Error, Result,
+    Compression, Error, Result,
     fs::{Fs, RealFs},
 };
 
@@ -80,6 +80,10 @@ pub struct Options {
     pub max_pending_bytes: u64,
     /// The most bytes of batches that are gathered into one frame. A larger batch is a frame of its own.
     pub max_frame_bytes: u64,
+    /// How large payloads are kept. Records that were written otherwise are read all the same.
+    pub compression: Compression,
+    /// Payloads of a record below this are never compressed.
+    pub compress_above_bytes: usize,
     /// Randomness for the store's id, incarnations and epochs. Production passes the system's.
     pub seed: u64,
     /// The clock.
@@ -106,6 +110,8 @@ impl Options {
             size_limit_bytes: None,
             max_pending_bytes: 256 << 20,
             max_frame_bytes: 1 << 20,
+            compression: Compression::None,
+            compress_above_bytes: 4 << 10,
             seed: (random >> 64) as u64 ^ random as u64,
             clock: Arc::new(SystemClock::default()),
             driver: DriverMode::Threads,
@@ -129,6 +135,7 @@ impl Options {
         {
             return bad("size_limit_bytes", format!("{limit} is less than eight segments"));
         }
+        self.compression.check()?;
         if self.dir.file_name().is_none() {
             return bad("dir", format!("{} has no name of its own", self.dir.display()));
         }

@@ -53,7 +53,9 @@ pub(crate) fn entries(
     let mut pieces = pieces.into_iter().peekable();
     while let Some(piece) = pieces.next() {
         let more = match piece {
-            Piece::Memory(entries, count) => budget.take(&entries, &range, count, out),
+            Piece::Memory(entries, count) => budget
+                .take(&entries, &range, count, out)
+                .expect("what this process compressed itself decompresses"),
             Piece::Disk { segment, offset, len, first, count } => {
                 let mut row = vec![Extent { segment, offset, len, first, count }];
                 while let Some(Piece::Disk { segment, offset, len, first, count }) =
@@ -91,7 +93,14 @@ struct Budget {
 }
 
 impl Budget {
-    fn take(&mut self, entries: &Entries, range: &Range<u64>, count: u64, out: &mut Vec<Entry>) -> bool {
+    /// Whether more is wanted; `None` if the record does not decompress.
+    fn take(
+        &mut self,
+        entries: &Entries,
+        range: &Range<u64>,
+        count: u64,
+        out: &mut Vec<Entry>,
+    ) -> Option<bool> {
         entries.read(range.start, range.end.min(entries.first + count), |entry| {
             let bytes = entry.data.len() as u64;
             if self.any && bytes > self.left {
@@ -150,8 +159,10 @@ fn read_row(
             }
             _ => return Err(damaged(shared, group, extent)),
         };
-        if !budget.take(&entries, range, extent.count, out) {
-            return Ok(false);
+        match budget.take(&entries, range, extent.count, out) {
+            Some(true) => {}
+            Some(false) => return Ok(false),
+            None => return Err(damaged(shared, group, extent)),
         }
     }
     Ok(true)

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  0 crc32c u32 (over all that follows, without padding) | 4 len u32 (header and body, without padding)
-//!  8 kind u8 | 9 flags u8 (0) | 10 reserved u16 (0) | 12 count u32 | 16 group u64 | 24 index u64 | 32 body
+//!  8 kind u8 | 9 codec u8 | 10 reserved u16 (0) | 12 count u32 | 16 group u64 | 24 index u64 | 32 body
 //! ```
 //!
 //! The CRC covers group, kind, index and payload, so that a record that turns up in another's place does not pass for
@@ -16,12 +16,15 @@ use pontoon_proto::GroupId;
 use crate::{
     MAX_BATCH_BYTES,
     codec::{Decoder, put_bytes, put_u64s, put_varint, round_up},
+    compress::Codec,
     outline::Terms,
     types::{ConfState, Entry, HardState, SnapshotMeta},
 };
 
 /// Bytes before a record's body.
 pub(crate) const RECORD_HEADER: usize = 32;
+/// The byte of a record that names how its payload is compressed.
+const CODEC_AT: usize = 9;
 /// Bytes per entry in the table that opens the body of an `Entries` record: term, length, kind.
 const ENTRY_ROW: usize = 13;
 /// An extent counts its entries in 16 bits.
@@ -131,6 +134,7 @@ pub(crate) enum Body {
 pub(crate) struct Entries {
     pub(crate) first: u64,
     pub(crate) count: usize,
+    codec: Option<Codec>,
     /// The whole record.
     pub(crate) bytes: Bytes,
 }
@@ -153,9 +157,17 @@ impl Entries {
         })
     }
 
-    /// Hands out the entries of `[low, high)` in order until `take` says stop; payloads share the record's memory.
-    pub(crate) fn read(&self, low: u64, high: u64, mut take: impl FnMut(Entry) -> bool) -> bool {
-        let mut offset = RECORD_HEADER + self.count * ENTRY_ROW;
+    /// Hands out the entries of `[low, high)` in order until `take` says stop, and tells whether it did not. Payloads share
+    /// the record's memory, or that of the whole payload if it was compressed. `None`: it does not decompress.
+    pub(crate) fn read(&self, low: u64, high: u64, mut take: impl FnMut(Entry) -> bool) -> Option<bool> {
+        let table_end = RECORD_HEADER + self.count * ENTRY_ROW;
+        let (payload, mut offset) = match self.codec {
+            None => (self.bytes.clone(), table_end),
+            Some(codec) => {
+                let len = (0..self.count).map(|nth| self.row(nth).1).sum();
+                (codec.decompress(&self.bytes[table_end..], len)?, 0)
+            }
+        };
         for nth in 0..self.count {
             let (term, len, kind) = self.row(nth);
             let index = self.first + nth as u64;
@@ -163,14 +175,14 @@ impl Entries {
                 break;
             }
             if index >= low {
-                let data = self.bytes.slice(offset..offset + len);
+                let data = payload.slice(offset..offset + len);
                 if !take(Entry { index, term, kind, data }) {
-                    return false;
+                    return Some(false);
                 }
             }
             offset += len;
         }
-        true
+        Some(true)
     }
 }
 
@@ -182,8 +194,8 @@ pub(crate) fn decode(record: &Bytes) -> Option<(Head, Body)> {
     }
     let record = record.slice(..head.len as usize);
     if head.kind == Kind::Entries {
-        rows(&head, &record)?;
-        let entries = Entries { first: head.index, count: head.count as usize, bytes: record };
+        let (_, codec) = rows(&head, &record)?;
+        let entries = Entries { first: head.index, count: head.count as usize, codec, bytes: record };
         return Some((head, Body::Entries(entries)));
     }
     let body = decode_body(&head, &record.slice(RECORD_HEADER..))?;
@@ -191,16 +203,48 @@ pub(crate) fn decode(record: &Bytes) -> Option<(Head, Body)> {
 }
 
 /// The table of a record of entries, if lengths and range fit.
-fn rows<'a>(head: &Head, record: &'a [u8]) -> Option<&'a [[u8; ENTRY_ROW]]> {
+fn rows<'a>(head: &Head, record: &'a [u8]) -> Option<(&'a [[u8; ENTRY_ROW]], Option<Codec>)> {
+    let codec = Codec::of_flags(record[CODEC_AT]).ok()?;
     let mut body = Decoder(record.get(RECORD_HEADER..head.len as usize)?);
     let table = body.take((head.count as usize).checked_mul(ENTRY_ROW)?)?.as_chunks::<ENTRY_ROW>().0;
     let payload: u64 = table.iter().map(|r| u64::from(u32::from_le_bytes([r[8], r[9], r[10], r[11]]))).sum();
-    (payload == body.0.len() as u64).then_some(table)
+    let fits = codec.is_some() || payload == body.0.len() as u64;
+    fits.then_some((table, codec))
+}
+
+/// Where the payload of a record of entries begins; `None` for other records.
+pub(crate) fn payload_offset(head: &Head) -> Option<usize> {
+    (head.kind == Kind::Entries).then_some(RECORD_HEADER + head.count as usize * ENTRY_ROW)
+}
+
+/// Encodes a record of entries again, of which `front` is everything before the payload, with a compressed one.
+pub(crate) fn encode_squeezed(
+    data: &mut Vec<u8>,
+    dir: &mut Vec<u8>,
+    front: &[u8],
+    codec: Codec,
+    payload: &[u8],
+) {
+    let start = data.len();
+    data.put_slice(front);
+    data[start + CODEC_AT] = codec as u8;
+    data.put_slice(payload);
+    seal(data, start);
+    decode_head(&data[start..]).expect("the front is a record's").encode_dir(dir);
+}
+
+/// Fills in the length and CRC of the record that begins at `start` and ends with the data, and pads it.
+fn seal(data: &mut Vec<u8>, start: usize) {
+    let len = data.len() - start;
+    data[start + 4..start + 8].copy_from_slice(&(len as u32).to_le_bytes());
+    let crc = crc32c::crc32c(&data[start + 4..]);
+    data[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+    data.resize(start + round_up(len, 8), 0);
 }
 
 /// The terms of a record of entries; `None` if it is not well formed.
 pub(crate) fn terms(head: &Head, record: &[u8]) -> Option<Terms> {
-    let rows = rows(head, record)?;
+    let (rows, _) = rows(head, record)?;
     let term = |row: &[u8; ENTRY_ROW]| u64::from_le_bytes(row[..8].try_into().expect("a row is longer"));
     let first = term(&rows[0]);
     if rows.iter().all(|row| term(row) == first) {
@@ -245,7 +289,7 @@ pub(crate) fn decode_head(record: &[u8]) -> Option<Head> {
     let _crc = decoder.u32()?;
     let len = decoder.u32()?;
     let kind = Kind::from_u8(decoder.u8()?)?;
-    let (_flags, _reserved) = (decoder.u8()?, decoder.u16()?);
+    let (_codec, _reserved) = (decoder.u8()?, decoder.u16()?);
     let count = decoder.u32()?;
     let group = GroupId(decoder.u64()?);
     let index = decoder.u64()?;
@@ -282,10 +326,7 @@ pub(crate) fn encode(
     data.put_u64_le(index);
     body(data);
     let len = (data.len() - start) as u32;
-    data[start + 4..start + 8].copy_from_slice(&len.to_le_bytes());
-    let crc = crc32c::crc32c(&data[start + 4..]);
-    data[start..start + 4].copy_from_slice(&crc.to_le_bytes());
-    data.resize(start + round_up(len as usize, 8), 0);
+    seal(data, start);
     Head { kind, group, index, count, len }.encode_dir(dir);
 }
 

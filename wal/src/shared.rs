@@ -15,6 +15,7 @@ use crate::{
     Batch, Error, Lsn, MAX_BATCH_BYTES, Options, Pinned, Result, Usage, WalEvent,
     background::Background,
     cache::Cache,
+    compress,
     fs::LockGuard,
     index::{Index, Place, Sim},
     queue::{Ack, Queue, Queued, Sleeping},
@@ -162,13 +163,13 @@ impl Shared {
     /// Whether another segment file may be made.
     pub(crate) fn may_grow(&self, table: &Table) -> bool {
         let limit = self.options.size_limit_bytes.unwrap_or(u64::MAX);
-        (table.files() as u64 + 1) * self.options.segment_bytes <= limit
+        !table.held && (table.files() as u64 + 1) * self.options.segment_bytes <= limit
     }
 
     /// States how much room ordinary batches have.
     pub(crate) fn update_room(&self, table: &mut Table) {
         let segment = self.options.segment_bytes;
-        let growth = match (self.options.size_limit_bytes, table.disk_full) {
+        let growth = match (self.options.size_limit_bytes, table.disk_full || table.held) {
             (None, false) => {
                 table.tight = false;
                 return self.space.set_room(u64::MAX);
@@ -191,6 +192,7 @@ impl Shared {
         if let Some(mistake) = batch.mistake {
             return Err(mistake);
         }
+        let batch = compress::batch(batch, self.options.compression, self.options.compress_above_bytes);
         let (size, limit) = (batch.size_bytes(), self.max_batch_bytes());
         if size > limit {
             return Err(Error::TooLarge { what: "a batch", size, limit });

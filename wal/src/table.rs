@@ -73,6 +73,8 @@ pub(crate) struct Table {
     pub(crate) started: bool,
     /// Room is limited and nearly gone: what is dead should become free.
     pub(crate) tight: bool,
+    /// No new files are made, by the caller's wish.
+    pub(crate) held: bool,
     /// The last try to make a segment or a manifest met a full disk.
     pub(crate) disk_full: bool,
 }

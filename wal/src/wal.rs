@@ -239,6 +239,17 @@ impl Wal {
         }
     }
 
+    /// Forbids or allows new segment files, for a caller who sees the disk fill up. While forbidden, the log lives on the
+    /// files that it has: it reuses what is dead, and answers [`Error::NoSpace`] when that is not enough.
+    pub fn hold_growth(&self, held: bool) {
+        let shared = self.shared();
+        let mut table = shared.table();
+        table.held = held;
+        shared.update_room(&mut table);
+        drop(table);
+        shared.wake_background();
+    }
+
     /// Writes what was submitted and a watermark, ends the threads and lets the directory go. Other clones and submitters
     /// answer [`Error::Closed`] afterwards; readers may go on.
     ///

@@ -314,3 +314,31 @@ fn held_operations_delay_acknowledgement_and_nothing_else() {
     let tokens: Vec<u64> = told.persisted.lock().unwrap().iter().map(|done| done.token).collect();
     assert_eq!(tokens, [2, 3, 4]);
 }
+
+#[test]
+fn a_log_that_may_not_grow_lives_on_what_it_has_and_grows_again_when_it_may() {
+    let (fs, clock) = sim();
+    let mut options = options(&fs, &clock, 1);
+    options.prepared_segments = 4;
+    let (wal, _) = Wal::open(options).unwrap();
+    let files =
+        || fs.read_dir(Path::new(DIR)).unwrap().iter().filter(|name| name.starts_with("seg-")).count();
+    wal.commit(append(1, 1, 10)).unwrap();
+    while wal.step() {}
+    let before = files();
+    wal.hold_growth(true);
+    let mut index = 2;
+    let refused = loop {
+        match wal.commit(append(1, index, 20_000)) {
+            Ok(_) => index += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::NoSpace { .. }), "{refused}");
+    assert!(index > 2, "prepared segments are used");
+    assert_eq!(files(), before);
+    wal.hold_growth(false);
+    while wal.step() {}
+    wal.commit(append(1, index, 20_000)).unwrap();
+    assert!(files() > before);
+}
