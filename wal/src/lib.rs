@@ -43,6 +43,7 @@ mod recovery;
 mod rng;
 #[doc(hidden)]
 pub mod rules;
+mod scrub;
 mod segment;
 mod shared;
 pub mod sim;
@@ -65,6 +66,7 @@ pub use pontoon_proto::GroupId;
 pub use queue::{PersistSink, Persisted};
 pub use reader::WalReader;
 pub use recovery::{DamagedRecord, RecoveryReport, TornTail};
+pub use scrub::ScrubReport;
 pub use space::Reservation;
 pub use storage::{MetaInt, Storage};
 pub use submit::Submitter;

@@ -21,12 +21,12 @@ const COALESCE_GAP: u32 = 16 << 10;
 const COALESCE_BYTES: u32 = 1 << 20;
 
 /// A record on disk.
-struct Extent {
-    segment: Arc<Segment>,
-    offset: u32,
-    len: u32,
-    first: u64,
-    count: u64,
+pub(crate) struct Extent {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
+    pub(crate) first: u64,
+    pub(crate) count: u64,
 }
 
 /// Copies entries of the range to `out`, at least one if there is any, up to `max_bytes` of payload.
@@ -181,11 +181,17 @@ fn read_span(first: &Extent, last: &Extent) -> Result<Bytes> {
 }
 
 /// Acknowledged bytes changed on disk: from now on the group is damaged, through checkpoints and opens.
-fn damaged(shared: &Shared, group: GroupId, extent: &Extent) -> Error {
+pub(crate) fn note_damage(shared: &Shared, group: GroupId, extent: &Extent) {
     let range = (extent.first, extent.first + extent.count);
     shared.index.with_mut(group, |state| state.damage.get_or_insert_default().entries.push(range));
+    let path = extent.segment.path.display();
+    tracing::error!(%path, offset = extent.offset, %group, "corrupt record");
+}
+
+fn damaged(shared: &Shared, group: GroupId, extent: &Extent) -> Error {
+    note_damage(shared, group, extent);
     let path = extent.segment.path.clone();
-    let what = format!("entries [{}, {}) of {group} changed on disk", range.0, range.1);
-    tracing::error!(path = %path.display(), offset = extent.offset, %group, "corrupt record");
+    let (low, high) = (extent.first, extent.first + extent.count);
+    let what = format!("entries [{low}, {high}) of {group} changed on disk");
     Error::Corrupt { path, offset: u64::from(extent.offset), what }
 }

@@ -301,6 +301,13 @@ pub(crate) fn replay_one(segment: &Arc<Segment>, store: u128, segment_bytes: u64
     }
 }
 
+/// Every frame that a segment shows, live or not.
+pub(crate) fn frames_in(segment: &Arc<Segment>, store: u128, segment_bytes: u64) -> Result<Vec<Found>> {
+    let mut scan = Scan::default();
+    scan.segment(segment, store, segment_bytes)?;
+    Ok(scan.frames)
+}
+
 /// Opens the files that the manifest lists; one that is missing or of another length is corruption.
 fn open_segments(
     options: &Options,

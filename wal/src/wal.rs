@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use crate::{
     Batch, DriverMode, Error, GcStats, GroupView, Lsn, Options, PersistSink, Pinned, RealFs, RecoveryReport,
-    Result, Storage, Submitter, Usage, WalReader, create,
+    Result, ScrubReport, Storage, Submitter, Usage, WalReader, create,
     driver::Threads,
     queue::{Ack, SinkSlot, Sleeping, Waiter},
-    read, recovery,
+    read, recovery, scrub,
     shared::Shared,
     types::Entry,
     writer::{Step, Stepper},
@@ -237,6 +237,15 @@ impl Wal {
                 DriverMode::Threads => shared.await_background(),
             }
         }
+    }
+
+    /// Reads every sealed segment and checks it, while the log serves. Blocks for as long as that takes; a second call
+    /// checks again. Groups that lost something are damaged from here on; the others are not touched.
+    ///
+    /// # Errors
+    /// Those of the file system: a segment that cannot be read is no damage that is known.
+    pub fn scrub(&self) -> Result<ScrubReport> {
+        scrub::scrub(self.shared())
     }
 
     /// Forbids or allows new segment files, for a caller who sees the disk fill up. While forbidden, the log lives on the

@@ -550,6 +550,24 @@ impl Group {
         }
     }
 
+    /// Visits the records of entries in a segment, as (offset, length, first index, count).
+    pub(crate) fn extents_in(&self, segment: &Segment, mut visit: impl FnMut(u32, u32, u64, u64)) {
+        for run in self.runs.iter().filter(|run| run.segment.id == segment.id) {
+            let mut first = run.first;
+            for extent in &run.extents {
+                visit(extent.offset(), extent.len(), first, extent.count());
+                first += extent.count();
+            }
+        }
+    }
+
+    /// Whether the record at an offset of a segment is part of the log.
+    pub(crate) fn holds(&self, segment: &Segment, offset: u32) -> bool {
+        let mut held = false;
+        self.extents_in(segment, |at, _, _, _| held |= at == offset);
+        held
+    }
+
     /// Bytes of entries on disk, and the oldest segment that holds some.
     pub(crate) fn disk_bytes(&self) -> (u64, Option<u32>) {
         let extents = self.runs.iter().flat_map(|run| &run.extents);
