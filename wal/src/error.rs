@@ -27,6 +27,18 @@ pub enum Error {
         /// Bytes that were asked for.
         needed_bytes: u64,
     },
+    /// One group holds as much as it may. The others go on.
+    #[error(
+        "{group} holds {held_bytes} bytes of the log, its quota is {quota_bytes}; truncate it, or raise the quota"
+    )]
+    Quota {
+        /// The group.
+        group: GroupId,
+        /// What its entries take.
+        held_bytes: u64,
+        /// What they may take.
+        quota_bytes: u64,
+    },
     /// A write or sync failed earlier. Nothing that was not acknowledged by then will ever be; open the log again.
     #[error("the log stopped after a failure: {cause}; restart to recover what was acknowledged")]
     Poisoned {

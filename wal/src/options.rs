@@ -76,6 +76,9 @@ pub struct Options {
     pub cache_bytes: usize,
     /// The most that segment files may take on disk, or no limit but the disk's. At least eight segments.
     pub size_limit_bytes: Option<u64>,
+    /// The most that one group's entries may take in segments before [`Submitter::try_reserve`](crate::Submitter::try_reserve)
+    /// refuses more, so that a group that is not truncated does not fill the log for the others. `None`: no such limit.
+    pub group_quota_bytes: Option<u64>,
     /// Bytes that may wait for the disk before a reservation answers `Busy`.
     pub max_pending_bytes: u64,
     /// The most bytes of batches that are gathered into one frame. A larger batch is a frame of its own.
@@ -108,6 +111,7 @@ impl Options {
             durability: Durability::Sync,
             cache_bytes: 64 << 20,
             size_limit_bytes: None,
+            group_quota_bytes: None,
             max_pending_bytes: 256 << 20,
             max_frame_bytes: 1 << 20,
             compression: Compression::None,

@@ -160,6 +160,16 @@ impl Shared {
         sinks.iter().for_each(|slot| slot.sink.event(event));
     }
 
+    /// Refuses more entries to a group that holds too many.
+    pub(crate) fn check_quota(&self, group: GroupId) -> Result<()> {
+        let Some(quota_bytes) = self.options.group_quota_bytes else { return Ok(()) };
+        let held_bytes = self.index.with(group, |state| state.disk_bytes().0).unwrap_or(0);
+        match held_bytes > quota_bytes {
+            true => Err(Error::Quota { group, held_bytes, quota_bytes }),
+            false => Ok(()),
+        }
+    }
+
     /// Whether another segment file may be made.
     pub(crate) fn may_grow(&self, table: &Table) -> bool {
         let limit = self.options.size_limit_bytes.unwrap_or(u64::MAX);

@@ -342,3 +342,35 @@ fn a_log_that_may_not_grow_lives_on_what_it_has_and_grows_again_when_it_may() {
     wal.commit(append(1, index, 20_000)).unwrap();
     assert!(files() > before);
 }
+
+#[test]
+fn a_group_over_its_quota_waits_and_the_others_go_on() {
+    let (fs, clock) = sim();
+    let mut options = options(&fs, &clock, 1);
+    options.group_quota_bytes = Some(50_000);
+    let (wal, _) = Wal::open(options).unwrap();
+    let door = wal.submitter(Arc::new(Told::default()));
+    let write = |group: u64, index: u64| {
+        let batch = append(group, index, 10_000);
+        let room = door.try_reserve(GroupId(group), batch.size_bytes())?;
+        door.submit(batch, room, index).map(drop)?;
+        while wal.step() {}
+        Ok::<(), Error>(())
+    };
+    let mut index = 1;
+    let refused = loop {
+        match write(7, index) {
+            Ok(()) => index += 1,
+            Err(error) => break error,
+        }
+    };
+    let Error::Quota { group, held_bytes, quota_bytes: 50_000 } = refused else { panic!("{refused}") };
+    assert!(group == GroupId(7) && (50_000..70_000).contains(&held_bytes), "{held_bytes}");
+    (1..=4).for_each(|index| write(8, index).unwrap());
+    // What the group needs in order to live is never refused; truncation brings room.
+    let mut batch = Batch::new();
+    batch.truncate_prefix(GroupId(7), index - 2, 1);
+    door.submit(batch, door.try_reserve_internal(GroupId(7)), 0).unwrap();
+    while wal.step() {}
+    write(7, index).unwrap();
+}

@@ -90,6 +90,8 @@ pub(crate) struct Group {
     pub(crate) hard_state: HardState,
     pub(crate) truncated: (u64, u64),
     last: u64,
+    /// Bytes of entries on disk.
+    disk_bytes: u64,
     runs: VecDeque<Run>,
     terms: Vec<(u64, u64)>,
     // Rare or short-lived: an idle group pays a pointer for each.
@@ -301,6 +303,7 @@ impl Group {
 
     fn place_extent(&mut self, segment: &Arc<Segment>, offset: u32, len: u32, first: u64, count: u64) {
         let extent = Extent::new(offset, len, count as u16);
+        self.disk_bytes += u64::from(len);
         match self.runs.back_mut() {
             Some(run)
                 if run.segment.id == segment.id && run.extents.len() < RUN_EXTENTS && run.end == first =>
@@ -349,6 +352,7 @@ impl Group {
                 if start < from {
                     run.extents.push(extent.with_count(from - start));
                 } else {
+                    self.disk_bytes -= u64::from(extent.len());
                     run.segment.sub_live(u64::from(extent.len()));
                 }
                 end = start;
@@ -377,6 +381,7 @@ impl Group {
             while let Some(extent) =
                 run.extents.get(gone).filter(|extent| run.first + extent.count() <= index + 1)
             {
+                self.disk_bytes -= u64::from(extent.len());
                 run.segment.sub_live(u64::from(extent.len()));
                 run.first += extent.count();
                 gone += 1;
@@ -427,6 +432,7 @@ impl Group {
             run.segment.sub_live(run.extents.iter().map(|extent| u64::from(extent.len())).sum());
         }
         self.runs.shrink_to_fit();
+        self.disk_bytes = 0;
         self.pending = None;
         self.terms = Vec::new();
         self.last = self.truncated.0;
@@ -570,8 +576,7 @@ impl Group {
 
     /// Bytes of entries on disk, and the oldest segment that holds some.
     pub(crate) fn disk_bytes(&self) -> (u64, Option<u32>) {
-        let extents = self.runs.iter().flat_map(|run| &run.extents);
-        (extents.map(|extent| u64::from(extent.len())).sum(), self.runs.front().map(|run| run.segment.id))
+        (self.disk_bytes, self.runs.front().map(|run| run.segment.id))
     }
 
     /// Panics if an invariant does not hold. Debug builds ask after every change.
@@ -581,6 +586,8 @@ impl Group {
         if self.damage.is_none() {
             assert_eq!(self.holes(), [], "a healthy group has no holes");
         }
+        let extents = self.runs.iter().flat_map(|run| &run.extents);
+        assert_eq!(self.disk_bytes, extents.map(|extent| u64::from(extent.len())).sum::<u64>());
         assert!(self.terms.is_sorted_by(|a, b| a.0 < b.0), "term runs ascend: {:?}", self.terms);
         assert!(self.terms.first().is_none_or(|(first, _)| *first <= self.first_index()));
     }
@@ -617,7 +624,7 @@ mod tests {
 
     #[test]
     fn an_idle_group_is_small_and_an_extent_has_eight_bytes() {
-        assert!(size_of::<Group>() <= 144, "{}", size_of::<Group>());
+        assert!(size_of::<Group>() <= 152, "{}", size_of::<Group>());
         assert_eq!(size_of::<Extent>(), 8);
         let extent = Extent::new((1 << 30) - 8, (16 << 20) - 8, u16::MAX);
         assert_eq!((extent.offset(), extent.len(), extent.count()), ((1 << 30) - 8, (16 << 20) - 8, 65_535));
