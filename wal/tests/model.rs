@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use pontoon_wal::{Batch, GroupId, sim::SimFs};
+use pontoon_wal::{Batch, GroupId, WalReader, sim::SimFs};
 use proptest::prelude::*;
 
 #[path = "support/lib.rs"]
@@ -16,6 +16,8 @@ enum Action {
     Batch { seed: u64, relaxed: bool },
     Close,
     Kill,
+    PowerCut { seed: u64 },
+    Look,
     Idle,
     Collect,
 }
@@ -25,6 +27,8 @@ fn action() -> impl Strategy<Value = Action> {
         24 => (any::<u64>(), proptest::bool::weighted(0.1)).prop_map(|(seed, relaxed)| Action::Batch { seed, relaxed }),
         2 => Just(Action::Close),
         1 => Just(Action::Kill),
+        2 => any::<u64>().prop_map(|seed| Action::PowerCut { seed }),
+        1 => Just(Action::Look),
         2 => Just(Action::Idle),
         1 => Just(Action::Collect),
     ]
@@ -67,6 +71,21 @@ proptest! {
                     drop(wal);
                     fs.kill();
                     wal = open(&fs, &clock, seed).unwrap().0;
+                }
+                // All of it was acknowledged: chance has nothing to take.
+                Action::PowerCut { seed } => {
+                    drop(wal);
+                    fs.crash(seed);
+                    wal = open(&fs, &clock, seed).unwrap().0;
+                }
+                Action::Look => {
+                    let before = fs.counts();
+                    let reader = WalReader::open(Arc::new(fs.clone()), support::DIR.as_ref()).unwrap();
+                    prop_assert_eq!(reader.groups(), wal.groups());
+                    for group in wal.groups() {
+                        prop_assert_eq!(reader.group(group), wal.group(group));
+                    }
+                    prop_assert_eq!(fs.counts().changes, before.changes);
                 }
                 Action::Idle => {
                     clock.advance(Duration::from_millis(10));

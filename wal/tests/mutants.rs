@@ -45,7 +45,7 @@ fn hunt(rule: Rule) -> Option<(usize, String)> {
             return None;
         }
         let mut explorer = Explorer::new(seed, left, false);
-        let plan = Plan { seed, steps: 80, groups: 6, held: seed % 3 == 0 };
+        let plan = Plan { seed, steps: 80, groups: 6, held: seed % 3 == 0, unsynced: false };
         let _broken = Broken::rule(rule);
         let played = catch_unwind(AssertUnwindSafe(|| Run::new(plan).play(&mut explorer)));
         looked_at += explorer.tally.states;

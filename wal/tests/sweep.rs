@@ -4,7 +4,7 @@
 
 use std::{path::Path, thread};
 
-use pontoon_wal::Error;
+use pontoon_wal::{Error, sim::SimFs};
 
 #[path = "support/lib.rs"]
 mod support;
@@ -12,7 +12,7 @@ mod support;
 mod sweep;
 
 use support::Rng;
-use sweep::{Answers, BLOCK, Closed, Seen, bytes_in, closed_log, sectors};
+use sweep::{Answers, BLOCK, Closed, End, SECTOR, Seen, bytes_in, closed_log, ended_log, sectors};
 
 /// Bytes of the log of which each bit is flipped.
 const FLIPPED_BYTES: usize = 64 << 10;
@@ -67,6 +67,36 @@ fn each_bad_sector_of_a_segment_is_invisible_or_reported() {
     println!("{answers:?}");
     assert!(answers.reported > 200 && answers.nothing > 200, "{answers:?}");
     assert_eq!(answers.refused, 0, "{answers:?}");
+}
+
+#[test]
+fn each_bad_sector_behind_a_durable_watermark_is_invisible_or_reported() {
+    let log = ended_log(17, 70, End::Watermark);
+    let answers = fail(sectors(&log, &log.files(".wal")));
+    assert!(answers.reported > 100 && answers.refused == 0, "{answers:?}");
+}
+
+#[test]
+fn without_a_watermark_only_the_last_frame_may_be_cut() {
+    let log = ended_log(18, 30, End::NoWatermark);
+    let mut path = log.files(".wal");
+    path.sort_by_key(|path| log.used(path));
+    let (mut cut, mut first, mut last) = (0, usize::MAX, 0);
+    for path in path {
+        for sector in 0..log.used(&path).div_ceil(SECTOR) {
+            let damage = |fs: &SimFs| fs.patch(&path, (sector * SECTOR) as u64, &[0xff; SECTOR]).unwrap();
+            let context = || format!("{} sector {sector}", path.display());
+            // Either the damage is said, or it is the last frame that is gone.
+            match log.damage(context, damage) {
+                Ok(seen) => assert_ne!(seen, Seen::Refused, "{}", context()),
+                Err(failure) => {
+                    assert!(log.is_cut(damage), "{failure}");
+                    (cut, first, last) = (cut + 1, first.min(sector), last.max(sector));
+                }
+            }
+        }
+    }
+    assert!(cut > 0 && last - first < 8 * BLOCK / SECTOR, "{cut} sectors from {first} to {last}");
 }
 
 #[test]

@@ -12,7 +12,8 @@ use std::{
 };
 
 use pontoon_wal::{
-    Batch, Error, GroupId, Options, PersistSink, Persisted, RecoveryReport, Submitter, Wal, WalEvent,
+    Batch, Durability, Error, GroupId, Options, PersistSink, Persisted, RecoveryReport, Submitter, Wal,
+    WalEvent,
     sim::{Fault, OpKind, SimFs, SimImage},
 };
 
@@ -73,6 +74,8 @@ pub struct Plan {
     pub groups: u64,
     /// Operations of the disk wait and are carried out in any order.
     pub held: bool,
+    /// Batches are acknowledged without a sync: a power cut takes what no open has made durable.
+    pub unsynced: bool,
 }
 
 /// The disk at one moment, and which states of the log it may hold: those of `acknowledged..=submitted`.
@@ -86,7 +89,11 @@ pub struct Moment {
 /// What the watcher of the disk may ask without touching the log.
 #[derive(Debug, Default)]
 pub struct Progress {
+    /// What no power cut may take.
     pub acknowledged: AtomicUsize,
+    /// What the log said to be persisted. It is the same, unless the log is not asked for syncs.
+    pub told: AtomicUsize,
+    pub unsynced: bool,
     pub submitted: AtomicUsize,
     /// The segments that took frames.
     pub segments: Mutex<Vec<u32>>,
@@ -100,6 +107,7 @@ impl Progress {
 
     pub fn set(&self, state: usize) {
         self.acknowledged.store(state, Ordering::Relaxed);
+        self.told.store(state, Ordering::Relaxed);
         self.submitted.store(state, Ordering::Relaxed);
     }
 }
@@ -107,8 +115,11 @@ impl Progress {
 impl PersistSink for Progress {
     fn persisted(&self, done: &[Persisted]) {
         for done in done {
-            let before = self.acknowledged.swap(done.token as usize, Ordering::Relaxed);
+            let before = self.told.swap(done.token as usize, Ordering::Relaxed);
             assert_eq!(before + 1, done.token as usize, "batches are acknowledged in order");
+            if !self.unsynced {
+                self.acknowledged.store(done.token as usize, Ordering::Relaxed);
+            }
         }
     }
 
@@ -163,9 +174,11 @@ impl Run {
             prepared_segments: 1 + rng.below(2) as usize,
             max_frame_bytes: [4 << 10, 32 << 10, 1 << 20][rng.below(3) as usize],
             cache_bytes: [0, 1 << 20][rng.below(2) as usize],
+            durability: if plan.unsynced { Durability::System } else { Durability::Sync },
             ..options(&fs, &clock, plan.seed)
         };
-        let (progress, moments) = (Arc::new(Progress::default()), Arc::new(Mutex::new(Vec::new())));
+        let progress = Arc::new(Progress { unsynced: plan.unsynced, ..Progress::default() });
+        let moments = Arc::new(Mutex::new(Vec::new()));
         let (seen, noted) = (progress.clone(), moments.clone());
         fs.lose_patience_after(plan.steps as u64 * 200);
         fs.watch(move |image| {
@@ -178,7 +191,7 @@ impl Run {
 
     /// Plays it to the end, showing each moment.
     pub fn play(&mut self, look: &mut impl Look) -> Result<(), String> {
-        self.open(look)?;
+        self.open(look, 0)?;
         for _ in 0..self.plan.steps {
             let step = Step::draw(&mut self.rng);
             // Half of the runs hardly ever open the log anew: segments are used again within one open.
@@ -245,11 +258,11 @@ impl Run {
                 drop(door);
                 self.happened.checkpoints += wal.usage().checkpoint;
                 wal.close().map_err(|error| format!("cannot close: {error}"))?;
-                let (acknowledged, submitted) = self.progress.now();
-                if acknowledged != submitted {
-                    return Err(format!("closed with {acknowledged} of {submitted} batches acknowledged"));
+                let (told, submitted) = (self.told(), self.progress.now().1);
+                if told != submitted {
+                    return Err(format!("closed with {told} of {submitted} batches acknowledged"));
                 }
-                self.open(look)?;
+                self.open(look, told)?;
             }
             Step::Fail => {
                 let (kind, fault) = [
@@ -276,12 +289,18 @@ impl Run {
                 }
                 self.wal = None;
                 self.show(look)?;
-                match step {
-                    Step::Kill => self.fs.kill(),
-                    _ => self.fs.crash(self.rng.next()),
-                }
+                let floor = match step {
+                    Step::Kill => {
+                        self.fs.kill();
+                        self.told()
+                    }
+                    _ => {
+                        self.fs.crash(self.rng.next());
+                        self.progress.now().0
+                    }
+                };
                 self.fs.hold(false);
-                self.open(look)?;
+                self.open(look, floor)?;
             }
         }
         Ok(())
@@ -329,14 +348,18 @@ impl Run {
         }
     }
 
-    /// Opens the log, which must hold one of the states that it may hold; that one is what counts from now on.
-    fn open(&mut self, look: &mut impl Look) -> Result<(), String> {
+    fn told(&self) -> usize {
+        self.progress.told.load(Ordering::Relaxed)
+    }
+
+    /// Opens the log, which must hold one of the states from `floor` on; that one is what counts from now on.
+    fn open(&mut self, look: &mut impl Look, floor: usize) -> Result<(), String> {
         self.options.seed = self.rng.next();
         let (wal, report) = Wal::open(self.options.clone())
             .map_err(|error| format!("the run cannot open the log: {error}"))?;
         self.show(look)?;
-        let (acknowledged, submitted) = self.progress.now();
-        let state = find_state(&wal, &report, &self.lineage, acknowledged, submitted)
+        let (_, submitted) = self.progress.now();
+        let state = find_state(&wal, &report, &self.lineage, floor, submitted)
             .map_err(|difference| format!("in the run itself: {difference}"))?;
         self.lineage.truncate(state + 1);
         // What is handed in from now on must not look like what was lost.

@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use pontoon_wal::{
@@ -22,6 +23,8 @@ pub const BLOCK: usize = 4096;
 pub struct Closed {
     pub image: SimImage,
     pub model: Model,
+    /// What it held before the last batch.
+    pub before: Model,
     pub past: Vec<SimImage>,
 }
 
@@ -36,8 +39,23 @@ pub enum Seen {
     Refused,
 }
 
+/// How a log ends before it is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Close,
+    /// The process died after the watermark.
+    Watermark,
+    /// The process died right after the last batch.
+    NoWatermark,
+}
+
 /// Plays a script, with a crash or a clean restart now and then, and closes the log.
 pub fn closed_log(seed: u64, batches: usize) -> Closed {
+    ended_log(seed, batches, End::Close)
+}
+
+/// As [`closed_log`], with another end.
+pub fn ended_log(seed: u64, batches: usize, end: End) -> Closed {
     let (fs, clock) = (SimFs::new(), Arc::new(HandClock::default()));
     let mut script = Script::draw(seed, batches, 6);
     let mut past = Vec::new();
@@ -63,8 +81,20 @@ pub fn closed_log(seed: u64, batches: usize) -> Closed {
             _ => {}
         }
     }
-    wal.close().unwrap();
-    Closed { image: fs.image(), model: script.states.pop().unwrap(), past }
+    match end {
+        End::Close => wal.close().unwrap(),
+        End::Watermark => {
+            while wal.step() {}
+            clock.advance(Duration::from_millis(10));
+            while wal.step() {}
+            drop(wal);
+        }
+        End::NoWatermark => drop(wal),
+    }
+    // What was not synced yet is not what this is about.
+    fs.kill();
+    let model = script.states.pop().unwrap();
+    Closed { image: fs.image(), model, before: script.states.pop().unwrap(), past }
 }
 
 impl Closed {
@@ -92,6 +122,14 @@ impl Closed {
         let fs = self.fs();
         damage(&fs);
         self.judge(&fs).map_err(|failure| format!("{}: {failure}", context()))
+    }
+
+    /// Whether a damaged log is as it was before the last batch, and says that it cut what came after.
+    pub fn is_cut(&self, damage: impl FnOnce(&SimFs)) -> bool {
+        let fs = self.fs();
+        damage(&fs);
+        let (wal, report) = open(&fs, &Arc::new(HandClock::default()), 99).unwrap();
+        self.before.differs(&wal).is_none() && report.damaged.is_empty()
     }
 
     /// Whether the log is as the model says, or says what it lost.
