@@ -230,7 +230,7 @@ fn apply(fs: &SimFs, edit: &[u8; 8]) {
             fs.patch(path, block.min(len - 1), &copied);
         }
         13 => drop(fs.cut(path, offset)),
-        14 => drop(fs.remove_file(path)),
+        14 => drop(fs.remove_file(path).and_then(|()| fs.sync_dir(Path::new(DIR)))),
         _ => drop(fs.patch(path, offset, &edit[4..].repeat(4)[..16.min(room)])),
     }
 }
