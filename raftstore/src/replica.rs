@@ -432,8 +432,15 @@ impl Replica {
     fn announce_floor(&mut self, shared: &Shared) {
         let last = self.last_index();
         let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(0);
-        // The cap overrides members that lag, never this replica's own durable mark.
-        let cap = last.saturating_sub(shared.config.max_retained_entries);
+        // The caps override members that lag, never this replica's own durable mark.
+        let (held, may_hold) = (shared.wal.log_bytes(self.group), shared.config.max_retained_bytes);
+        let entries = last + 1 - self.raw.raft.raft_log.first_index();
+        // Of entries of about one size, the youngest that fit.
+        let fitting = match held > may_hold {
+            true => (u128::from(entries) * u128::from(may_hold) / u128::from(held)) as u64,
+            false => entries,
+        };
+        let cap = last.saturating_sub(shared.config.max_retained_entries.min(fitting));
         self.floor = self.floor.max(matched.max(cap));
     }
 

@@ -47,6 +47,8 @@ pub struct Config {
     pub session_ttl: Duration,
     /// Entries that a group's log may keep for members that lag; beyond it they take a snapshot.
     pub max_retained_entries: u64,
+    /// The same in bytes of the log, so that a member that is away for long does not fill the disk.
+    pub max_retained_bytes: u64,
     /// Seeds the election jitter, so that a run can be replayed.
     pub seed: u64,
 }
@@ -69,6 +71,7 @@ impl Default for Config {
             flush_interval: Duration::from_secs(1),
             session_ttl: Duration::from_secs(3600),
             max_retained_entries: 1 << 20,
+            max_retained_bytes: 256 << 20,
             seed: 0,
         }
     }

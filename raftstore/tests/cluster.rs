@@ -12,12 +12,14 @@ use machine::TestMachines;
 use network::{Link, Network};
 use pontoon_proto::{ClusterId, GroupId, NodeId, ReplicaId, v1::ConfState};
 use pontoon_raftstore::{
-    Config, Error, Group, GroupSpec, Identity, MemberChange, MultiRaft, Proposal, ProposeError, Rejected,
-    RequestId, Role,
+    Config, Error, Event, Group, GroupSpec, Identity, MemberChange, MultiRaft, Proposal, ProposeError,
+    Rejected, RequestId, Role,
 };
 use pontoon_wal::{Options, Wal};
 
 const GROUP: GroupId = GroupId(7);
+/// What a group's log keeps for members that are away.
+const RETAINED_BYTES: u64 = 128 << 10;
 
 struct Node {
     id: NodeId,
@@ -53,6 +55,7 @@ impl Node {
             tick: Duration::from_millis(10),
             flush_interval: Duration::from_millis(20),
             chunk_bytes: 256,
+            max_retained_bytes: RETAINED_BYTES,
             ..Default::default()
         };
         let link = Arc::new(Link { network: network.clone(), node: self.id });
@@ -393,6 +396,33 @@ fn a_member_that_was_cut_off_catches_up_from_the_log_that_was_kept_for_it() {
         let index = cluster.leader().await.read_barrier().await.unwrap();
         cluster.applied_everywhere(&[1, 2, 3], index).await;
         assert_eq!(cluster.node(behind).machines.row(GROUP, "row-299").as_deref(), Some("v"));
+    });
+}
+
+#[test]
+fn a_member_that_is_away_for_too_long_pins_no_more_log_than_it_may() {
+    run(async {
+        let cluster = Cluster::new(3);
+        cluster.create(&[1, 2, 3]).await;
+        cluster.write("k=a", None).await;
+        let behind = (1..=3).find(|id| cluster.group(*id).status().borrow().role != Role::Leader).unwrap();
+        let stands_at = cluster.group(behind).status().borrow().last_index;
+        cluster.network.cut(NodeId::new(behind).unwrap(), true);
+        let value = "v".repeat(1000);
+        let mut written = 0;
+        // The leader's log begins after what the absent member would need.
+        while cluster.leader().await.status().borrow().first_index <= stands_at + 1 {
+            cluster.write(&format!("row-{written}={value}"), None).await;
+            written += 1;
+        }
+        assert!(written as u64 * 1000 > RETAINED_BYTES / 2, "{written} rows are worth keeping");
+        let mut events = cluster.node(behind).runtime().events();
+        cluster.network.cut(NodeId::new(behind).unwrap(), false);
+        while !matches!(events.recv().await.unwrap(), Event::SnapshotInstalled { .. }) {}
+        let index = cluster.leader().await.read_barrier().await.unwrap();
+        cluster.applied_everywhere(&[1, 2, 3], index).await;
+        let last = format!("row-{}", written - 1);
+        assert_eq!(cluster.node(behind).machines.row(GROUP, &last), Some(value));
     });
 }
 

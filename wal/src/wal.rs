@@ -239,6 +239,11 @@ impl Wal {
         }
     }
 
+    /// Bytes that a group's entries take in segments, from memory; 0 for a group that is not here.
+    pub fn log_bytes(&self, group: GroupId) -> u64 {
+        self.shared().index.with(group, |state| state.disk_bytes().0).unwrap_or(0)
+    }
+
     /// Reads every sealed segment and checks it, while the log serves. Blocks for as long as that takes; a second call
     /// checks again. Groups that lost something are damaged from here on; the others are not touched.
     ///
