@@ -37,16 +37,18 @@ use crate::{
     writer::{Identity, Step},
 };
 
-/// A segment is filled in pieces of this size.
-const FILL_BYTES: u64 = 1 << 20;
+/// A segment is filled in pieces of this size: a larger one would hold up the log's own writes.
+const FILL_BYTES: u64 = 256 << 10;
 /// After a full disk, the next try.
 const RETRY: Duration = Duration::from_millis(500);
 /// Dead segments that ask for a checkpoint even if prepared ones abound.
 const DEAD_ENOUGH: usize = 4;
 /// Segments sealed since the last checkpoint that ask for one, so that recovery replays no more.
 const REPLAY_ENOUGH: usize = 16;
-/// Free files that are kept for later; more are removed.
-const KEEP_FREE: usize = 4;
+/// Free files that are kept for later, since filling new ones costs as much as writing them; more are removed.
+const KEEP_FREE: usize = 16;
+/// How many more than asked for are prepared at once if that costs no filling, so that a busy log is listed seldom.
+const PREPARE_MORE: usize = 6;
 
 /// The state of all groups at one LSN.
 struct Capture {
@@ -80,6 +82,8 @@ pub(crate) struct Background {
     pub(crate) gc_wanted: bool,
     pub(crate) stats: GcStats,
     sealed_at_checkpoint: usize,
+    /// Segments are prepared up to more than asked for.
+    topping_up: bool,
     /// The newer manifest file was synced by this open.
     newest_is_synced: bool,
 }
@@ -95,6 +99,7 @@ impl Background {
             gc_wanted: false,
             stats: GcStats::default(),
             sealed_at_checkpoint: 0,
+            topping_up: false,
             newest_is_synced: false,
         }
     }
@@ -119,6 +124,11 @@ impl Background {
         }
         if self.capture.is_some() {
             return self.start_checkpoint(shared, now);
+        }
+        // Whatever else is to be done comes before a segment that has to be filled.
+        self.topping_up &= shared.table().all_formed();
+        if self.topping_up {
+            return self.start_prepare(shared, now);
         }
         if self.wants_checkpoint(shared) {
             self.capture = Some(capture(shared));
@@ -353,9 +363,14 @@ impl Background {
 
     fn start_prepare(&mut self, shared: &Shared, now: Duration) -> Step {
         let mut table = shared.table();
-        if table.prepared.len() >= shared.options.prepared_segments.max(1) {
-            return Step::Blocked;
+        let wanted = shared.options.prepared_segments.max(1);
+        let for_nothing = table.all_formed();
+        let more = self.topping_up && for_nothing && table.usable() > 0;
+        if table.prepared.len() >= wanted + if more { PREPARE_MORE } else { 0 } {
+            // What was prepared is listed next, all at once.
+            return if std::mem::take(&mut self.topping_up) { Step::Progress } else { Step::Blocked };
         }
+        self.topping_up = for_nothing;
         let (id, formed) = match table.free.pop() {
             Some(free) => (free.id, free.formed),
             None if shared.may_grow(&table) => {
@@ -415,11 +430,9 @@ fn disk_has_room(shared: &Shared, table: &mut Table) -> bool {
 
 /// What fills a segment with written zeros: a block that was never written costs a journal commit at its first sync.
 pub(crate) fn fill_ops(file: &Arc<dyn File>, segment_bytes: u64) -> Vec<(Arc<dyn File>, FileOp)> {
-    let zeros = Bytes::from(vec![0; FILL_BYTES.min(segment_bytes) as usize]);
     let mut ops: Vec<(Arc<dyn File>, FileOp)> = vec![(file.clone(), FileOp::SetLen(segment_bytes))];
-    for offset in (0..segment_bytes).step_by(zeros.len()) {
-        let data = zeros.slice(..zeros.len().min((segment_bytes - offset) as usize));
-        ops.push((file.clone(), FileOp::Write { offset, data }));
+    for offset in (0..segment_bytes).step_by(FILL_BYTES as usize) {
+        ops.push((file.clone(), FileOp::Zero { offset, len: FILL_BYTES.min(segment_bytes - offset) }));
     }
     if !is_broken(Rule::FilledBeforeListed) {
         ops.push((file.clone(), FileOp::Sync));

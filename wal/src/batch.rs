@@ -7,6 +7,7 @@ use bytes::BufMut;
 use crate::{
     Error,
     codec::put_bytes,
+    pool,
     record::{self, Kind, MAX_INDEX, MAX_RECORD_ENTRIES},
     types::{Entry, HardState, SnapshotMeta},
 };
@@ -43,6 +44,13 @@ pub struct Batch {
     pub(crate) records: u32,
     pub(crate) relaxed: bool,
     pub(crate) mistake: Option<Error>,
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        pool::give(std::mem::take(&mut self.data));
+        pool::give(std::mem::take(&mut self.dir));
+    }
 }
 
 impl Batch {
@@ -150,6 +158,9 @@ impl Batch {
         let (kind, _, index, _) = head;
         if kind.has_index() && index > MAX_INDEX {
             return self.index_too_large(index);
+        }
+        if self.records == 0 {
+            (self.data, self.dir) = (pool::take(), pool::take());
         }
         record::encode(&mut self.data, &mut self.dir, head, body);
         self.records += 1;

@@ -88,7 +88,8 @@ pub(crate) fn batch(batch: Batch, compression: Compression, above: usize) -> Bat
     if untouched {
         return batch;
     }
-    let mut out = Batch { relaxed: batch.relaxed, records: batch.records, ..Batch::default() };
+    let mut out = Batch::default();
+    (out.relaxed, out.records) = (batch.relaxed, batch.records);
     for (head, at) in (Heads { data: &batch.data, at: 0 }) {
         let record = &batch.data[at..at + head.len as usize];
         let squeezed =

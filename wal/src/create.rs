@@ -131,6 +131,12 @@ fn make(options: &Options, making: &Path) -> Result<()> {
     fs.sync_dir(making).map_err(|source| Error::io("sync", making, source))?;
     let dir = &options.dir;
     fs.rename(making, dir).map_err(|source| Error::io("rename", making, source))?;
+    sync_name(fs, dir)
+}
+
+/// Makes the directory's own name durable. Whoever finds a log does not know whether the process that made it lived to do
+/// that.
+pub(crate) fn sync_name(fs: &dyn Fs, dir: &Path) -> Result<()> {
     let parent = match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

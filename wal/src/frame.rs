@@ -7,11 +7,12 @@
 //! A head is header and directory. A frame of several blocks ends with a copy of its own; a frame of one block has it
 //! copied into the next frame. So one damaged block never hides whom it hit.
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     Lsn,
     codec::{Decoder, round_up},
+    pool,
     record::Head,
     rules::{Rule, is_broken},
 };
@@ -92,7 +93,8 @@ pub(crate) enum Probe {
 
 impl FrameHeader {
     fn encode(&self, magic: &[u8; 8]) -> [u8; FRAME_HEADER] {
-        let mut out = Vec::with_capacity(FRAME_HEADER);
+        let mut bytes = [0; FRAME_HEADER];
+        let mut out = &mut bytes[..];
         out.put_slice(magic);
         out.put_u32_le(0);
         out.put_u16_le(FORMAT);
@@ -128,10 +130,9 @@ impl FrameHeader {
             out.put_u64_le(cut.seq);
         }
         out.put_u64_le(self.checkpoint);
-        out.resize(FRAME_HEADER, 0);
-        let crc = crc32c::crc32c(&out[CRC_FROM..]);
-        out[8..CRC_FROM].copy_from_slice(&crc.to_le_bytes());
-        out.try_into().expect("a header has 256 bytes")
+        let crc = crc32c::crc32c(&bytes[CRC_FROM..]);
+        bytes[8..CRC_FROM].copy_from_slice(&crc.to_le_bytes());
+        bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<FrameHeader> {
@@ -258,56 +259,72 @@ fn body_len(dir_len: usize, carry_len: usize, records_len: usize) -> usize {
     round_up(round_up(FRAME_HEADER + dir_len, 8) + carry_len, 8) + records_len
 }
 
-/// A frame ready for the disk.
-pub(crate) struct BuiltFrame {
+/// A frame of which everything is settled but where its records are copied to.
+pub(crate) struct Plan {
     pub(crate) header: FrameHeader,
-    pub(crate) bytes: Bytes,
+    /// Header, directory and carried head, up to where the records begin.
+    head: Vec<u8>,
     /// The head that the next frame must carry.
     pub(crate) carry: Option<Vec<u8>>,
 }
 
-/// Lays out a frame. The header brings identity and position; lengths and CRC are filled in here.
-pub(crate) fn build<'a>(
+/// Settles a frame. The header brings identity and position; lengths and CRC are filled in here.
+pub(crate) fn plan<'a>(
     mut header: FrameHeader,
     carry: &[u8],
     dirs: impl Iterator<Item = &'a [u8]>,
-    records: impl Iterator<Item = &'a [u8]>,
     records_len: usize,
-) -> BuiltFrame {
-    let mut out = Vec::with_capacity(round_up(FRAME_HEADER + carry.len() + records_len + BLOCK, BLOCK));
-    out.resize(FRAME_HEADER, 0);
-    dirs.for_each(|dir| out.put_slice(dir));
-    let dir_end = out.len();
+) -> Plan {
+    let mut head = pool::take();
+    head.resize(FRAME_HEADER, 0);
+    dirs.for_each(|dir| head.put_slice(dir));
+    let dir_end = head.len();
     let dir_len = dir_end - FRAME_HEADER;
     header.dir_len = dir_len as u32;
-    header.dir_crc = crc32c::crc32c(&out[FRAME_HEADER..]);
-    out.resize(round_up(dir_end, 8), 0);
-    header.carry_offset = out.len() as u32;
+    header.dir_crc = crc32c::crc32c(&head[FRAME_HEADER..]);
+    head.resize(round_up(dir_end, 8), 0);
+    header.carry_offset = head.len() as u32;
     header.carry_len = carry.len() as u32;
-    out.put_slice(carry);
-    out.resize(round_up(out.len(), 8), 0);
-    header.records_offset = out.len() as u32;
+    head.put_slice(carry);
+    head.resize(round_up(head.len(), 8), 0);
+    header.records_offset = head.len() as u32;
     header.records_len = records_len as u32;
-    records.for_each(|record| out.put_slice(record));
-    debug_assert_eq!(out.len(), body_len(dir_len, carry.len(), records_len));
-    out.resize(round_up(out.len(), BLOCK), 0);
-    let body_blocks = out.len() / BLOCK;
+    debug_assert_eq!(head.len() + records_len, body_len(dir_len, carry.len(), records_len));
+    let body_blocks = (head.len() + records_len).div_ceil(BLOCK);
     let single = body_blocks == 1;
     header.copy_block = if single { 0 } else { body_blocks as u32 };
     header.blocks = frame_blocks(dir_len, carry.len(), records_len) as u32;
-    let mut copy = header.encode(COPY_MAGIC).to_vec();
-    copy.put_slice(&out[FRAME_HEADER..dir_end]);
-    out[..FRAME_HEADER].copy_from_slice(&header.encode(MAGIC));
-    if !single {
-        out.put_slice(&copy);
-        out.resize(header.blocks as usize * BLOCK, 0);
+    head[..FRAME_HEADER].copy_from_slice(&header.encode(MAGIC));
+    let carry = single.then(|| [COPY_MAGIC, &head[COPY_MAGIC.len()..dir_end]].concat());
+    Plan { header, head, carry: carry.filter(|_| !is_broken(Rule::HeadsCopied)) }
+}
+
+impl Plan {
+    /// Lays the frame out in `out`, which is empty and has room for it.
+    pub(crate) fn lay_out<'a>(&self, mut out: BytesMut, records: impl Iterator<Item = &'a [u8]>) -> Bytes {
+        out.put_slice(&self.head);
+        records.for_each(|record| out.put_slice(record));
+        pad(&mut out, BLOCK);
+        if self.header.copy_block > 0 {
+            // The CRC leaves the magic out: the copy differs in nothing else.
+            out.put_slice(COPY_MAGIC);
+            out.put_slice(&self.head[COPY_MAGIC.len()..FRAME_HEADER + self.header.dir_len as usize]);
+            pad(&mut out, BLOCK);
+        }
+        debug_assert_eq!(out.len(), self.header.blocks as usize * BLOCK);
+        out.freeze()
     }
-    debug_assert_eq!(out.len(), header.blocks as usize * BLOCK);
-    BuiltFrame {
-        header,
-        bytes: out.into(),
-        carry: single.then_some(copy).filter(|_| !is_broken(Rule::HeadsCopied)),
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        pool::give(std::mem::take(&mut self.head));
     }
+}
+
+/// Adds zeros up to a multiple.
+fn pad(out: &mut BytesMut, multiple: usize) {
+    out.put_bytes(0, round_up(out.len(), multiple) - out.len());
 }
 
 #[cfg(test)]
@@ -316,13 +333,21 @@ mod tests {
     use crate::record::{self, Kind};
     use pontoon_proto::GroupId;
 
-    fn sample(payload: usize, carry: &[u8]) -> BuiltFrame {
+    struct Sample {
+        header: FrameHeader,
+        bytes: Bytes,
+        carry: Option<Vec<u8>>,
+    }
+
+    fn sample(payload: usize, carry: &[u8]) -> Sample {
         let (mut data, mut dir) = (Vec::new(), Vec::new());
         record::encode(&mut data, &mut dir, (Kind::PutMeta, GroupId(9), 0, 0), |out| {
             out.resize(out.len() + payload, 7)
         });
         let header = FrameHeader { seq: 5, records: 1, incarnation: 3, ..FrameHeader::default() };
-        build(header, carry, [&dir[..]].into_iter(), [&data[..]].into_iter(), data.len())
+        let plan = plan(header, carry, [&dir[..]].into_iter(), data.len());
+        let bytes = plan.lay_out(BytesMut::new(), [&data[..]].into_iter());
+        Sample { header: plan.header.clone(), bytes, carry: plan.carry.clone() }
     }
 
     #[test]

@@ -5,9 +5,9 @@
 //! the same log runs on threads and in a simulator.
 
 use std::{
-    io,
+    fmt, io,
     path::Path,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -98,9 +98,14 @@ pub trait File: Send + Sync {
         self.len().map(|len| len == 0)
     }
 
-    /// Hands in an operation. Operations on one file take effect in the order in which they were handed in, but reach
-    /// the disk in any order until a sync completes.
+    /// Hands in an operation. Operations that overlap or build on each other are handed in one after the other is
+    /// complete; others reach the disk in any order until a sync completes.
     fn submit(&self, op: FileOp) -> Ticket;
+
+    /// Whether [`FileOp::WriteDurable`] goes around the system's cache. The first call may open what that needs.
+    fn is_direct(&self) -> bool {
+        false
+    }
 }
 
 /// What can be handed to a file.
@@ -113,6 +118,20 @@ pub enum FileOp {
         /// What.
         data: Bytes,
     },
+    /// Writes all bytes at the offset and makes them durable. Fastest if offset, length and memory are multiples of 4 KiB.
+    WriteDurable {
+        /// Where.
+        offset: u64,
+        /// What.
+        data: Bytes,
+    },
+    /// Writes zeros. What a fill needs, without a buffer of that size.
+    Zero {
+        /// Where.
+        offset: u64,
+        /// How many.
+        len: u64,
+    },
     /// Makes every write that completed before, and the length that they need, durable.
     Sync,
     /// Cuts or extends the file to a length.
@@ -123,10 +142,31 @@ pub enum FileOp {
 #[derive(Debug, Clone)]
 pub struct Ticket(Arc<Slot>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Slot {
-    result: Mutex<Option<io::Result<()>>>,
+    state: Mutex<State>,
     done: Condvar,
+}
+
+/// What is carried out by whoever waits first.
+type Work = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+#[derive(Default)]
+struct State {
+    work: Option<Work>,
+    result: Option<io::Result<()>>,
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").finish_non_exhaustive()
+    }
+}
+
+impl Slot {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Ticket {
@@ -142,15 +182,29 @@ impl Ticket {
         Ticket(Arc::default())
     }
 
+    /// One whose operation is carried out, and completed, by the thread that first calls [`Ticket::advance`],
+    /// [`Ticket::ready`] or [`Ticket::wait`]: as many operations are under way as threads wait, and no thread is woken to
+    /// begin one.
+    pub fn deferred(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Ticket {
+        let state = State { work: Some(Box::new(work)), result: None };
+        Ticket(Arc::new(Slot { state: Mutex::new(state), done: Condvar::new() }))
+    }
+
     /// Completes it. The first result stays.
     pub fn complete(&self, result: io::Result<()>) {
-        self.0.result.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(result);
+        self.0.state().result.get_or_insert(result);
         self.0.done.notify_all();
     }
 
     /// Takes the result if it is there.
     pub fn poll(&self) -> Option<io::Result<()>> {
-        self.0.result.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.state().result.take()
+    }
+
+    /// Carries out the operation if that is left to the caller; whether it was.
+    pub fn advance(&self) -> bool {
+        let work = self.0.state().work.take();
+        work.map(|work| self.complete(work())).is_some()
     }
 
     /// Blocks until the result is there, and takes it.
@@ -158,20 +212,24 @@ impl Ticket {
     /// # Errors
     /// What the operation met.
     pub fn wait(&self) -> io::Result<()> {
-        let mut result = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);
+        self.advance();
+        let mut state = self.0.state();
         loop {
-            match result.take() {
+            match state.result.take() {
                 Some(result) => return result,
-                None => result = self.0.done.wait(result).unwrap_or_else(PoisonError::into_inner),
+                None => state = self.0.done.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }
 
     /// Blocks until the result is there, and leaves it for [`Ticket::poll`].
     pub fn ready(&self) {
-        let mut result = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);
-        while result.is_none() {
-            result = self.0.done.wait(result).unwrap_or_else(PoisonError::into_inner);
+        if self.advance() {
+            return;
+        }
+        let mut state = self.0.state();
+        while state.result.is_none() {
+            state = self.0.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

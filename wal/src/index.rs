@@ -22,6 +22,9 @@ const SHARDS: usize = 64;
 #[derive(Default)]
 pub(crate) struct IdHasher(u64);
 
+/// A map by group id.
+pub(crate) type ByGroup<T> = HashMap<GroupId, T, BuildHasherDefault<IdHasher>>;
+
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {
         self.0
@@ -37,7 +40,7 @@ impl Hasher for IdHasher {
     }
 }
 
-type Shard = HashMap<GroupId, Group, BuildHasherDefault<IdHasher>>;
+type Shard = ByGroup<Group>;
 
 /// All groups. A shard's lock is held for memory operations only, never during I/O.
 pub(crate) struct Index {
@@ -66,6 +69,11 @@ impl Index {
     /// Looks at a group if it exists.
     pub(crate) fn with<T>(&self, group: GroupId, look: impl FnOnce(&Group) -> T) -> Option<T> {
         self.shard(group).get(&group).map(look)
+    }
+
+    /// Looks at a group, or at nothing if it does not exist.
+    pub(crate) fn look<T>(&self, group: GroupId, look: impl FnOnce(Option<&Group>) -> T) -> T {
+        look(self.shard(group).get(&group))
     }
 
     /// Changes a group if it exists.

@@ -87,6 +87,9 @@ pub struct Options {
     pub compression: Compression,
     /// Payloads of a record below this are never compressed.
     pub compress_above_bytes: usize,
+    /// How many frames may be on their way to the disk at once, 1 to 16. They are acknowledged in order. Above 1 a frame
+    /// need not wait for the one before; each costs the log a thread.
+    pub write_depth: usize,
     /// Randomness for the store's id, incarnations and epochs. Production passes the system's.
     pub seed: u64,
     /// The clock.
@@ -116,11 +119,21 @@ impl Options {
             max_frame_bytes: 1 << 20,
             compression: Compression::None,
             compress_above_bytes: 4 << 10,
+            write_depth: 2,
             seed: (random >> 64) as u64 ^ random as u64,
             clock: Arc::new(SystemClock::default()),
             driver: DriverMode::Threads,
             idle_watermark: Duration::from_millis(5),
             prepared_segments: 2,
+        }
+    }
+
+    /// How many frames are under way at once. Writes that are not synced end when the system has copied them, one after
+    /// the other whoever asks.
+    pub(crate) fn depth(&self) -> usize {
+        match self.durability {
+            Durability::Sync => self.write_depth,
+            Durability::System => 1,
         }
     }
 
@@ -140,6 +153,9 @@ impl Options {
             return bad("size_limit_bytes", format!("{limit} is less than eight segments"));
         }
         self.compression.check()?;
+        if !(1..=16).contains(&self.write_depth) {
+            return bad("write_depth", format!("{} is not 1 to 16", self.write_depth));
+        }
         if self.dir.file_name().is_none() {
             return bad("dir", format!("{} has no name of its own", self.dir.display()));
         }

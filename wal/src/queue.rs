@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, PoisonError, Weak},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use bytes::Bytes;
@@ -18,8 +18,8 @@ pub struct Persisted {
     pub lsn: Lsn,
 }
 
-/// Who hears of a submitter's batches. Calls come from the log's writer, one at a time, without any of the log's locks
-/// that readers or submitters need; they should hand over and return.
+/// Who hears of a submitter's batches. Calls come from the log's writer, one at a time, without any of the log's locks; they
+/// should hand over and return.
 pub trait PersistSink: Send + Sync {
     /// These batches are durable, in the order of their submission; one call per frame.
     fn persisted(&self, done: &[Persisted]);
@@ -44,27 +44,54 @@ pub(crate) enum Ack {
 /// A thread that waits for one batch.
 #[derive(Default)]
 pub(crate) struct Waiter {
-    result: Mutex<Option<Result<()>>>,
-    done: Condvar,
+    state: Mutex<WaiterState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct WaiterState {
+    result: Option<Result<()>>,
+    lead: bool,
+}
+
+/// Why a wait is over.
+pub(crate) enum Wake {
+    /// The batch is durable, or lost.
+    Done(Result<()>),
+    /// Somebody has to write, and this thread is awake anyway.
+    Lead,
 }
 
 impl Waiter {
+    fn state(&self) -> MutexGuard<'_, WaiterState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn complete(&self, result: Result<()>) {
-        self.result.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(result);
-        self.done.notify_one();
+        self.state().result.get_or_insert(result);
+        self.changed.notify_one();
+    }
+
+    /// Asks the thread to write what waits, its own batch included.
+    pub(crate) fn lead(&self) {
+        self.state().lead = true;
+        self.changed.notify_one();
     }
 
     pub(crate) fn poll(&self) -> Option<Result<()>> {
-        self.result.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state().result.clone()
     }
 
-    pub(crate) fn wait(&self) -> Result<()> {
-        let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn wait(&self) -> Wake {
+        let mut state = self.state();
         loop {
-            match &*result {
-                Some(result) => return result.clone(),
-                None => result = self.done.wait(result).unwrap_or_else(PoisonError::into_inner),
+            if let Some(result) = &state.result {
+                return Wake::Done(result.clone());
             }
+            if std::mem::take(&mut state.lead) {
+                return Wake::Lead;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -92,33 +119,33 @@ impl Queued {
     }
 }
 
-/// How the writer's thread sleeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sleeping {
-    /// It does not, or there is no such thread.
-    No,
-    /// Until a moment at which it looks anyway.
-    Timed,
-    /// Until it is told.
-    Untold,
-}
+/// Bytes that are worth a write of their own, however many batches are under way.
+const ENOUGH_BYTES: usize = 128 << 10;
 
 /// What waits for the writer.
 ///
 /// Invariants: LSNs in `batches` ascend without a gap and end below `next_lsn`; the index shows exactly what was ever
-/// queued here, in this order.
+/// queued here, in this order; `bytes` is what `batches` hold.
 pub(crate) struct Queue {
     pub(crate) batches: VecDeque<Queued>,
+    pub(crate) bytes: usize,
     pub(crate) next_lsn: u64,
     /// How many of the batches are not relaxed.
     pub(crate) urgent: usize,
     /// Relaxed batches are wanted on disk too.
     pub(crate) flush: bool,
-    /// Rises with everything that the writer might wait for.
+    /// How many frames may be under way at once.
+    depth: usize,
+    /// Frames under way, and the batches in them.
+    pub(crate) flying_frames: usize,
+    pub(crate) flying_batches: usize,
+    /// Rises with everything that the writer's threads might wait for.
     pub(crate) signal: u64,
-    /// What the writer's thread waits for.
-    pub(crate) sleeping: Sleeping,
-    /// The writer's thread ends when it has nothing to do.
+    /// How many of the writer's threads sleep.
+    pub(crate) sleeping: usize,
+    /// One of them sleeps until a moment only: it sees to the watermark and to writes that take too long.
+    pub(crate) watched: bool,
+    /// The writer's threads end when there is nothing to do.
     pub(crate) stop: bool,
     /// No more batches are taken.
     pub(crate) closed: bool,
@@ -129,14 +156,19 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn new(next_lsn: u64) -> Queue {
+    pub(crate) fn new(next_lsn: u64, depth: usize) -> Queue {
         Queue {
             batches: VecDeque::new(),
+            bytes: 0,
             next_lsn,
             urgent: 0,
             flush: false,
+            depth,
+            flying_frames: 0,
+            flying_batches: 0,
             signal: 0,
-            sleeping: Sleeping::No,
+            sleeping: 0,
+            watched: false,
             stop: false,
             closed: false,
             poison: None,
@@ -144,9 +176,22 @@ impl Queue {
         }
     }
 
-    /// Whether the writer should write now.
-    pub(crate) fn wants_write(&self) -> bool {
+    /// Whether something waits that should be on disk.
+    pub(crate) fn has_work(&self) -> bool {
         self.poison.is_none() && (self.urgent > 0 || self.flush && !self.batches.is_empty())
+    }
+
+    /// Whether the writer should write now. While something is under way, small writes wait until there are as many
+    /// batches for the next one: otherwise each submitter would soon have a write of its own, and the device as many
+    /// syncs as batches.
+    pub(crate) fn wants_write(&self) -> bool {
+        let worth_it = self.batches.len() >= self.flying_batches || self.bytes >= ENOUGH_BYTES;
+        self.has_work() && (self.flying_frames == 0 || self.flying_frames < self.depth && worth_it)
+    }
+
+    /// Whether one of the writer's threads should look, and is asleep.
+    pub(crate) fn wants_thread(&self) -> bool {
+        self.sleeping > 0 && (!self.watched || self.stop || self.poison.is_some() || self.wants_write())
     }
 
     /// Refuses what may not enter any more.

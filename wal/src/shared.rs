@@ -1,11 +1,8 @@
 //! What the doors, the writer and the background share.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
 use bytes::Bytes;
@@ -17,8 +14,9 @@ use crate::{
     cache::Cache,
     compress,
     fs::LockGuard,
-    index::{Index, Place, Sim},
-    queue::{Ack, Queue, Queued, Sleeping},
+    index::{ByGroup, Group, Index, Place, Sim},
+    pool,
+    queue::{Ack, Queue, Queued},
     record::{self, Body, Head},
     space::{Reservation, Space},
     table::Table,
@@ -31,7 +29,8 @@ const RESERVE_SEGMENTS: u64 = 2;
 /// One open log.
 ///
 /// Locks are taken in this order: writer, background, queue, table, a shard of the index, cache. Callbacks and the write
-/// path's I/O run under the writer's only; readers take a shard's lock and the cache's, never during I/O.
+/// path's I/O run under none, but for the news of a failure, which runs under the writer's; readers take a shard's lock and
+/// the cache's, never during I/O.
 pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) identity: Identity,
@@ -75,13 +74,14 @@ pub(crate) struct Parts {
 impl Shared {
     pub(crate) fn new(options: Options, parts: Parts) -> Shared {
         let space = Space::new(options.max_pending_bytes);
+        let depth = options.depth();
         let shared = Shared {
             cache: Cache::new(options.cache_bytes),
             options,
             identity: parts.identity,
             index: parts.index,
             space,
-            queue: Mutex::new(Queue::new(parts.next_lsn)),
+            queue: Mutex::new(Queue::new(parts.next_lsn, depth)),
             work: Condvar::new(),
             table: Mutex::new(parts.table),
             poisoned: AtomicBool::new(false),
@@ -108,10 +108,6 @@ impl Shared {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn try_writer(&self) -> Option<MutexGuard<'_, Writer>> {
-        self.writer.try_lock().ok()
-    }
-
     pub(crate) fn background(&self) -> MutexGuard<'_, Background> {
         self.background.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,9 +124,7 @@ impl Shared {
     pub(crate) fn wake_writer(&self) {
         let mut queue = self.queue();
         queue.signal += 1;
-        if queue.sleeping != Sleeping::No {
-            self.work.notify_one();
-        }
+        self.work.notify_one();
     }
 
     /// Lets the background look again.
@@ -197,43 +191,47 @@ impl Shared {
         self.space.set_room(room.saturating_sub(RESERVE_SEGMENTS * segment));
     }
 
-    /// Checks a batch, gives it its place in the order, shows it to readers and queues it.
-    pub(crate) fn submit(&self, batch: Batch, mut reservation: Reservation, ack: Ack) -> Result<Lsn> {
-        if let Some(mistake) = batch.mistake {
+    /// Checks a batch, gives it its place in the order, shows it to readers and queues it. Also says whether a committer
+    /// should write now; for a sink's batch one of the writer's threads does.
+    pub(crate) fn submit(
+        &self,
+        mut batch: Batch,
+        mut reservation: Reservation,
+        ack: Ack,
+    ) -> Result<(Lsn, bool)> {
+        if let Some(mistake) = batch.mistake.take() {
             return Err(mistake);
         }
-        let batch = compress::batch(batch, self.options.compression, self.options.compress_above_bytes);
+        let mut batch = compress::batch(batch, self.options.compression, self.options.compress_above_bytes);
         let (size, limit) = (batch.size_bytes(), self.max_batch_bytes());
         if size > limit {
             return Err(Error::TooLarge { what: "a batch", size, limit });
         }
         reservation.cover(size);
         let is_commit = matches!(ack, Ack::Waiter(_));
-        let Batch { data, dir, records, relaxed, .. } = batch;
-        let data = Bytes::from(data);
+        let (records, relaxed) = (batch.records, batch.relaxed);
+        let dir = std::mem::take(&mut batch.dir);
+        let data = pool::share(std::mem::take(&mut batch.data));
         let decoded = decode_all(&data);
         let mut queue = self.queue();
         queue.check_open()?;
         check_all(&self.index, &decoded)?;
         let first_lsn = queue.next_lsn;
-        for (nth, (head, body)) in decoded.into_iter().enumerate() {
-            apply(&self.index, &head, body, &Place::Memory { lsn: first_lsn + nth as u64 });
-            #[cfg(debug_assertions)]
-            self.index.with(head.group, crate::index::Group::check_invariants);
-        }
+        show_all(&self.index, decoded, first_lsn);
         queue.next_lsn += u64::from(records);
         let queued = Queued { data, dir, records, first_lsn, relaxed, ack, _reservation: reservation };
         let lsn = Lsn(queued.last_lsn());
         queue.urgent += usize::from(!relaxed);
+        queue.bytes += queued.data.len();
         queue.batches.push_back(queued);
-        // A committer tries to write by itself and calls the thread only if it cannot.
-        if !is_commit {
+        let leads = is_commit && queue.wants_write();
+        if !leads {
             queue.signal += 1;
-            if queue.sleeping != Sleeping::No {
+            if queue.wants_thread() {
                 self.work.notify_one();
             }
         }
-        Ok(lsn)
+        Ok((lsn, leads))
     }
 }
 
@@ -248,6 +246,7 @@ impl Shared {
 
     pub(crate) fn usage(&self) -> Usage {
         let pending_bytes = self.space.charged();
+        let direct = self.writer().is_direct();
         let table = self.table();
         let sealed = table.sealed.values().map(|sealed| &sealed.segment);
         let written = sealed.chain(table.active.iter().map(|active| &active.segment));
@@ -261,6 +260,7 @@ impl Shared {
             pending_bytes,
             cache_bytes: self.cache.bytes(),
             checkpoint: table.manifest_seqs.into_iter().max().unwrap_or(0),
+            direct,
         }
     }
 
@@ -300,16 +300,38 @@ fn decode_all(data: &Bytes) -> Vec<(Head, Body)> {
 
 /// Checks all records against the groups as they are and as the batch changes them.
 fn check_all(index: &Index, records: &[(Head, Body)]) -> Result<()> {
-    let mut groups: HashMap<GroupId, Sim> = HashMap::new();
-    for (head, body) in records {
-        index
-            .with(head.group, |state| {
-                let sim = groups.entry(head.group).or_insert_with(|| state.sim());
-                sim.check(head.group, body, Some(state))
-            })
-            .unwrap_or_else(|| groups.entry(head.group).or_default().check(head.group, body, None))?;
+    let mut groups: ByGroup<Sim> = ByGroup::default();
+    for of_group in records.chunk_by(|(a, _), (b, _)| a.group == b.group) {
+        let group = of_group[0].0.group;
+        let check = |state: Option<&Group>| {
+            let sim = groups.entry(group).or_insert_with(|| state.map_or_else(Sim::default, Group::sim));
+            of_group.iter().try_for_each(|(_, body)| sim.check(group, body, state))
+        };
+        index.look(group, check)?;
     }
     Ok(())
+}
+
+/// Shows records, of which the first has this LSN, to readers. Records of one group that follow each other appear at once.
+fn show_all(index: &Index, records: Vec<(Head, Body)>, first_lsn: u64) {
+    let mut records = records.into_iter().zip(first_lsn..).peekable();
+    while let Some(((head, body), lsn)) = records.next() {
+        let group = head.group;
+        if let Body::Destroy { min_replica } = body {
+            index.destroy(group, min_replica);
+            continue;
+        }
+        index.with_entry(group, |state| {
+            state.apply(&head, body, &Place::Memory { lsn });
+            let same =
+                |head: &Head, body: &Body| head.group == group && !matches!(body, Body::Destroy { .. });
+            while let Some(((head, body), lsn)) = records.next_if(|((head, body), _)| same(head, body)) {
+                state.apply(&head, body, &Place::Memory { lsn });
+            }
+            #[cfg(debug_assertions)]
+            state.check_invariants();
+        });
+    }
 }
 
 /// Applies one record to the index.

@@ -218,14 +218,26 @@ impl SimFs {
     }
 
     /// Carries out the `nth` oldest operation that waits, before the older ones: a write may overtake writes and a sync, a
-    /// sync covers the writes that were carried out before it. `false` if not so many wait.
+    /// sync covers the writes that were carried out before it. A durable write is one of each: after the write its sync
+    /// waits in its place. `false` if not so many wait.
     pub fn complete_nth(&self, nth: usize) -> bool {
         let mut state = self.state();
         if state.waiting.len() <= nth {
             return false;
         }
         let (life, inode, op, ticket) = state.waiting.remove(nth);
-        let result = state.file_op(life, inode, &op);
+        let result = match op {
+            // Written first and durable later: a process may be killed in between.
+            FileOp::WriteDurable { offset, data } => {
+                let written = state.file_op(life, inode, &FileOp::Write { offset, data });
+                if written.is_ok() {
+                    state.waiting.insert(nth, (life, inode, FileOp::Sync, ticket));
+                    return true;
+                }
+                written
+            }
+            op => state.file_op(life, inode, &op),
+        };
         drop(state);
         ticket.complete(result);
         true
@@ -309,7 +321,10 @@ impl State {
         for (life, inode, op, _) in &self.waiting {
             let Some(file) = disk.inodes.get_mut(inode).filter(|_| *life == self.life) else { continue };
             match op {
-                FileOp::Write { offset, data } => file.hand_in_write(*offset, data),
+                FileOp::Write { offset, data } | FileOp::WriteDurable { offset, data } => {
+                    file.hand_in_write(*offset, data)
+                }
+                FileOp::Zero { offset, len } => file.hand_in_write(*offset, &vec![0; *len as usize].into()),
                 FileOp::SetLen(len) => file.hand_in_len(*len),
                 FileOp::Sync => {}
             }
@@ -370,6 +385,11 @@ impl State {
         self.file(life, inode)?;
         match op {
             FileOp::Write { offset, data } => self.write(life, inode, *offset, data),
+            FileOp::Zero { offset, len } => self.write(life, inode, *offset, &vec![0; *len as usize].into()),
+            FileOp::WriteDurable { offset, data } => {
+                self.write(life, inode, *offset, data)?;
+                self.file_op(life, inode, &FileOp::Sync)
+            }
             FileOp::SetLen(len) => {
                 self.begin_whole(OpKind::Change)?;
                 self.check_capacity(inode, *len)?;

@@ -87,6 +87,9 @@ impl Reservation {
     /// Raises the charge to what a batch of this size takes, without asking.
     pub(crate) fn cover(&mut self, bytes: u64) {
         let missing = Space::charge(bytes).saturating_sub(self.charge);
+        if missing == 0 {
+            return;
+        }
         self.space.state().charged += missing;
         self.charge += missing;
     }

@@ -49,7 +49,7 @@ impl Submitter {
     /// [`TermMismatch`](crate::Error::TermMismatch), [`Damaged`](crate::Error::Damaged). After an error nothing of the
     /// batch was taken.
     pub fn submit(&self, batch: Batch, reservation: Reservation, token: u64) -> Result<Lsn> {
-        self.shared.submit(batch, reservation, Ack::Sink(self.slot.clone(), token))
+        self.shared.submit(batch, reservation, Ack::Sink(self.slot.clone(), token)).map(|(lsn, _)| lsn)
     }
 }
 

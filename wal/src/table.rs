@@ -95,6 +95,11 @@ impl Table {
         self.prepared.remove(at)
     }
 
+    /// Whether there are free files and none of them needs filling.
+    pub(crate) fn all_formed(&self) -> bool {
+        !self.free.is_empty() && self.free.iter().all(|free| free.formed)
+    }
+
     /// All segment files.
     pub(crate) fn files(&self) -> usize {
         self.sealed.len()

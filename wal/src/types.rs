@@ -145,6 +145,8 @@ pub struct Usage {
     pub cache_bytes: usize,
     /// The number of the newest durable checkpoint.
     pub checkpoint: u64,
+    /// Frames go around the system's cache, with O_DIRECT. False before the first write.
+    pub direct: bool,
 }
 
 /// A group that keeps segments from being used again.
@@ -186,6 +188,11 @@ pub enum WalEvent {
     Checkpointed {
         /// Its number.
         seq: u64,
+    },
+    /// A write of the log is not complete after this time. Told once after 100 ms and once after a second.
+    Stalled {
+        /// How long it has been under way.
+        waited: std::time::Duration,
     },
     /// The disk or the size limit leaves no room for another segment.
     SpaceLow,

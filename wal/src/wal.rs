@@ -13,8 +13,8 @@ use uuid::Uuid;
 use crate::{
     Batch, DriverMode, Error, GcStats, GroupView, Lsn, Options, PersistSink, Pinned, RealFs, RecoveryReport,
     Result, ScrubReport, Storage, Submitter, Usage, WalReader, create,
-    driver::Threads,
-    queue::{Ack, SinkSlot, Sleeping, Waiter},
+    driver::{self, Threads},
+    queue::{Ack, SinkSlot, Waiter},
     read, recovery, scrub,
     shared::Shared,
     types::Entry,
@@ -118,9 +118,9 @@ impl Wal {
         let shared = self.shared();
         let reservation = shared.space.try_reserve(batch.size_bytes())?;
         let waiter = Arc::new(Waiter::default());
-        let lsn = shared.submit(batch, reservation, Ack::Waiter(waiter.clone()))?;
+        let (lsn, leads) = shared.submit(batch, reservation, Ack::Waiter(waiter.clone()))?;
         match shared.options.driver {
-            DriverMode::Threads => wait_or_write(shared, &waiter)?,
+            DriverMode::Threads => driver::commit(shared, &waiter, leads)?,
             DriverMode::Manual => loop {
                 if let Some(result) = waiter.poll() {
                     result?;
@@ -289,9 +289,25 @@ impl Wal {
 impl Handle {
     fn step(&self) -> bool {
         let shared = &*self.shared;
-        let now = shared.options.clock.now();
-        let wrote = matches!(shared.writer().step(shared, now, Stepper::Driver), Step::Progress);
-        let worked = matches!(shared.background().step(shared, now), Step::Progress);
+        let wrote = match driver::step(shared, Stepper::Driver) {
+            Step::Progress => true,
+            Step::Write(job) => {
+                job.begin().advance();
+                true
+            }
+            Step::Tell(news) => {
+                news.tell(shared);
+                shared.writer().told();
+                true
+            }
+            Step::Io(_) | Step::Timer(_) | Step::Blocked => false,
+        };
+        let step = shared.background().step(shared, shared.options.clock.now());
+        let worked = match step {
+            Step::Progress => true,
+            Step::Io(ticket) => ticket.advance(),
+            Step::Write(_) | Step::Tell(_) | Step::Timer(_) | Step::Blocked => false,
+        };
         wrote || worked
     }
 
@@ -339,38 +355,5 @@ impl Drop for Handle {
 impl std::fmt::Debug for Wal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Wal").field("dir", &self.shared().options.dir).finish_non_exhaustive()
-    }
-}
-
-/// Waits for a batch, writing it if the writer is free.
-fn wait_or_write(shared: &Shared, waiter: &Waiter) -> Result<()> {
-    if let Some(mut writer) = shared.try_writer() {
-        loop {
-            if let Some(result) = waiter.poll() {
-                drop(writer);
-                leave_to_thread(shared, true);
-                return result;
-            }
-            match writer.step(shared, shared.options.clock.now(), Stepper::Committer) {
-                Step::Progress => {}
-                Step::Io(ticket) => ticket.ready(),
-                Step::Timer(_) | Step::Blocked => break,
-            }
-        }
-    }
-    leave_to_thread(shared, false);
-    waiter.wait()
-}
-
-/// Lets the writer's thread go on where this one ended.
-fn leave_to_thread(shared: &Shared, is_done: bool) {
-    let mut queue = shared.queue();
-    // A thread that sleeps until it is told does not know that the last frame wants a watermark; one that sleeps until
-    // a moment looks then.
-    if !is_done || queue.wants_write() || queue.sleeping == Sleeping::Untold || queue.poison.is_some() {
-        queue.signal += 1;
-        if queue.sleeping != Sleeping::No {
-            shared.work.notify_one();
-        }
     }
 }

@@ -1,7 +1,8 @@
-//! The writer: gathers what is queued into frames and puts them on disk, one at a time.
+//! The writer: gathers what is queued into frames and puts them on disk, several at a time.
 //!
-//! It is a state machine over the clock and the completions of the file system. Who steps it (a thread, a committer, a
-//! simulator) does not matter.
+//! It is a state machine over the clock and the completions of the file system. Who steps it (its threads, a committer, a
+//! simulator) does not matter. A frame's write is carried out by the thread that built the frame, after it left the state
+//! machine, so that as many writes are under way as threads step; so is the copying of its records.
 //!
 //! Crash cases of the write path, each of which a test provokes:
 //!
@@ -12,39 +13,122 @@
 //! 4. After the sync, before the acknowledgement: it is whole and comes back; nobody was promised that it would not.
 //! 5. At a change of segment: the next frame is the first of a segment that both manifests list, so it is found.
 //! 6. After a failed write or sync: the state of the blocks is unknown, so nothing is written after it in this open. The
-//!    next open reads what is there.
+//!    next open reads what is there. Frames that were under way and complete later are not acknowledged: they stand behind
+//!    one that may be missing.
+//! 7. With several frames under way, a later one may be durable when an earlier one is torn. It was not acknowledged, since
+//!    acknowledgements are given in the order of the frames; no durable_seq covers the torn one, since that is the end of
+//!    the durable beginning, not the highest frame that completed. So the torn one is a torn tail, and what follows it is
+//!    cut with it.
+//! 8. A segment is left when all its frames are durable: the checkpoint that lists it as sealed promises that.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::{
-    Durability, Error, Lsn, Persisted, WalEvent,
-    frame::{self, BLOCK, Cut, FLAG_OPENING, FLAG_WATERMARK, FrameHeader},
+    Durability, Error, Lsn, Persisted, Result, WalEvent, create,
+    frame::{self, BLOCK, Cut, FLAG_OPENING, FLAG_WATERMARK, FrameHeader, Plan},
     fs::{FileOp, Ticket},
-    queue::{Ack, Queued, SinkSlot},
+    pool,
+    queue::{Ack, Queued, SinkSlot, Waiter},
     record::{self, Kind},
     rules::{Rule, is_broken},
     segment::Segment,
     shared::Shared,
+    slab::Slabs,
     table::{Active, Sealed},
 };
 
 /// Frames with records leave this much of a segment to a watermark, so that proving the last frame durable never needs
 /// another segment: header and carried head take at most two blocks, the copy a third.
 const TAIL_BLOCKS: usize = 3;
+/// A write that takes so long is news.
+const STALLS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
 /// What a step did, or what it waits for.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Something happened; step again.
     Progress,
+    /// A frame that the caller writes, without the writer's lock.
+    Write(Box<Job>),
     /// An operation of the file system.
     Io(Ticket),
+    /// Sinks are to be told, without the writer's lock; then [`Writer::told`] is called.
+    Tell(News),
     /// A moment, unless something is submitted before.
     Timer(Duration),
     /// Somebody else: a submitter or the background.
     Blocked,
+}
+
+/// What sinks will be told.
+#[derive(Default)]
+pub(crate) struct News {
+    calls: Vec<(Arc<SinkSlot>, Vec<Persisted>)>,
+    events: Vec<WalEvent>,
+}
+
+impl std::fmt::Debug for News {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "News({} calls, {:?})", self.calls.len(), self.events)
+    }
+}
+
+impl News {
+    fn is_empty(&self) -> bool {
+        self.calls.is_empty() && self.events.is_empty()
+    }
+
+    /// Tells each submitter of its batches, in order.
+    pub(crate) fn tell(self, shared: &Shared) {
+        self.calls.iter().for_each(|(slot, done)| slot.sink.persisted(done));
+        self.events.iter().for_each(|event| shared.emit(event));
+    }
+}
+
+/// A frame on its way out of the state machine.
+pub(crate) struct Job {
+    plan: Plan,
+    memory: BytesMut,
+    records: Vec<Bytes>,
+    segment: Arc<Segment>,
+    durable: bool,
+    flight: Arc<Flight>,
+}
+
+/// What the writer learns of a job.
+#[derive(Default)]
+struct Flight {
+    bytes: OnceLock<Bytes>,
+    ticket: OnceLock<Ticket>,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Job(frame {})", self.plan.header.seq)
+    }
+}
+
+impl Job {
+    /// Lays the frame out and hands it to the disk.
+    pub(crate) fn begin(self) -> Ticket {
+        let Job { plan, memory, records, segment, durable, flight } = self;
+        let data = plan.lay_out(memory, records.iter().map(|batch| &batch[..]));
+        let bytes = flight.bytes.get_or_init(|| data.clone());
+        debug_assert_eq!(bytes.len(), data.len(), "a job is done once");
+        let offset = u64::from(plan.header.block) * BLOCK as u64;
+        let ticket = segment.file.submit(match durable {
+            true => FileOp::WriteDurable { offset, data },
+            false => FileOp::Write { offset, data },
+        });
+        flight.ticket.get_or_init(|| ticket.clone());
+        ticket
+    }
 }
 
 /// Who this open is.
@@ -59,19 +143,21 @@ pub(crate) struct Identity {
 
 /// A frame between its write and its acknowledgement.
 struct InFlight {
-    ticket: Ticket,
-    syncing: bool,
-    must_sync: bool,
+    flight: Arc<Flight>,
+    is_done: bool,
+    since: Duration,
+    /// How many of [`STALLS`] it has passed.
+    stalls: usize,
     header: FrameHeader,
-    bytes: Bytes,
     segment: Arc<Segment>,
     batches: Vec<Queued>,
 }
 
 /// The writer of the hot stream.
 ///
-/// Invariants: `next_seq` is one above the last frame that was handed to the disk; `durable_seq < next_seq` never falls; at
-/// most one frame is in flight; after a poisoning nothing is written.
+/// Invariants: `next_seq` is one above the last frame that was handed to the disk; `durable_seq < next_seq` never falls,
+/// and all frames up to it are durable; `in_flight` holds the frames between the two, in order, all of one segment, and
+/// until the opening frame is durable nothing but it; after a poisoning nothing is written.
 pub(crate) struct Writer {
     identity: Identity,
     /// The frame_seq of this open's opening frame, once it is durable.
@@ -81,7 +167,8 @@ pub(crate) struct Writer {
     segment: Option<(Arc<Segment>, u32)>,
     /// The head of the last frame, if that had one block.
     carry: Vec<u8>,
-    in_flight: Option<InFlight>,
+    in_flight: VecDeque<InFlight>,
+    slabs: Slabs,
     /// Nothing was written since the last watermark.
     watermarked: bool,
     last_write: Duration,
@@ -90,13 +177,17 @@ pub(crate) struct Writer {
     /// The sinks were told of the poisoning.
     failure_told: bool,
     /// What the sinks will be told.
-    events: Vec<WalEvent>,
+    news: News,
+    /// Somebody is telling them; calls never overtake each other.
+    telling: bool,
+    /// Whose batch is durable. Woken by the caller, without the writer's lock.
+    woken: Vec<Arc<Waiter>>,
 }
 
 /// Who steps the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stepper {
-    /// Its own thread, or the one that steps the whole log.
+    /// One of its own threads, or the one that steps the whole log.
     Driver,
     /// A thread that waits for its own batch. It may hold locks that sinks need, so it calls none.
     Committer,
@@ -112,33 +203,59 @@ impl Writer {
             durable_seq: last_seq,
             segment: None,
             carry,
-            in_flight: None,
+            in_flight: VecDeque::new(),
+            slabs: Slabs::default(),
             watermarked: true,
             last_write: Duration::ZERO,
             relaxed_since: None,
             failure_told: false,
-            events: Vec::new(),
+            news: News::default(),
+            telling: false,
+            woken: Vec::new(),
         }
     }
 
-    /// Whether nothing is in flight and the last frame is proven durable.
+    /// Whether nothing is in flight, the last frame is proven durable and nobody is left to be told.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.in_flight.is_none() && self.watermarked
+        self.in_flight.is_empty() && self.watermarked && self.news.is_empty() && !self.telling
+    }
+
+    /// Whether the writes go around the system's cache.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.segment.as_ref().is_some_and(|(segment, _)| segment.file.is_direct())
+    }
+
+    /// The sinks were told what [`Step::Tell`] gave.
+    pub(crate) fn told(&mut self) {
+        self.telling = false;
+    }
+
+    /// Threads to wake, once the writer's lock is released.
+    pub(crate) fn take_woken(&mut self) -> Vec<Arc<Waiter>> {
+        std::mem::take(&mut self.woken)
     }
 
     pub(crate) fn step(&mut self, shared: &Shared, now: Duration, stepper: Stepper) -> Step {
-        if stepper == Stepper::Driver {
-            self.events.drain(..).for_each(|event| shared.emit(&event));
+        let reaped = self.reap(shared, now);
+        self.note_stalls(now);
+        if !self.news.is_empty() && stepper == Stepper::Driver && !self.telling {
+            self.telling = true;
+            return Step::Tell(std::mem::take(&mut self.news));
         }
         if let Some(cause) = shared.poison_cause() {
             return match stepper {
-                Stepper::Driver => self.tell_failure(shared, &cause),
-                Stepper::Committer => Step::Blocked,
+                Stepper::Driver if self.news.is_empty() && !self.telling => self.tell_failure(shared, &cause),
+                _ => Step::Blocked,
             };
         }
-        if self.in_flight.is_some() {
-            return self.step_in_flight(shared, now);
+        match self.begin(shared, now, stepper) {
+            Step::Timer(_) | Step::Blocked if reaped => Step::Progress,
+            step => step,
         }
+    }
+
+    /// Begins a write if there is a reason.
+    fn begin(&mut self, shared: &Shared, now: Duration, stepper: Stepper) -> Step {
         let (wants_write, waiting, closed, front_is_commit) = {
             let queue = shared.queue();
             let front_is_commit = queue.batches.front().is_some_and(Queued::is_commit);
@@ -147,10 +264,14 @@ impl Writer {
         if wants_write {
             self.relaxed_since = None;
             return match self.opening_seq {
-                None => self.write_frame(shared, FLAG_OPENING, stepper),
+                None if self.in_flight.is_empty() => self.open(shared, now, stepper),
+                None => self.wait_for_disk(shared, now),
                 Some(_) if stepper == Stepper::Committer && !front_is_commit => Step::Blocked,
-                Some(_) => self.write_frame(shared, 0, stepper),
+                Some(_) => self.write_frame(shared, now, 0, stepper),
             };
+        }
+        if !self.in_flight.is_empty() {
+            return self.wait_for_disk(shared, now);
         }
         if self.watermarked && !waiting {
             return Step::Blocked;
@@ -165,38 +286,63 @@ impl Writer {
             shared.queue().flush = true;
             return Step::Progress;
         }
-        self.write_frame(shared, FLAG_WATERMARK, stepper)
+        self.write_frame(shared, now, FLAG_WATERMARK, stepper)
     }
 
-    fn step_in_flight(&mut self, shared: &Shared, now: Duration) -> Step {
-        let Some(frame) = &mut self.in_flight else { return Step::Blocked };
-        match frame.ticket.poll() {
-            None => Step::Io(frame.ticket.clone()),
-            Some(Err(source)) => {
-                let action = if frame.syncing { "sync" } else { "write" };
-                shared.poison(Error::io(action, &frame.segment.path, source));
-                Step::Progress
-            }
-            Some(Ok(())) if frame.must_sync && !frame.syncing => {
-                frame.syncing = true;
-                frame.ticket = frame.segment.file.submit(FileOp::Sync);
-                Step::Progress
-            }
-            Some(Ok(())) => {
-                if let Some(frame) = self.in_flight.take() {
-                    self.complete(shared, frame, now);
-                }
-                Step::Progress
-            }
+    /// Writes the opening frame. The log's own name must not be what a power cut takes from under it.
+    fn open(&mut self, shared: &Shared, now: Duration, stepper: Stepper) -> Step {
+        if let Err(error) = create::sync_name(&*shared.options.fs, &shared.options.dir) {
+            shared.poison(error);
+            return Step::Progress;
+        }
+        self.write_frame(shared, now, FLAG_OPENING, stepper)
+    }
+
+    /// Whoever carries out the oldest write steps again after it. A thread that has nothing else to do looks now and then
+    /// whether it takes too long, or whether everything is idle by then.
+    fn wait_for_disk(&self, shared: &Shared, now: Duration) -> Step {
+        Step::Timer(now + shared.options.idle_watermark)
+    }
+
+    fn note_stalls(&mut self, now: Duration) {
+        let Some(frame) = self.in_flight.front_mut() else { return };
+        while let Some(stall) = STALLS.get(frame.stalls)
+            && now >= frame.since + *stall
+        {
+            frame.stalls += 1;
+            self.news.events.push(WalEvent::Stalled { waited: *stall });
         }
     }
 
+    /// Notes which writes are complete, and acknowledges the frames of which all before are; whether there were any.
+    pub(crate) fn reap(&mut self, shared: &Shared, now: Duration) -> bool {
+        for frame in self.in_flight.iter_mut().filter(|frame| !frame.is_done) {
+            match frame.flight.ticket.get().and_then(Ticket::poll) {
+                None => {}
+                Some(Ok(())) => frame.is_done = true,
+                Some(Err(source)) => shared.poison(Error::io("write", &frame.segment.path, source)),
+            }
+        }
+        let mut any = false;
+        // After a failure nothing is acknowledged any more, whatever completes.
+        while shared.poison_cause().is_none()
+            && let Some(frame) = self.in_flight.pop_front_if(|frame| frame.is_done)
+        {
+            self.complete(shared, frame, now);
+            any = true;
+        }
+        any
+    }
+
     /// Builds the next frame and hands it to the disk.
-    fn write_frame(&mut self, shared: &Shared, flags: u16, stepper: Stepper) -> Step {
-        let Some((segment, block)) = self.place(shared, flags) else { return Step::Blocked };
+    fn write_frame(&mut self, shared: &Shared, now: Duration, flags: u16, stepper: Stepper) -> Step {
+        let Some((segment, block)) = self.place(shared, flags) else {
+            return self.wait_for_disk(shared, now);
+        };
         let room = shared.options.segment_bytes as usize / BLOCK - block as usize;
-        let batches = if flags == 0 { self.gather(shared, room - TAIL_BLOCKS, stepper) } else { Vec::new() };
+        let batches = self.gather(shared, flags, room, stepper);
         let records_len = batches.iter().map(|batch| batch.data.len()).sum();
+        let dir_len = batches.iter().map(|batch| batch.dir.len()).sum();
         let must_sync = match flags & FLAG_OPENING != 0 {
             true => !is_broken(Rule::OpeningAlone),
             false => shared.options.durability == Durability::Sync && !is_broken(Rule::SyncBeforeAck),
@@ -221,20 +367,26 @@ impl Writer {
             checkpoint: shared.table().manifest_seqs.into_iter().max().unwrap_or(0),
             ..FrameHeader::default()
         };
+        let memory = self.slabs.take(frame::frame_blocks(dir_len, self.carry.len(), records_len) * BLOCK);
         let dirs = batches.iter().map(|batch| &batch.dir[..]);
-        let records = batches.iter().map(|batch| &batch.data[..]);
-        let built = frame::build(header, &self.carry, dirs, records, records_len);
-        debug_assert!(built.header.blocks as usize <= room, "a frame never leaves its segment");
-        self.carry = built.carry.unwrap_or_default();
+        let mut plan = frame::plan(header, &self.carry, dirs, records_len);
+        debug_assert!(plan.header.blocks as usize <= room, "a frame never leaves its segment");
+        self.carry = plan.carry.take().unwrap_or_default();
         self.next_seq += 1;
         self.watermarked = flags & FLAG_WATERMARK != 0 || shared.options.durability == Durability::System;
-        self.segment = Some((segment.clone(), block + built.header.blocks));
-        let op = FileOp::Write { offset: u64::from(block) * BLOCK as u64, data: built.bytes.clone() };
-        let ticket = segment.file.submit(op);
-        let (header, bytes) = (built.header, built.bytes);
-        self.in_flight =
-            Some(InFlight { ticket, syncing: false, must_sync, header, bytes, segment, batches });
-        Step::Progress
+        self.segment = Some((segment.clone(), block + plan.header.blocks));
+        let flight: Arc<Flight> = Arc::default();
+        let records = batches.iter().map(|batch| batch.data.clone()).collect();
+        self.in_flight.push_back(InFlight {
+            flight: flight.clone(),
+            is_done: false,
+            since: now,
+            stalls: 0,
+            header: plan.header.clone(),
+            segment: segment.clone(),
+            batches,
+        });
+        Step::Write(Box::new(Job { plan, memory, records, segment, durable: must_sync, flight }))
     }
 
     /// Where the next frame goes: behind the last one, or at the start of a prepared segment.
@@ -252,6 +404,9 @@ impl Writer {
             && u64::from(*block) + blocks as u64 <= total
         {
             return Some((segment.clone(), *block));
+        }
+        if !self.in_flight.is_empty() {
+            return None;
         }
         let mut table = shared.table();
         // The first submit wants a frame: from now on the background may write too.
@@ -273,14 +428,19 @@ impl Writer {
         }
         drop(table);
         shared.wake_background();
-        self.events.push(WalEvent::Rotated { segment: next.id });
+        self.news.events.push(WalEvent::Rotated { segment: next.id });
         Some((next, 0))
     }
 
-    /// Takes as many batches as one frame may hold.
-    fn gather(&self, shared: &Shared, room_blocks: usize, stepper: Stepper) -> Vec<Queued> {
+    /// Takes as many batches as one frame may hold; none for an opening frame and a watermark.
+    fn gather(&self, shared: &Shared, flags: u16, room_blocks: usize, stepper: Stepper) -> Vec<Queued> {
         let mut queue = shared.queue();
-        let (mut batches, mut dir_len, mut data_len) = (Vec::new(), 0, 0);
+        queue.flying_frames += 1;
+        let mut batches = Vec::new();
+        if flags != 0 {
+            return batches;
+        }
+        let (mut dir_len, mut data_len) = (0, 0);
         let limit = shared.options.max_frame_bytes as usize;
         while let Some(batch) = queue.batches.pop_front_if(|batch| {
             let (dir, data) = (dir_len + batch.dir.len(), data_len + batch.data.len());
@@ -288,21 +448,23 @@ impl Writer {
             batches.is_empty()
                 || (stepper == Stepper::Driver || batch.is_commit())
                     && dir + data <= limit
-                    && frame::frame_blocks(dir, self.carry.len(), data) <= room_blocks
+                    && frame::frame_blocks(dir, self.carry.len(), data) <= room_blocks - TAIL_BLOCKS
         }) {
             dir_len += batch.dir.len();
             data_len += batch.data.len();
             queue.urgent -= usize::from(!batch.relaxed);
             batches.push(batch);
         }
+        queue.bytes -= data_len;
+        queue.flying_batches += batches.len();
         queue.flush &= !queue.batches.is_empty();
         batches
     }
 
-    /// The frame is durable: its records are on disk for readers, its submitters hear of it.
+    /// The frame and all before it are durable: its records are on disk for readers, its submitters hear of it.
     fn complete(&mut self, shared: &Shared, frame: InFlight, now: Duration) {
-        let InFlight { header, bytes, segment, batches, .. } = frame;
-        debug_assert_eq!(header.seq + 1, self.next_seq);
+        let InFlight { header, flight, segment, batches, .. } = frame;
+        debug_assert_eq!(header.seq, self.durable_seq + 1, "acknowledged in the order of the frames");
         self.durable_seq = header.seq;
         self.last_write = now;
         if header.flags & FLAG_OPENING != 0 {
@@ -310,8 +472,8 @@ impl Writer {
         }
         let frame_offset = header.block * BLOCK as u32;
         settle(shared, &segment, frame_offset + header.records_offset, &batches);
-        if !batches.is_empty() {
-            shared.cache.insert(segment.id, frame_offset, bytes);
+        if let Some(bytes) = flight.bytes.get().filter(|_| !batches.is_empty()) {
+            shared.cache.insert(segment.id, frame_offset, bytes.clone());
         }
         let used = u64::from(header.block + header.blocks) * BLOCK as u64;
         let mut table = shared.table();
@@ -329,7 +491,31 @@ impl Writer {
         if wake {
             shared.wake_background();
         }
-        acknowledge(batches);
+        {
+            let mut queue = shared.queue();
+            queue.flying_frames -= 1;
+            queue.flying_batches -= batches.len();
+        }
+        self.acknowledge(batches);
+    }
+
+    /// Gives the batches' room back and notes who will be told, each submitter with one call.
+    fn acknowledge(&mut self, batches: Vec<Queued>) {
+        let first = self.news.calls.len();
+        for batch in batches {
+            let lsn = Lsn(batch.last_lsn());
+            pool::give(batch.dir);
+            match batch.ack {
+                Ack::Waiter(waiter) => self.woken.push(waiter),
+                Ack::Sink(slot, token) => {
+                    let done = Persisted { token, lsn };
+                    match self.news.calls[first..].iter_mut().find(|(known, _)| Arc::ptr_eq(known, &slot)) {
+                        Some((_, list)) => list.push(done),
+                        None => self.news.calls.push((slot, vec![done])),
+                    }
+                }
+            }
+        }
     }
 
     fn tell_failure(&mut self, shared: &Shared, cause: &Arc<Error>) -> Step {
@@ -340,10 +526,12 @@ impl Writer {
         let (queued, sinks) = {
             let mut queue = shared.queue();
             queue.urgent = 0;
+            queue.bytes = 0;
+            (queue.flying_frames, queue.flying_batches) = (0, 0);
             (std::mem::take(&mut queue.batches), queue.live_sinks())
         };
-        let in_flight = self.in_flight.take().map(|frame| frame.batches).unwrap_or_default();
-        for batch in in_flight.into_iter().chain(queued) {
+        let in_flight = self.in_flight.drain(..).flat_map(|frame| frame.batches);
+        for batch in in_flight.chain(queued) {
             if let Ack::Waiter(waiter) = &batch.ack {
                 waiter.complete(Err(error.clone()));
             }
@@ -351,6 +539,12 @@ impl Writer {
         sinks.iter().for_each(|slot| slot.sink.failed(&error));
         Step::Progress
     }
+}
+
+/// Wakes threads whose batches are durable.
+pub(crate) fn wake(woken: Vec<Arc<Waiter>>) {
+    let done: Result<()> = Ok(());
+    woken.iter().for_each(|waiter| waiter.complete(done.clone()));
 }
 
 /// Points the index at the records on disk.
@@ -367,30 +561,4 @@ fn settle(shared: &Shared, segment: &Arc<Segment>, mut offset: u32, batches: &[Q
             lsn += 1;
         }
     }
-}
-
-/// Gives the batches' room back, then tells each submitter of its batches, in order, with one call.
-fn acknowledge(batches: Vec<Queued>) {
-    // Whoever hears that a batch is durable may ask for its room at once.
-    let acks: Vec<(Ack, Lsn)> = batches
-        .into_iter()
-        .map(|batch| {
-            let lsn = Lsn(batch.last_lsn());
-            (batch.ack, lsn)
-        })
-        .collect();
-    let mut calls: Vec<(Arc<SinkSlot>, Vec<Persisted>)> = Vec::new();
-    for (ack, lsn) in acks {
-        match ack {
-            Ack::Waiter(waiter) => waiter.complete(Ok(())),
-            Ack::Sink(slot, token) => {
-                let done = Persisted { token, lsn };
-                match calls.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &slot)) {
-                    Some((_, list)) => list.push(done),
-                    None => calls.push((slot, vec![done])),
-                }
-            }
-        }
-    }
-    calls.iter().for_each(|(slot, done)| slot.sink.persisted(done));
 }

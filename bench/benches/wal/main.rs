@@ -1,6 +1,7 @@
 //! The log beside raft-engine and beside the device's own limit, in one run and one directory.
 //!
-//! `cargo bench --manifest-path bench/Cargo.toml --bench wal -- [--quick] [--json] [--dir DIR] [--engine NAME] [FILTER..]`
+//! `cargo bench --manifest-path bench/Cargo.toml --bench wal -- [--quick] [--json] [--dir DIR] [--engine NAME] [--depth N]
+//! [FILTER..]`
 //! prints medians of interleaved rounds. A filter is a part of a case's name; without filters all cases run, which takes
 //! about half an hour. Values do not compress.
 
@@ -21,7 +22,8 @@ use work::{Case, Kind, Outcome};
 fn main() -> Outcome<()> {
     let mut args = std::env::args().skip(1);
     let (mut filters, mut engines, mut as_json) = (Vec::new(), Vec::new(), false);
-    let mut pace = Pace { rounds: 5, round: Duration::from_millis(600) };
+    let mut pace = Pace { rounds: 5, round: Duration::from_millis(300) };
+    let mut depth = 0;
     let mut parent = std::env::current_dir()?;
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -38,6 +40,7 @@ fn main() -> Outcome<()> {
             "--quick" => pace = Pace { rounds: 3, round: Duration::from_millis(250) },
             "--dir" => parent = args.next().ok_or("--dir needs a directory")?.into(),
             "--engine" => engines.push(args.next().ok_or("--engine needs a name")?),
+            "--depth" => depth = args.next().ok_or("--depth needs a number")?.parse()?,
             // What cargo adds.
             "--bench" => {}
             filter => filters.push(filter.to_owned()),
@@ -45,6 +48,7 @@ fn main() -> Outcome<()> {
     }
     let cases: Vec<Case> = Case::all()
         .into_iter()
+        .map(|case| Case { depth, ..case })
         .filter(|case| {
             filters.is_empty() || filters.iter().any(|filter| case.name().contains(filter.as_str()))
         })

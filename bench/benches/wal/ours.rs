@@ -11,7 +11,7 @@ use pontoon_wal::{
 
 use crate::{
     engine::Engine,
-    work::{Item, Outcome},
+    work::{Case, Item, Outcome},
 };
 
 pub(crate) struct Ours {
@@ -38,11 +38,15 @@ impl PersistSink for Count {
 }
 
 impl Ours {
-    pub(crate) fn open(dir: &Path, sync: bool, file_bytes: u64, cache: bool) -> Outcome<Ours> {
+    pub(crate) fn open(dir: &Path, case: &Case, cache: bool) -> Outcome<Ours> {
+        let Case { sync, file_bytes, depth, .. } = *case;
         let mut options = Options::new(dir.join("pontoon"));
         options.durability = if sync { Durability::Sync } else { Durability::System };
         if file_bytes > 0 {
             options.segment_bytes = file_bytes;
+        }
+        if depth > 0 {
+            options.write_depth = depth;
         }
         if !cache {
             options.cache_bytes = 0;

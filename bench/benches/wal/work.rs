@@ -60,6 +60,8 @@ pub(crate) struct Case {
     pub(crate) sync: bool,
     /// Bytes of a file of the log, 0 for what the engine chooses.
     pub(crate) file_bytes: u64,
+    /// Our writes under way at once, 0 for what the log chooses.
+    pub(crate) depth: usize,
 }
 
 /// What happens in a round.
@@ -83,7 +85,7 @@ pub(crate) enum Scene {
 
 impl Case {
     pub(crate) fn append(groups: u64, submitters: u64, value_bytes: usize, sync: bool) -> Case {
-        Case { scene: Scene::Append, groups, submitters, value_bytes, sync, file_bytes: 0 }
+        Case { scene: Scene::Append, groups, submitters, value_bytes, sync, file_bytes: 0, depth: 0 }
     }
 
     /// Every case, in the order in which they run.
@@ -115,6 +117,7 @@ impl Case {
             value_bytes,
             sync: scene == Scene::Outstanding,
             file_bytes: 0,
+            depth: 0,
         };
         cases.push(special(Scene::Outstanding, 1024, 256));
         cases.push(special(Scene::ReopenCold, 4096, 128));

@@ -1,10 +1,19 @@
-//! The operating system's file system. Operations complete before `submit` returns.
+//! The operating system's file system. An operation is carried out by the thread that waits for it.
 
 #![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "this is the file system")]
 
-use std::{fs, io, os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
 
 use super::{File, FileOp, Fs, LockGuard, OpenMode, Ticket};
+
+mod direct;
+
+use direct::Direct;
 
 /// The operating system's file system.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,7 +23,9 @@ impl Fs for RealFs {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(mode != OpenMode::Read).create(mode == OpenMode::Create).truncate(false);
-        Ok(Arc::new(RealFile(options.open(path)?)))
+        let file = options.open(path)?;
+        let path = path.to_owned();
+        Ok(Arc::new(RealFile(Arc::new(Handle { file, path, mode, direct: OnceLock::new() }))))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -62,12 +73,48 @@ struct RealLock {
 
 impl LockGuard for RealLock {}
 
-struct RealFile(fs::File);
+struct RealFile(Arc<Handle>);
+
+struct Handle {
+    file: fs::File,
+    path: PathBuf,
+    mode: OpenMode,
+    /// The same file once more, around the system's cache; none where the file system has no such thing.
+    direct: OnceLock<Option<Direct>>,
+}
+
+impl Handle {
+    fn direct(&self) -> Option<&Direct> {
+        let open = || match self.mode {
+            OpenMode::Read => None,
+            OpenMode::Write | OpenMode::Create => Direct::open(&self.path),
+        };
+        self.direct.get_or_init(open).as_ref()
+    }
+
+    fn run(&self, op: &FileOp) -> io::Result<()> {
+        match op {
+            FileOp::Write { offset, data } => self.file.write_all_at(data, *offset),
+            FileOp::WriteDurable { offset, data } => {
+                if let Some(direct) = self.direct().filter(|direct| direct.takes(data, *offset)) {
+                    return direct.write_durable(data, *offset);
+                }
+                self.file.write_all_at(data, *offset)?;
+                self.file.sync_data()
+            }
+            FileOp::Zero { offset, len } => direct::zero(&self.file, self.direct(), *offset, *len),
+            // Segments are written ahead with zeros, so that a sync of data alone never waits for the file system's
+            // journal; where a length changes, fdatasync takes the length along.
+            FileOp::Sync => self.file.sync_data(),
+            FileOp::SetLen(len) => self.file.set_len(*len),
+        }
+    }
+}
 
 impl File for RealFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         loop {
-            match self.0.read_at(buf, offset) {
+            match self.0.file.read_at(buf, offset) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => return other,
             }
@@ -75,16 +122,15 @@ impl File for RealFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        self.0.metadata().map(|meta| meta.len())
+        self.0.file.metadata().map(|meta| meta.len())
     }
 
     fn submit(&self, op: FileOp) -> Ticket {
-        Ticket::done(match op {
-            FileOp::Write { offset, data } => self.0.write_all_at(&data, offset),
-            // Segments are written ahead with zeros, so that a sync of data alone never waits for the file system's
-            // journal; where a length changes, fdatasync takes the length along.
-            FileOp::Sync => self.0.sync_data(),
-            FileOp::SetLen(len) => self.0.set_len(len),
-        })
+        let handle = self.0.clone();
+        Ticket::deferred(move || handle.run(&op))
+    }
+
+    fn is_direct(&self) -> bool {
+        self.0.direct().is_some()
     }
 }

@@ -175,6 +175,7 @@ impl Run {
             max_frame_bytes: [4 << 10, 32 << 10, 1 << 20][rng.below(3) as usize],
             cache_bytes: [0, 1 << 20][rng.below(2) as usize],
             durability: if plan.unsynced { Durability::System } else { Durability::Sync },
+            write_depth: [4, 1, 2][plan.seed as usize % 3],
             ..options(&fs, &clock, plan.seed)
         };
         let progress = Arc::new(Progress { unsynced: plan.unsynced, ..Progress::default() });
