@@ -12,8 +12,8 @@ use std::{
 };
 
 use pontoon_wal::{
-    Batch, Durability, Error, GroupId, Options, PersistSink, Persisted, RecoveryReport, Submitter, Wal,
-    WalEvent,
+    Batch, Compression, Durability, Error, GroupId, Options, PersistSink, Persisted, RecoveryReport,
+    Submitter, Wal, WalEvent,
     sim::{Fault, OpKind, SimFs, SimImage},
 };
 
@@ -174,6 +174,9 @@ impl Run {
             prepared_segments: 1 + rng.below(2) as usize,
             max_frame_bytes: [4 << 10, 32 << 10, 1 << 20][rng.below(3) as usize],
             cache_bytes: [0, 1 << 20][rng.below(2) as usize],
+            compression: [Compression::None, Compression::None, Compression::Lz4, Compression::Zstd(1)]
+                [rng.below(4) as usize],
+            compress_above_bytes: 200,
             durability: if plan.unsynced { Durability::System } else { Durability::Sync },
             write_depth: [4, 1, 2][plan.seed as usize % 3],
             ..options(&fs, &clock, plan.seed)
