@@ -89,14 +89,15 @@ fn run_writer(shared: &Shared) {
             Step::Blocked => None,
         };
         let mut queue = shared.queue();
+        // First of all: a step that came before the close has not seen that a watermark is wanted at once.
+        if queue.signal != seen {
+            continue;
+        }
         // Whoever has a frame under way comes back and sees to the rest.
         let idle = queue.flying_frames == 0 && (!queue.has_work() || is_stuck(shared));
         if queue.stop && (queue.poison.is_some() || idle) {
             shared.work.notify_all();
             return;
-        }
-        if queue.signal != seen {
-            continue;
         }
         queue.sleeping += 1;
         // Woken for whatever reason, it looks again. One thread that looks at the clock is enough.

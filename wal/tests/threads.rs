@@ -3,9 +3,10 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Condvar, Mutex},
+    time::Duration,
 };
 
-use pontoon_wal::{Batch, Entry, Error, GroupId, HardState, Options, PersistSink, Persisted, Wal};
+use pontoon_wal::{Batch, Clock, Entry, Error, GroupId, HardState, Options, PersistSink, Persisted, Wal};
 
 fn entry(group: u64, index: u64) -> Entry {
     Entry { index, term: 1, kind: 1, data: format!("{group}/{index}").repeat(20).into() }
@@ -162,4 +163,70 @@ fn the_view_of_one_group_keeps_its_promises() {
     assert_eq!((storage.first_index(), storage.last_index(), storage.term(9).unwrap()), (10, 9, 4));
     storage.sync().unwrap();
     assert!(storage.num_log_files() >= 1);
+}
+
+/// A clock that stands still, and can hold up the writer's thread when it looks at it.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<Look>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Look {
+    /// How many more looks pass before one is held; `None`: all pass.
+    hold_after: Option<usize>,
+    held: bool,
+}
+
+impl Clock for Gate {
+    fn now(&self) -> Duration {
+        if std::thread::current().name().is_some_and(|name| name.starts_with("wal-writer")) {
+            let mut state = self.state.lock().unwrap();
+            match state.hold_after {
+                Some(0) => state.held = true,
+                Some(more) => state.hold_after = Some(more - 1),
+                None => {}
+            }
+            self.changed.notify_all();
+            while state.held {
+                state = self.changed.wait(state).unwrap();
+            }
+        }
+        Duration::ZERO
+    }
+}
+
+#[test]
+fn a_close_while_the_writer_looks_at_the_clock_still_proves_the_last_frame() {
+    // It looks twice a round: whoever is held at the second look has not seen the close.
+    for looks in 0..12 {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = Arc::new(Gate::default());
+        let mut options = small(dir.path());
+        options.clock = gate.clone();
+        options.idle_watermark = Duration::from_millis(1);
+        options.write_depth = 1;
+        let (wal, _) = Wal::open(options).unwrap();
+        let door = wal.submitter(Arc::new(Count::default()));
+        let mut batch = Batch::new();
+        batch.append(GroupId(1), &[entry(1, 1)]);
+        wal.commit(batch).unwrap();
+
+        let mut state = gate.state.lock().unwrap();
+        state.hold_after = Some(looks);
+        while !state.held {
+            state = gate.changed.wait(state).unwrap();
+        }
+        drop(state);
+        let closing = std::thread::spawn(move || wal.close());
+        while !matches!(door.try_reserve(GroupId(1), 1), Err(Error::Closed)) {
+            std::thread::yield_now();
+        }
+        // From here on it asks the threads to stop.
+        (0..1000).for_each(|_| std::thread::yield_now());
+        *gate.state.lock().unwrap() = Look::default();
+        gate.changed.notify_all();
+        closing.join().unwrap().unwrap();
+    }
 }

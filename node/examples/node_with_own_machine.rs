@@ -1,6 +1,6 @@
 //! A node that serves a state machine of one's own: a counter per predicate of the kind 1000.
 //!
-//! `cargo run -p pontoon-node --example own_state_machine` starts a node in a new temporary directory, creates such a
+//! `cargo run -p pontoon-node --example node_with_own_machine` starts a node in a new temporary directory, creates such a
 //! predicate, adds to it twice and prints what the counter says.
 //!
 //! The machine keeps its state in memory to stay short, so it starts from the log's snapshot or from nothing at each
