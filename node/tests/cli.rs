@@ -157,16 +157,35 @@ fn a_log_is_read_while_its_node_runs_after_it_ended_and_when_it_is_damaged() {
     let (code, json, stderr) = wal(&["stat"], &dir);
     assert_eq!((code, &json["running"]), (0, &Value::from(true)), "{stderr}");
     assert!(json["groups"].as_array().unwrap().iter().any(|held| held["group"] == group));
+    let (code, json, stderr) = wal(&["verify"], &dir);
+    assert_eq!((code, &json["whole"]), (0, &Value::from(true)), "{json} {stderr}");
+    let (code, _, stderr) = wal(&["repair"], &dir);
+    assert!(code == 2 && stderr.contains("in use"), "{stderr}");
     drop(node);
 
+    let (code, json, _) = wal(&["repair"], &dir);
+    assert_eq!((code, &json["needed"], &json["written"]), (0, &Value::from(false), &Value::Null));
     let (code, json, _) = wal(&["verify"], &dir);
     assert_eq!(
         (code, &json["running"], &json["damaged"]),
         (0, &Value::from(false), &Value::Array(Vec::new()))
     );
-    let (code, json, _) = wal(&["dump", "--group", &group.to_string()], &dir.join("wal"));
+    let (code, json, _) = wal(
+        &["dump", "--group", &group.to_string(), "--payload", "text", "--payload-bytes", "4096"],
+        &dir.join("wal"),
+    );
     assert_eq!(code, 0);
-    assert!(json["entries"].as_array().unwrap().len() >= 2, "{json}");
+    let entries = json["entries"].as_array().unwrap();
+    assert!(entries.len() >= 2 && json.to_string().contains(needle), "{json}");
+    let last = entries.last().unwrap()["index"].as_u64().unwrap();
+    let (_, json, _) = wal(&["dump", "--group", &group.to_string(), "--from", &last.to_string()], &dir);
+    assert_eq!(json["entries"].as_array().unwrap().len(), 1);
+    let (code, json, _) = wal(&["dump", "--frames", "--limit", "100000"], &dir);
+    let frames = json["frames"].as_array().unwrap();
+    assert!(code == 0 && frames.iter().any(|frame| frame["opening"] == true), "{json}");
+    let (_, json, _) = wal(&["dump", "--frames", "--group", &group.to_string()], &dir);
+    let held = json["frames"].as_array().unwrap();
+    assert!(!held.is_empty() && held.len() < frames.len());
     let (code, _, stderr) = wal(&["dump", "--group", "99"], &dir);
     assert_eq!(code, 1);
     assert!(stderr.contains("99") && stderr.contains("pontoon wal stat"), "{stderr}");
@@ -194,12 +213,31 @@ fn a_log_is_read_while_its_node_runs_after_it_ended_and_when_it_is_damaged() {
     }
     assert!(hits > 0, "the value is in the log");
     let (code, json, _) = wal(&["verify"], &dir);
-    assert_eq!(code, 1);
-    let damaged = json["damaged"].to_string();
-    assert!(damaged.contains(&format!("group {group}")) && damaged.contains(".wal"), "{damaged}");
+    assert_eq!(code, 2);
+    let damaged = &json["damaged"][0];
+    assert_eq!((&damaged["group"], &json["lost"][0]["group"]), (&group.into(), &group.into()));
+    assert!(damaged["path"].as_str().unwrap().ends_with(".wal") && damaged["offset"].is_u64(), "{json}");
+    assert!(damaged["entries"].is_array(), "{json}");
+    let said = pontoon().args(["wal", "verify"]).arg(&dir).output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(said.contains(&format!("group {group}")) && said.contains("at offset"), "{said}");
     let (code, json, _) = wal(&["stat"], &dir);
     assert_eq!(code, 0);
     assert!(json["damaged"][0].as_str().unwrap().contains(&format!("group {group}")), "{json}");
+
+    let copy = scratch.path().join("copy");
+    let target = copy.to_str().unwrap();
+    let (code, json, stderr) = wal(&["repair", "--write", target], &dir);
+    assert_eq!((code, &json["needed"]), (0, &Value::from(true)), "{stderr}");
+    let losing = json["groups"].as_array().unwrap().iter().filter(|copied| !copied["lost"].is_null());
+    assert_eq!(losing.map(|copied| copied["group"].as_u64().unwrap()).collect::<Vec<_>>(), [group]);
+    let (code, _, stderr) = wal(&["repair", "--write", target], &dir);
+    assert!(code == 2 && stderr.contains("exists already"), "{stderr}");
+    let (code, json, _) = wal(&["verify"], &copy);
+    assert_eq!(
+        (code, &json["faults"], &json["lost"][0]["group"]),
+        (2, &Value::Array(Vec::new()), &group.into())
+    );
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::{
     segment::segment_name,
 };
 
-const LOCK_NAME: &str = "LOCK";
+pub(crate) const LOCK_NAME: &str = "LOCK";
 /// A directory is made under its name with this at the end.
 const MAKING: &str = ".creating";
 

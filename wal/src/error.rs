@@ -89,6 +89,18 @@ pub enum Error {
         /// The last index that exists.
         last: u64,
     },
+    /// The group has no snapshot that reaches its log. Make one and ask again.
+    #[error(
+        "{group} has no snapshot at or above index {needed} yet, the newest is at {newest}; make one and ask again"
+    )]
+    SnapshotUnavailable {
+        /// The group.
+        group: GroupId,
+        /// The newest snapshot's index, 0 for none.
+        newest: u64,
+        /// The lowest index that would do.
+        needed: u64,
+    },
     /// The group lost acknowledged data. It takes nothing but `destroy`.
     #[error("{group} is damaged ({damage}); destroy it and replace the replica")]
     Damaged {

@@ -53,6 +53,7 @@ mod space;
 mod storage;
 mod submit;
 mod table;
+pub mod tools;
 mod types;
 mod wal;
 mod writer;
@@ -66,6 +67,7 @@ pub use options::{
 };
 pub use pontoon_proto::GroupId;
 pub use queue::{PersistSink, Persisted};
+pub use read::Page;
 pub use reader::WalReader;
 pub use recovery::{DamagedRecord, RecoveryReport, TornTail};
 pub use scrub::ScrubReport;

@@ -73,6 +73,69 @@ pub(crate) fn entries(
     Ok(())
 }
 
+/// A part of a group's entries, as far as they can be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// What was read, ascending.
+    pub entries: Vec<Entry>,
+    /// What is not there or not what was written, each `[low, high)`, ascending.
+    pub lost: Vec<(u64, u64)>,
+    /// Where the next page begins.
+    pub next: u64,
+}
+
+/// Reads what is there, damaged group or not; holes and bad records are named. The index is left as it is.
+pub(crate) fn salvage(shared: &Shared, group: GroupId, range: Range<u64>, max_bytes: u64) -> Result<Page> {
+    let mut pieces = Vec::new();
+    let bounds = shared.index.with(group, |state| {
+        let (low, high) = (range.start.max(state.first_index()), range.end.min(state.last_index() + 1));
+        if low < high {
+            state.pieces(low, high, max_bytes, &mut pieces);
+        }
+        low..high
+    });
+    let Some(range) = bounds.filter(|range| !range.is_empty()) else {
+        return Ok(Page { next: range.end, ..Page::default() });
+    };
+    let mut page = Page { next: range.start, ..Page::default() };
+    let (mut any, all) = (false, &mut page.entries);
+    for piece in pieces {
+        any = true;
+        let (entries, first, count) = match piece {
+            Piece::Memory(entries, count) => (Some(entries.clone()), entries.first, count),
+            Piece::Disk { segment, offset, len, first, count } => {
+                let extent = Extent { segment, offset, len, first, count };
+                (entries_of(group, &extent, &read_span(&extent, &extent)?), first, count)
+            }
+        };
+        if first > page.next {
+            page.lost.push((page.next, first));
+        }
+        let (low, high) = (first.max(range.start), range.end.min(first + count));
+        match entries {
+            Some(entries) => drop(entries.read(low, high, |entry| {
+                all.push(entry);
+                true
+            })),
+            None => page.lost.push((low, high)),
+        }
+        page.next = high;
+    }
+    if !any {
+        page.lost.push((range.start, range.end));
+        page.next = range.end;
+    }
+    Ok(page)
+}
+
+/// The entries of an extent, if the bytes are the record that it names, unchanged.
+fn entries_of(group: GroupId, extent: &Extent, bytes: &Bytes) -> Option<Entries> {
+    match record::verify_self(bytes).then(|| record::decode(bytes))?? {
+        (head, Body::Entries(entries)) if head.group == group && head.index == extent.first => Some(entries),
+        _ => None,
+    }
+}
+
 fn check_bounds(range: &Range<u64>, first: u64, last: u64) -> Result<()> {
     if range.is_empty() {
         return Ok(());

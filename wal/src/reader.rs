@@ -1,14 +1,17 @@
 //! Looking at a log without writing to it or locking it.
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use crate::{
-    Entry, Error, Fs, GroupView, Options, Pinned, RecoveryReport, Result, Usage, read, recovery,
+    Entry, Error, Fs, GroupView, Options, Pinned, RecoveryReport, Result, Usage,
+    read::{self, Page},
+    recovery,
     shared::Shared,
+    tools::{self, CheckReport},
 };
 
 /// A log as it stood on disk when it was opened. Nothing is written, locked or synced: for tools. While another process
@@ -67,6 +70,43 @@ impl WalReader {
         out: &mut Vec<Entry>,
     ) -> Result<()> {
         read::entries(&self.shared, group, range, max_bytes, out)
+    }
+
+    /// Reads a page of what is there of a group's entries in a range, damaged or not, and names what is not readable. The
+    /// range is cut to the group's bounds; a page ends with the record that reaches `max_bytes`.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. A group that does not exist has an empty page.
+    pub fn salvage(&self, group: GroupId, range: Range<u64>, max_bytes: u64) -> Result<Page> {
+        read::salvage(&self.shared, group, range, max_bytes)
+    }
+
+    /// Reads every frame, record and entry, whatever opening the log took on trust. The directory is read anew.
+    ///
+    /// # Errors
+    /// As [`tools::check`].
+    pub fn check(&self) -> Result<CheckReport> {
+        tools::check(self.shared.options.fs.clone(), &self.shared.options.dir)
+    }
+
+    /// All metadata of a group, ascending by key.
+    pub fn all_meta(&self, group: GroupId) -> Vec<(Bytes, Bytes)> {
+        self.shared.all_meta(group)
+    }
+
+    /// The minimum replica ids of groups that were destroyed here.
+    pub fn tombstones(&self) -> BTreeMap<GroupId, u64> {
+        self.shared.index.tombstones()
+    }
+
+    /// The log's directory.
+    pub fn dir(&self) -> &Path {
+        &self.shared.options.dir
+    }
+
+    /// Bytes per segment.
+    pub fn segment_bytes(&self) -> u64 {
+        self.shared.options.segment_bytes
     }
 
     /// As [`Wal::meta`](crate::Wal::meta).

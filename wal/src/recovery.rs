@@ -27,9 +27,9 @@ use crate::{
     writer::{Identity, Writer},
 };
 
-mod chain;
+pub(crate) mod chain;
 mod replay;
-mod scan;
+pub(crate) mod scan;
 mod whole;
 
 use chain::Chain;

@@ -244,6 +244,15 @@ impl Shared {
         groups
     }
 
+    /// All metadata of a group, ascending by key.
+    pub(crate) fn all_meta(&self, group: GroupId) -> Vec<(Bytes, Bytes)> {
+        let pairs = self.index.with(group, |state| {
+            let pairs = state.meta.iter().flat_map(|meta| meta.iter());
+            pairs.map(|(key, value)| (key.clone(), value.clone())).collect()
+        });
+        pairs.unwrap_or_default()
+    }
+
     pub(crate) fn usage(&self) -> Usage {
         let pending_bytes = self.space.charged();
         let direct = self.writer().is_direct();

@@ -88,7 +88,7 @@ impl Wal {
         WalReader::open(Arc::new(RealFs), dir)
     }
 
-    fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Shared {
         &self.handle.shared
     }
 

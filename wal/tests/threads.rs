@@ -132,39 +132,6 @@ fn a_dropped_log_has_written_what_was_submitted() {
     assert_eq!(wal.group(GroupId(1)).unwrap().last_index, 1);
 }
 
-#[test]
-fn the_view_of_one_group_keeps_its_promises() {
-    use pontoon_wal::{ConfState, MetaInt, SnapshotMeta};
-    let dir = tempfile::tempdir().unwrap();
-    let (wal, _) = Wal::open(small(dir.path())).unwrap();
-    let storage = wal.storage(GroupId(3));
-    assert_eq!((storage.first_index(), storage.last_index(), storage.num_entries()), (1, 0, 0));
-    let state = HardState { term: 1, vote: 2, commit: 2 };
-    storage.save(&state, &[entry(3, 1), entry(3, 2), entry(3, 3)], None).unwrap();
-    storage.set_int(MetaInt::RaftId, 7).unwrap();
-    storage.set_int(MetaInt::CheckpointIndex, 2).unwrap();
-    let conf = ConfState { voters: vec![1, 2], ..ConfState::default() };
-    let made = storage.create_snapshot(2, &conf, "bytes".into()).unwrap();
-    assert_eq!((made.index, made.term), (2, 1));
-    assert_eq!(storage.initial_state(), (state, conf.clone()));
-    storage.truncate_prefix(2).unwrap();
-    assert!(matches!(storage.term(1), Err(Error::Compacted { first: 3 })));
-    wal.close().unwrap();
-
-    let (wal, _) = Wal::open(small(dir.path())).unwrap();
-    let storage = wal.storage(GroupId(3));
-    assert_eq!(storage.read_all().unwrap(), (Some(made), state, vec![entry(3, 3)]));
-    assert_eq!(
-        (storage.int(MetaInt::RaftId), storage.checkpoint(), storage.int(MetaInt::GroupId)),
-        (7, 2, 0)
-    );
-    let installed = SnapshotMeta { index: 9, term: 4, conf_state: conf, data: "s".into() };
-    storage.open_at(&installed).unwrap();
-    assert_eq!((storage.first_index(), storage.last_index(), storage.term(9).unwrap()), (10, 9, 4));
-    storage.sync().unwrap();
-    assert!(storage.num_log_files() >= 1);
-}
-
 /// A clock that stands still, and can hold up the writer's thread when it looks at it.
 #[derive(Default)]
 struct Gate {

@@ -1,5 +1,10 @@
-//! `pontoon wal stat|dump|verify`: the log of a node on this machine. Nothing is written, so the node may run; what is
-//! read then is the log of a moment, and a segment that is recycled meanwhile can look damaged.
+//! `pontoon wal stat|dump|verify|repair`: the log of a node on this machine. The log is never written to. The node may run,
+//! except for `repair`: what is read then is the log of a moment. A segment that is used again meanwhile can look damaged, so
+//! damage is believed of a running node's log only when it is there each time.
+
+mod dump;
+mod repair;
+mod verify;
 
 use std::{
     fs::{File, TryLockError},
@@ -8,13 +13,13 @@ use std::{
 };
 
 use clap::Subcommand;
-use pontoon_wal::{GroupId, RealFs, WalReader};
-use serde_json::{Value, json};
+use pontoon_wal::{RealFs, WalReader};
+use serde_json::json;
 
-use super::{
-    Done, Failure,
-    output::{bytes, table},
-};
+use super::{Done, Failure, output::table};
+
+/// How often a running node's log is read before damage in it is believed.
+const TRIES: usize = 5;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum WalCommand {
@@ -23,62 +28,88 @@ pub(super) enum WalCommand {
         /// A node's data directory, or the log's own.
         dir: PathBuf,
     },
-    /// The entries of a group.
-    Dump {
-        /// A node's data directory, or the log's own.
-        dir: PathBuf,
-        /// The group.
-        #[arg(long)]
-        group: u64,
-        /// At most so many, from the first.
-        #[arg(long, default_value_t = 100)]
-        limit: u64,
-    },
-    /// Reads everything and reports damage.
+    /// The entries of a group, or with --frames the frames on disk.
+    Dump(dump::DumpArgs),
+    /// Reads everything and reports damage; exit code 2 if there is any.
     Verify {
         /// A node's data directory, or the log's own.
         dir: PathBuf,
     },
+    /// What a copy of the log would keep and lose; with --write makes it. The original is never written to.
+    Repair(repair::RepairArgs),
 }
 
 pub(super) fn run(command: WalCommand) -> Result<Done, Failure> {
-    let (WalCommand::Stat { dir } | WalCommand::Dump { dir, .. } | WalCommand::Verify { dir }) = &command;
-    let inside = dir.join("wal");
-    let dir = if inside.is_dir() { &inside } else { dir };
-    let running = is_open(dir);
-    let reader = open(dir)?;
-    let mut done = match command {
-        WalCommand::Stat { .. } => stat(&reader),
-        WalCommand::Dump { group, limit, .. } => dump(&reader, GroupId(group), limit)?,
-        WalCommand::Verify { .. } => verify(&reader),
+    let (WalCommand::Stat { dir } | WalCommand::Verify { dir }) = &command else {
+        return match command {
+            WalCommand::Dump(args) => dump::run(&args),
+            WalCommand::Repair(args) => repair::run(&args),
+            WalCommand::Stat { .. } | WalCommand::Verify { .. } => unreachable!("matched above"),
+        };
     };
-    done.json["running"] = json!(running);
-    if running {
-        done.text.push_str("\na node has this log open; stop it before you believe in damage");
+    let log = Log::at(dir);
+    let done = match command {
+        WalCommand::Verify { .. } => verify::run(&log)?,
+        _ => stat(&log.open()?),
+    };
+    Ok(log.finish(done))
+}
+
+/// A log's directory, and whether a node has it open.
+struct Log {
+    dir: PathBuf,
+    running: bool,
+}
+
+impl Log {
+    /// The log of a node's data directory, or the log's own directory.
+    fn at(dir: &Path) -> Log {
+        let inside = dir.join("wal");
+        let dir = if inside.is_dir() { inside } else { dir.to_owned() };
+        // The lock is tried and given back at once.
+        let lock = File::open(dir.join("LOCK"));
+        let running = lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
+        Log { dir, running }
     }
-    Ok(done)
-}
 
-/// Whether a node has the log open. The lock is tried and given back at once.
-fn is_open(dir: &Path) -> bool {
-    let lock = File::open(dir.join("LOCK"));
-    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
-}
+    fn tries(&self) -> usize {
+        if self.running { TRIES } else { 1 }
+    }
 
-fn open(dir: &Path) -> Result<WalReader, Failure> {
-    WalReader::open(Arc::new(RealFs), dir).map_err(|error| match error {
-        pontoon_wal::Error::Foreign { .. } => Failure::new(
-            Failure::REFUSED,
-            format!("{} holds no log; name a node's --dir, or its --wal-dir", dir.display()),
-        ),
-        error => Failure::error(error.to_string()),
-    })
-}
+    fn open(&self) -> Result<WalReader, Failure> {
+        let mut last = WalReader::open(Arc::new(RealFs), &self.dir);
+        for _ in 1..self.tries() {
+            if last.as_ref().is_ok_and(|reader| reader.report().damaged_groups.is_empty()) {
+                break;
+            }
+            last = WalReader::open(Arc::new(RealFs), &self.dir);
+        }
+        last.map_err(|error| self.failure(error))
+    }
 
-/// What the log lost, by group.
-fn lost(reader: &WalReader) -> Vec<String> {
-    let damaged = reader.report().damaged_groups.iter();
-    damaged.map(|(group, damage)| format!("group {}: {damage}", group.0)).collect()
+    fn failure(&self, error: pontoon_wal::Error) -> Failure {
+        match error {
+            pontoon_wal::Error::Foreign { .. } => Failure::new(
+                Failure::REFUSED,
+                format!("{} holds no log; name a node's --dir, or its --wal-dir", self.dir.display()),
+            ),
+            pontoon_wal::Error::Corrupt { .. } => Failure::new(
+                Failure::REFUSED,
+                format!(
+                    "{error}; `pontoon wal verify` names all damage, `pontoon wal dump --frames` what is left"
+                ),
+            ),
+            error => Failure::error(error.to_string()),
+        }
+    }
+
+    fn finish(&self, mut done: Done) -> Done {
+        done.json["running"] = json!(self.running);
+        if self.running {
+            done.text.push_str("\na node has this log open: this was the log of a moment");
+        }
+        done
+    }
 }
 
 fn stat(reader: &WalReader) -> Done {
@@ -87,13 +118,15 @@ fn stat(reader: &WalReader) -> Done {
     for id in reader.groups() {
         let Some(view) = reader.group(id) else { continue };
         let entries = view.last_index + 1 - view.first_index;
-        let numbers = [id.0, view.first_index, view.last_index, entries];
+        let numbers = [id.0, view.first_index, view.last_index, entries, view.hard_state.term];
         rows.push(numbers.iter().map(u64::to_string).collect());
         json.push(json!({
             "group": id.0,
             "first_index": view.first_index,
             "last_index": view.last_index,
             "entries": entries,
+            "term": view.hard_state.term,
+            "commit": view.hard_state.commit,
         }));
     }
     let report = reader.report();
@@ -104,89 +137,19 @@ fn stat(reader: &WalReader) -> Done {
         rows.len(),
         report.frames,
         report.records,
-        table(&["group", "first", "last", "entries"], &rows)
+        table(&["group", "first", "last", "entries", "term"], &rows)
     );
-    let lost = lost(reader);
+    let lost: Vec<String> =
+        report.damaged_groups.iter().map(|(group, damage)| format!("group {}: {damage}", group.0)).collect();
     lost.iter().for_each(|lost| text.push_str(&format!("\ndamaged: {lost}")));
     let json = json!({
         "store": reader.store_id().to_string(),
         "segments": report.segments,
+        "segment_bytes": reader.segment_bytes(),
         "frames": report.frames,
         "records": report.records,
         "groups": json,
         "damaged": lost,
     });
     Done::new(text, json)
-}
-
-fn dump(reader: &WalReader, group: GroupId, limit: u64) -> Result<Done, Failure> {
-    let view = reader.group(group).ok_or_else(|| {
-        Failure::error(format!("the log has no group {}; `pontoon wal stat` lists them", group.0))
-    })?;
-    let end = (view.last_index + 1).min(view.first_index.saturating_add(limit));
-    let mut entries = Vec::new();
-    if view.first_index < end {
-        reader
-            .entries(group, view.first_index..end, u64::MAX, &mut entries)
-            .map_err(|error| Failure::error(error.to_string()))?;
-    }
-    let rows: Vec<Vec<String>> = entries
-        .iter()
-        .map(|entry| vec![entry.index.to_string(), entry.term.to_string(), bytes(entry.data.len() as u64)])
-        .collect();
-    let json: Vec<Value> = entries
-        .iter()
-        .map(|entry| json!({ "index": entry.index, "term": entry.term, "bytes": entry.data.len() }))
-        .collect();
-    Ok(Done::new(table(&["index", "term", "bytes"], &rows), json!({ "group": group.0, "entries": json })))
-}
-
-fn verify(reader: &WalReader) -> Done {
-    let report = reader.report();
-    let mut damage: Vec<String> = report
-        .damaged
-        .iter()
-        .map(|hit| {
-            format!("{} at {}: {} bytes of group {}", hit.path.display(), hit.offset, hit.bytes, hit.group.0)
-        })
-        .collect();
-    let mut records = 0_u64;
-    for id in reader.groups() {
-        let Some(view) = reader.group(id) else { continue };
-        let mut next = view.first_index;
-        while next <= view.last_index {
-            let mut entries = Vec::new();
-            match reader.entries(id, next..view.last_index + 1, 4 << 20, &mut entries) {
-                Ok(()) if !entries.is_empty() => {
-                    records += entries.len() as u64;
-                    next += entries.len() as u64;
-                }
-                Ok(()) => break,
-                Err(error) => {
-                    damage.push(error.to_string());
-                    break;
-                }
-            }
-        }
-    }
-    let torn = report
-        .torn
-        .as_ref()
-        .map(|torn| format!("a torn tail is cut at {} of {}", torn.offset, torn.path.display()));
-    let mut lines = vec![format!("{} frames and {records} entries read", report.frames)];
-    lines.extend(torn.clone());
-    lines.extend(damage.iter().map(|hit| format!("damaged: {hit}")));
-    let lost = lost(reader);
-    match (damage.is_empty(), lost.is_empty()) {
-        (true, _) => {}
-        (false, true) => lines.push("no group needs what was lost".to_owned()),
-        (false, false) => lines.push(
-            "these groups' replicas here stay stopped when the node runs, the others serve: replace each with `pontoon \
-             move start`"
-                .to_owned(),
-        ),
-    }
-    let code = if damage.is_empty() { 0 } else { Failure::ERROR };
-    let json = json!({ "frames": report.frames, "entries": records, "torn": torn, "damaged": damage });
-    Done { text: lines.join("\n"), json, code }
 }

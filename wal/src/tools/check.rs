@@ -1,0 +1,173 @@
+//! Reading a whole log and naming everything in it that is not as it was written.
+
+use std::{collections::BTreeMap, path::Path, path::PathBuf, sync::Arc};
+
+use pontoon_proto::GroupId;
+use uuid::Uuid;
+
+use super::frames::{Fault, FaultKind, FrameInfo, RecordInfo, Survey};
+use crate::{Damage, DamagedRecord, Error, Fs, Result, TornTail, WalReader, frame::BLOCK};
+
+/// Bytes of entries that are read at a time.
+const PAGE_BYTES: u64 = 4 << 20;
+
+/// What a full check found.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct CheckReport {
+    /// The store's id.
+    pub store: Uuid,
+    /// The number of the newest checkpoint that is readable.
+    pub checkpoint: u64,
+    /// Segments that belong to the log.
+    pub segments: usize,
+    /// Bytes of those segments that were walked.
+    pub bytes: u64,
+    /// Frames of the log that were read.
+    pub frames: u64,
+    /// Frames that a later open cut: nothing, and not checked.
+    pub void_frames: u64,
+    /// Records that were read.
+    pub records: u64,
+    /// Entries that were read by their groups.
+    pub entries: u64,
+    /// Where the next open will cut unacknowledged bytes. No damage.
+    pub torn: Option<TornTail>,
+    /// A manifest file that cannot be read. A crash may leave one; no damage, the other is complete.
+    pub unreadable_manifest: Option<PathBuf>,
+    /// Everything that is not as it was written.
+    pub faults: Vec<Fault>,
+    /// The records among it, whether or not anything still needs them.
+    pub damaged: Vec<DamagedRecord>,
+    /// What groups lost that they need, by group. Empty if the log does not open, since then nobody can tell.
+    pub lost: BTreeMap<GroupId, Damage>,
+    /// Why the log does not open.
+    pub refused: Option<Error>,
+}
+
+impl CheckReport {
+    /// Whether everything is as it was written. A torn tail or one manifest that a crash left torn is no damage.
+    pub fn is_whole(&self) -> bool {
+        self.faults.is_empty() && self.damaged.is_empty() && self.lost.is_empty() && self.refused.is_none()
+    }
+}
+
+/// Reads all of a log: every frame that counts, both copies of its head, every record, and then every entry by its group.
+/// Whatever an open may take on trust, this does not.
+///
+/// # Errors
+/// As [`Wal::open_read_only`](crate::Wal::open_read_only) where there is nothing to report on: no manifest, a newer format,
+/// a read that fails. Damage is no error.
+pub fn check(fs: Arc<dyn Fs>, dir: &Path) -> Result<CheckReport> {
+    let survey = Survey::new(&*fs, dir)?;
+    let mut report = CheckReport {
+        store: Uuid::from_u128(survey.manifest.store),
+        checkpoint: survey.manifest.seq,
+        segments: survey.segments,
+        bytes: survey.bytes,
+        frames: 0,
+        void_frames: 0,
+        records: 0,
+        entries: 0,
+        torn: None,
+        unreadable_manifest: survey.unreadable_manifest.clone(),
+        faults: survey.absent.clone(),
+        damaged: Vec::new(),
+        lost: BTreeMap::new(),
+        refused: None,
+    };
+    check_frames(&survey, &mut report)?;
+    check_missing(&survey, &mut report)?;
+    report.faults.sort_by_key(|fault| (fault.segment, fault.offset));
+    report.damaged.sort_by_key(|record| (record.segment, record.offset));
+    match WalReader::open(fs, dir) {
+        Ok(reader) => check_groups(&reader, &mut report)?,
+        Err(error) => report.refused = Some(error),
+    }
+    Ok(report)
+}
+
+fn check_frames(survey: &Survey, report: &mut CheckReport) -> Result<()> {
+    let torn_from = survey.torn_from()?;
+    if let Some(found) = torn_from.and_then(|seq| survey.chain.frames.get(&seq)) {
+        let offset = u64::from(found.block) * BLOCK as u64;
+        report.torn = Some(TornTail { path: found.segment.path.clone(), offset });
+    }
+    for found in survey.chain.frames.range(..torn_from.unwrap_or(u64::MAX)).map(|(_, found)| found) {
+        let info = survey.look(found, torn_from)?;
+        report.frames += 1;
+        let fault = |kind| fault_of(&info, kind);
+        match (info.is_head_intact, info.is_copy_intact, &info.records) {
+            (_, _, None) => report.faults.push(fault(FaultKind::Unknown)),
+            (false, _, _) => report.faults.push(fault(FaultKind::Head)),
+            (true, Some(false), _) => report.faults.push(fault(FaultKind::Copy)),
+            (true, _, _) => {}
+        }
+        let records = info.records.as_deref().unwrap_or_default();
+        report.records += records.len() as u64;
+        let bad: Vec<&RecordInfo> = records.iter().filter(|record| !record.is_intact).collect();
+        if !bad.is_empty() {
+            report.faults.push(fault(FaultKind::Records { count: bad.len() }));
+        }
+        report.damaged.extend(bad.into_iter().map(|record| damaged(&info.path, info.segment, record)));
+    }
+    report.void_frames = (survey.found.len() - survey.chain.frames.len()) as u64;
+    Ok(())
+}
+
+fn fault_of(info: &FrameInfo, kind: FaultKind) -> Fault {
+    Fault { path: info.path.clone(), segment: info.segment, offset: info.offset, frame: Some(info.seq), kind }
+}
+
+fn damaged(path: &Path, segment: u32, record: &RecordInfo) -> DamagedRecord {
+    DamagedRecord {
+        path: path.to_owned(),
+        segment,
+        offset: record.offset,
+        bytes: record.bytes,
+        group: record.group,
+        entries: record.entries,
+    }
+}
+
+fn check_missing(survey: &Survey, report: &mut CheckReport) -> Result<()> {
+    for seq in survey.chain.missing() {
+        if let Some((fault, records)) = survey.gone(seq)? {
+            let records = records.iter().map(|record| damaged(&fault.path, fault.segment, record));
+            report.damaged.extend(records);
+            report.faults.push(fault);
+            continue;
+        }
+        // Where it must have begun: behind the frame before it, or nobody can say.
+        let before = survey.chain.frames.range(..seq).next_back().map(|(_, found)| found);
+        report.faults.extend(before.map(|found| Fault {
+            path: found.segment.path.clone(),
+            segment: found.segment.id,
+            offset: u64::from(found.block + found.blocks) * BLOCK as u64,
+            frame: Some(seq),
+            kind: FaultKind::Unknown,
+        }));
+    }
+    Ok(())
+}
+
+/// Reads all entries the way that a replica would, which shows that the index points at them.
+fn check_groups(reader: &WalReader, report: &mut CheckReport) -> Result<()> {
+    report.lost = reader.report().damaged_groups.clone();
+    for group in reader.groups() {
+        let Some(view) = reader.group(group) else { continue };
+        let mut next = view.first_index;
+        while next <= view.last_index {
+            let page = reader.salvage(group, next..view.last_index + 1, PAGE_BYTES)?;
+            report.entries += page.entries.len() as u64;
+            for lost in page.lost {
+                let known = report.lost.entry(group).or_default();
+                if !known.entries.iter().any(|(low, high)| *low <= lost.0 && lost.1 <= *high) {
+                    known.entries.push(lost);
+                }
+            }
+            next = page.next;
+        }
+    }
+    Ok(())
+}
