@@ -183,12 +183,12 @@ fn write(wal: &Wal, reader: &WalReader, report: &CopyReport) -> Result<()> {
         wal.gc_once()?;
         let options = &wal.shared().options;
         let loaded = recovery::load(&*options.fs, &options.dir)?;
-        let manifests = loaded.into_iter().flat_map(|loaded| loaded.manifests);
+        let mut manifests = loaded.into_iter().flat_map(|loaded| loaded.manifests);
         let remembers = |manifest: Option<Manifest>| {
             let groups = manifest.into_iter().flat_map(|manifest| manifest.groups);
             groups.filter(|(_, state)| state.damage.is_some()).count() == losing
         };
-        if manifests.map(remembers).all(|remembered| remembered) {
+        if manifests.all(remembers) {
             return Ok(());
         }
     }

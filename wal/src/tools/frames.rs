@@ -157,9 +157,8 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at offset {}: ", self.path.display(), self.offset)?;
-        match self.frame {
-            Some(frame) => write!(f, "frame {frame}: ")?,
-            None => {}
+        if let Some(frame) = self.frame {
+            write!(f, "frame {frame}: ")?;
         }
         match self.kind {
             FaultKind::SegmentMissing => f.write_str("the segment is missing"),
