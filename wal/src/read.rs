@@ -112,12 +112,14 @@ pub(crate) fn salvage(shared: &Shared, group: GroupId, range: Range<u64>, max_by
             page.lost.push((page.next, first));
         }
         let (low, high) = (first.max(range.start), range.end.min(first + count));
-        match entries {
-            Some(entries) => drop(entries.read(low, high, |entry| {
+        let read = entries.and_then(|entries| {
+            entries.read(low, high, |entry| {
                 all.push(entry);
                 true
-            })),
-            None => page.lost.push((low, high)),
+            })
+        });
+        if read.is_none() {
+            page.lost.push((low, high));
         }
         page.next = high;
     }

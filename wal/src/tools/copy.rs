@@ -97,7 +97,8 @@ fn plan_group(reader: &WalReader, group: GroupId, view: &GroupView) -> Result<Gr
 ///
 /// # Errors
 /// [`Error::Locked`] if a process has the source open. [`Error::BadOption`] if the target exists or a copy that was
-/// interrupted is in its way. [`Error::Corrupt`] if nobody knows whom the damage hits: then no group can be vouched for.
+/// interrupted is in its way. [`Error::TooLarge`] for an entry that fits a batch only compressed, if the target does not
+/// compress. [`Error::Corrupt`] if nobody knows whom the damage hits: then no group can be vouched for.
 /// Otherwise as [`WalReader::open`] for the source and [`Wal::open`] and [`Wal::commit`] for the target.
 pub fn copy(source: &Path, mut target: Options) -> Result<CopyReport> {
     let fs = target.fs.clone();
