@@ -92,6 +92,7 @@ rows! {
         let options = Options { durability: Durability::System, ..support::options(&fs, &clock, 1) };
         let (wal, _) = Wal::open(options).unwrap();
         wal.storage(GROUP).save(&state(1), &entries(1), None).unwrap();
+        while wal.step() {}
         let before = fs.counts().syncs;
         wal.storage(GROUP).save(&state(1), &[entry(2)], None).unwrap();
         assert_eq!(fs.counts().syncs, before);
