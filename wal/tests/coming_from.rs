@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::ControlFlow,
     path::Path,
     sync::{Arc, Mutex},
 };
@@ -242,6 +243,23 @@ rows! {
         assert_eq!(storage.scan_meta(b"a", b"who").unwrap(), []);
         storage.put_meta(b"who", b"").unwrap();
         assert_eq!(storage.meta(b"who").unwrap(), None);
+    }
+
+    fn look_at_everything() {
+        let dir = scratch();
+        filled(dir.path(), 3).close().unwrap();
+        let log = dir.path().join("log");
+        let reader = Wal::open_read_only(&log).unwrap();
+        assert_eq!(reader.dir(), log);
+        assert_eq!(reader.salvage(GROUP, 0..u64::MAX, u64::MAX).unwrap().entries, entries(3));
+        let mut held = Vec::new();
+        tools::frames(&RealFs, &log, |frame| {
+            let records = frame.records.unwrap_or_default();
+            held.extend(records.into_iter().filter_map(|record| record.entries));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(held, [(1, 4)]);
     }
 
     fn is_it_a_log() {
