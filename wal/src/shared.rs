@@ -202,12 +202,13 @@ impl Shared {
         if let Some(mistake) = batch.mistake.take() {
             return Err(mistake);
         }
-        let mut batch = compress::batch(batch, self.options.compression, self.options.compress_above_bytes);
+        // As it was handed in: what one log takes, every log takes, however well it compresses.
         let (size, limit) = (batch.size_bytes(), self.max_batch_bytes());
         if size > limit {
             return Err(Error::TooLarge { what: "a batch", size, limit });
         }
-        reservation.cover(size);
+        let mut batch = compress::batch(batch, self.options.compression, self.options.compress_above_bytes);
+        reservation.cover(batch.size_bytes());
         let is_commit = matches!(ack, Ack::Waiter(_));
         let (records, relaxed) = (batch.records, batch.relaxed);
         let dir = std::mem::take(&mut batch.dir);

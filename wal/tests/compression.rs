@@ -102,3 +102,13 @@ fn a_level_that_does_not_exist_is_refused() {
     let error = Wal::open(options(dir.path(), Compression::Zstd(40))).expect_err("it is refused");
     assert!(error.to_string().contains("levels 1 to 22"), "{error}");
 }
+
+#[test]
+fn a_batch_over_the_limit_is_refused_however_well_it_compresses() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, _) = Wal::open(options(dir.path(), Compression::Lz4)).unwrap();
+    let mut batch = Batch::new();
+    batch.append(GROUP, &[entry(1, 1, wal.max_batch_bytes() as usize)]);
+    assert!(matches!(wal.commit(batch), Err(Error::TooLarge { .. })));
+    append(&wal, &[entry(1, 1, wal.max_batch_bytes() as usize / 2)]);
+}
