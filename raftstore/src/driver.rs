@@ -65,13 +65,16 @@ impl Board {
         // A loop is gone only when the runtime stops; nobody waits for this then.
         let _ = self.to_group(group).send(ToLoop::Input(input));
     }
-}
 
-impl Board {
-    fn engine_failed(&self, reason: &str) {
+    /// What concerns the node goes to every loop.
+    pub(crate) fn input_all(&self, input: impl Fn() -> Input) {
         for end in &self.loops {
-            let _ = end.send(ToLoop::Input(Input::EngineFailed { reason: reason.to_owned() }));
+            let _ = end.send(ToLoop::Input(input()));
         }
+    }
+
+    fn engine_failed(&self, reason: &str) {
+        self.input_all(|| Input::EngineFailed { reason: reason.to_owned() });
     }
 }
 

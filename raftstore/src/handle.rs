@@ -106,9 +106,7 @@ impl MultiRaft {
 
     /// Takes note that a peer accepted this node's handshake: votes and acknowledgements are gated on that.
     pub fn accepted_by(&self, peer: NodeId) {
-        for end in &self.inner.threads.board.loops {
-            let _ = end.send(ToLoop::Input(Input::AcceptedBy(peer)));
-        }
+        self.inner.threads.board.input_all(|| Input::AcceptedBy(peer));
     }
 
     /// Takes messages from a peer whose handshake was accepted under `boot_token`. Never blocks. False: the peer has since
@@ -118,15 +116,11 @@ impl MultiRaft {
         if !self.inner.peers.admits(from, boot_token, Instant::now()) {
             return false;
         }
+        let board = &self.inner.threads.board;
         for message in messages {
-            let group = GroupId(message.group);
-            if group == GroupId::NODE {
-                // A word about the node concerns every loop.
-                for end in &self.inner.threads.board.loops {
-                    let _ = end.send(ToLoop::Input(Input::Peer { from, message: message.clone() }));
-                }
-            } else {
-                self.inner.threads.board.input(group, Input::Peer { from, message });
+            match GroupId(message.group) {
+                GroupId::NODE => board.input_all(|| Input::Peer { from, message: message.clone() }),
+                group => board.input(group, Input::Peer { from, message }),
             }
         }
         true
@@ -134,16 +128,12 @@ impl MultiRaft {
 
     /// Tells that a peer cannot be reached, or that messages to it were dropped.
     pub fn unreachable(&self, peer: NodeId) {
-        for end in &self.inner.threads.board.loops {
-            let _ = end.send(ToLoop::Input(Input::Unreachable(peer)));
-        }
+        self.inner.threads.board.input_all(|| Input::Unreachable(peer));
     }
 
     /// Tells how much room the disks of this node have. Until the next call it stays so; peers are told.
     pub fn set_room(&self, room: Room) {
-        for end in &self.inner.threads.board.loops {
-            let _ = end.send(ToLoop::Input(Input::Room(room)));
-        }
+        self.inner.threads.board.input_all(|| Input::Room(room));
     }
 
     /// Makes sure that a replica exists here. Durable on return. The same spec may be given again at any time.

@@ -12,7 +12,7 @@ use pontoon_wal::{Error, Fs, GroupId, RecoveryReport, Wal, sim::SimFs};
 #[path = "support/lib.rs"]
 mod support;
 
-use support::{HandClock, Model, Rng, Script, bytes_of, open};
+use support::{HandClock, Model, Rng, Script, bytes_of, open, restarted_now_and_then};
 
 const SECTOR: usize = 512;
 
@@ -26,18 +26,7 @@ fn closed_log(seed: u64, batches: usize) -> (SimFs, Model) {
         if nth % 3 == 0 {
             while wal.step() {}
         }
-        match nth % 40 {
-            13 => {
-                drop(wal);
-                fs.crash(nth as u64);
-                wal = open(&fs, &clock, seed).unwrap().0;
-            }
-            33 => {
-                wal.close().unwrap();
-                wal = open(&fs, &clock, seed).unwrap().0;
-            }
-            _ => {}
-        }
+        wal = restarted_now_and_then(wal, nth, &fs, &clock, seed);
     }
     wal.close().unwrap();
     (fs, script.states.pop().unwrap())

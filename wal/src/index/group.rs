@@ -249,9 +249,7 @@ impl Group {
 
     fn append(&mut self, head: &Head, entries: Entries, place: &Place<'_>) {
         let (first, count) = (entries.first, entries.count as u64);
-        self.cut(first);
-        self.note_terms(entries.term_runs());
-        self.last = first + count - 1;
+        self.extend(first, count, entries.term_runs());
         match *place {
             Place::Memory { lsn } => {
                 self.pending.get_or_insert_default().push_back(Pending { lsn, count, entries });
@@ -265,9 +263,7 @@ impl Group {
     /// Adds a record of entries that is on disk, by its outline. The caller has counted its bytes as live.
     pub(crate) fn append_outline(&mut self, head: &Head, terms: &Terms, segment: &Arc<Segment>, offset: u32) {
         let (first, count) = (head.index, u64::from(head.count));
-        self.cut(first);
-        self.note_terms(terms.runs(first));
-        self.last = first + count - 1;
+        self.extend(first, count, terms.runs(first));
         self.place_extent(segment, offset, head.padded() as u32, first, count);
     }
 
@@ -276,6 +272,13 @@ impl Group {
         if let Some(damage) = &mut self.damage {
             damage.hard_state = false;
         }
+    }
+
+    /// Moves the bounds and terms to where these entries leave them; where their bytes are is the caller's matter.
+    fn extend(&mut self, first: u64, count: u64, terms: impl Iterator<Item = (u64, u64)>) {
+        self.cut(first);
+        self.note_terms(terms);
+        self.last = first + count - 1;
     }
 
     fn note_terms(&mut self, runs: impl Iterator<Item = (u64, u64)>) {
@@ -289,9 +292,7 @@ impl Group {
     /// Adds entries of which only place and range are known: their record is damaged.
     pub(crate) fn append_damaged(&mut self, head: &Head, segment: &Arc<Segment>, offset: u32) {
         let (first, count) = (head.index, u64::from(head.count));
-        self.cut(first);
-        self.note_terms(std::iter::once((first, 0)));
-        self.last = first + count - 1;
+        self.extend(first, count, std::iter::once((first, 0)));
         self.push_extent(segment, offset, head.padded() as u32, first, count);
         self.damage.get_or_insert_default().entries.push((first, first + count));
     }

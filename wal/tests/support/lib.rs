@@ -337,3 +337,16 @@ impl Script {
 pub fn bytes_of(fs: &SimFs, path: &Path) -> Vec<u8> {
     fs.tamper(path, |bytes| bytes.clone()).expect("the file exists")
 }
+
+/// What befalls a log now and then between two batches: a crash, or a clean restart.
+pub fn restarted_now_and_then(wal: Wal, nth: usize, fs: &SimFs, clock: &Arc<HandClock>, seed: u64) -> Wal {
+    match nth % 40 {
+        13 => {
+            drop(wal);
+            fs.crash(nth as u64);
+        }
+        33 => wal.close().unwrap(),
+        _ => return wal,
+    }
+    open(fs, clock, seed).unwrap().0
+}

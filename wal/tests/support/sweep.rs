@@ -14,7 +14,7 @@ use pontoon_wal::{
     sim::{SimFs, SimImage},
 };
 
-use super::support::{HandClock, Model, Script, open};
+use super::support::{HandClock, Model, Script, open, restarted_now_and_then};
 
 pub const SECTOR: usize = 512;
 pub const BLOCK: usize = 4096;
@@ -68,18 +68,7 @@ pub fn ended_log(seed: u64, batches: usize, end: End) -> Closed {
         if nth % 7 == 0 {
             past.push(fs.image());
         }
-        match nth % 40 {
-            13 => {
-                drop(wal);
-                fs.crash(nth as u64);
-                wal = open(&fs, &clock, seed).unwrap().0;
-            }
-            33 => {
-                wal.close().unwrap();
-                wal = open(&fs, &clock, seed).unwrap().0;
-            }
-            _ => {}
-        }
+        wal = restarted_now_and_then(wal, nth, &fs, &clock, seed);
     }
     match end {
         End::Close => wal.close().unwrap(),
