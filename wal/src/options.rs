@@ -30,7 +30,7 @@ pub enum Durability {
 /// Who moves the log forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DriverMode {
-    /// Two threads of the log's own.
+    /// Threads of the log's own: as many writers as frames may be under way, and one for the background.
     #[default]
     Threads,
     /// The caller, by [`Wal::step`](crate::Wal::step). Deterministic by seed, clock and calls.
