@@ -28,6 +28,7 @@ use crate::{
     Durability, Error, GcStats, Result, WalEvent,
     fs::{File, FileOp, OpenMode, Ticket, read_whole},
     manifest::{AsOf, GroupState, MANIFEST_NAMES, Manifest},
+    metrics::add,
     recovery,
     rng::Rng,
     rules::{Rule, is_broken},
@@ -333,6 +334,7 @@ impl Background {
         }
         self.newest_is_synced = true;
         self.stats.checkpoints += 1;
+        add(&shared.counters.checkpoints, 1);
         tracing::debug!(seq, "checkpoint");
         shared.emit(&WalEvent::Checkpointed { seq });
         self.release(shared);

@@ -13,10 +13,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Too much waits for the disk; nothing was taken. Try again when earlier batches are acknowledged.
-    #[error("the log has {pending_bytes} bytes waiting for the disk; try again later")]
+    /// Too much waits for the disk, in all or of the group; nothing was taken. Try again when earlier batches are
+    /// acknowledged.
+    #[error("{pending_bytes} bytes wait for the disk already; try again later")]
     Busy {
-        /// Bytes that wait.
+        /// Bytes that wait, in all or of the group.
         pending_bytes: u64,
     },
     /// No room on the disk or below the size limit; nothing was taken. Truncate, destroy or make room.

@@ -33,6 +33,7 @@ pub mod fs;
 pub mod fuzzing;
 mod index;
 mod manifest;
+mod metrics;
 mod options;
 mod outline;
 mod pool;
@@ -62,6 +63,7 @@ pub use batch::{Batch, MAX_BATCH_BYTES, MAX_META_BYTES, MAX_META_KEY_BYTES, MAX_
 pub use compress::Compression;
 pub use error::{Error, Result};
 pub use fs::{Fs, RealFs};
+pub use metrics::{Histogram, Metrics};
 pub use options::{
     Clock, DriverMode, Durability, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Options, SystemClock,
 };

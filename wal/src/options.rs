@@ -81,6 +81,10 @@ pub struct Options {
     pub group_quota_bytes: Option<u64>,
     /// Bytes that may wait for the disk before a reservation answers `Busy`.
     pub max_pending_bytes: u64,
+    /// Bytes of one group's entries that may wait for the disk before a reservation for it answers `Busy`. Batches reach
+    /// the disk in the order in which they were handed in, so this is what another group's batch may find before it on
+    /// account of one group.
+    pub max_pending_group_bytes: u64,
     /// The most bytes of batches that are gathered into one frame. A larger batch is a frame of its own.
     pub max_frame_bytes: u64,
     /// How large payloads are kept. Records that were written otherwise are read all the same.
@@ -116,6 +120,7 @@ impl Options {
             size_limit_bytes: None,
             group_quota_bytes: None,
             max_pending_bytes: 256 << 20,
+            max_pending_group_bytes: 16 << 20,
             max_frame_bytes: 1 << 20,
             compression: Compression::None,
             compress_above_bytes: 4 << 10,

@@ -15,6 +15,7 @@ use crate::{
     compress,
     fs::LockGuard,
     index::{ByGroup, Group, Index, Place, Sim},
+    metrics::{Counters, Metrics},
     pool,
     queue::{Ack, Queue, Queued},
     record::{self, Body, Head},
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) index: Index,
     pub(crate) space: Arc<Space>,
     pub(crate) cache: Cache,
+    pub(crate) counters: Counters,
     queue: Mutex<Queue>,
     /// The writer has something to do.
     pub(crate) work: Condvar,
@@ -77,6 +79,7 @@ impl Shared {
         let depth = options.depth();
         let shared = Shared {
             cache: Cache::new(options.cache_bytes),
+            counters: Counters::default(),
             options,
             identity: parts.identity,
             index: parts.index,
@@ -154,12 +157,17 @@ impl Shared {
         sinks.iter().for_each(|slot| slot.sink.event(event));
     }
 
-    /// Refuses more entries to a group that holds too many.
+    /// Refuses more entries to a group that holds too many, or of which too many wait for the disk.
     pub(crate) fn check_quota(&self, group: GroupId) -> Result<()> {
-        let Some(quota_bytes) = self.options.group_quota_bytes else { return Ok(()) };
-        let held_bytes = self.index.with(group, |state| state.disk_bytes().0).unwrap_or(0);
-        match held_bytes > quota_bytes {
-            true => Err(Error::Quota { group, held_bytes, quota_bytes }),
+        let (held_bytes, pending_bytes) =
+            self.index.with(group, |state| (state.disk_bytes().0, state.pending_bytes())).unwrap_or_default();
+        if let Some(quota_bytes) = self.options.group_quota_bytes
+            && held_bytes > quota_bytes
+        {
+            return Err(Error::Quota { group, held_bytes, quota_bytes });
+        }
+        match pending_bytes > self.options.max_pending_group_bytes {
+            true => Err(Error::Busy { pending_bytes }),
             false => Ok(()),
         }
     }
@@ -271,6 +279,27 @@ impl Shared {
             cache_bytes: self.cache.bytes(),
             checkpoint: table.manifest_seqs.into_iter().max().unwrap_or(0),
             direct,
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        let usage = self.usage();
+        let (queued_batches, queued_bytes, frames_under_way) = {
+            let queue = self.queue();
+            (queue.batches.len(), queue.bytes, queue.flying_frames)
+        };
+        let pinned_bytes = {
+            let table = self.table();
+            let live = table.sealed.values().map(|sealed| sealed.segment.live_bytes());
+            live.filter(|live| *live > 0).map(|live| self.options.segment_bytes - live).sum()
+        };
+        Metrics {
+            queued_batches,
+            queued_bytes,
+            frames_under_way,
+            usage,
+            pinned_bytes,
+            ..self.counters.copy()
         }
     }
 

@@ -22,7 +22,7 @@ impl Submitter {
     /// Holds room for a batch of this many bytes of the group's, before anything is promised to anybody.
     ///
     /// # Errors
-    /// [`Busy`](crate::Error::Busy) if too much waits for the disk, [`Quota`](crate::Error::Quota) if the group holds as much as
+    /// [`Busy`](crate::Error::Busy) if too much waits for the disk, in all or of this group, [`Quota`](crate::Error::Quota) if the group holds as much as
     /// it may, [`NoSpace`](crate::Error::NoSpace) if the disk or the size limit is reached, [`Poisoned`](crate::Error::Poisoned) or [`Closed`](crate::Error::Closed) if nothing will be
     /// taken any more.
     pub fn try_reserve(&self, group: GroupId, bytes: u64) -> Result<Reservation> {

@@ -194,6 +194,8 @@ pub enum WalEvent {
         /// How long it has been under way.
         waited: std::time::Duration,
     },
+    /// A frame waits for a segment to be prepared: the background did not stay ahead, or there is no room.
+    Unprepared,
     /// The disk or the size limit leaves no room for another segment.
     SpaceLow,
     /// There is room again.

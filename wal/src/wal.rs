@@ -11,8 +11,8 @@ use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use crate::{
-    Batch, DriverMode, Error, GcStats, GroupView, Lsn, Options, PersistSink, Pinned, RealFs, RecoveryReport,
-    Result, ScrubReport, Storage, Submitter, Usage, WalReader, create,
+    Batch, DriverMode, Error, GcStats, GroupView, Lsn, Metrics, Options, PersistSink, Pinned, RealFs,
+    RecoveryReport, Result, ScrubReport, Storage, Submitter, Usage, WalReader, create,
     driver::{self, Threads},
     queue::{Ack, SinkSlot, Waiter},
     read, recovery, scrub,
@@ -198,6 +198,11 @@ impl Wal {
     /// How much the log holds.
     pub fn usage(&self) -> Usage {
         self.shared().usage()
+    }
+
+    /// What the log has done since it was opened, for exporters.
+    pub fn metrics(&self) -> Metrics {
+        self.shared().metrics()
     }
 
     /// The `n` groups that hold the most bytes on disk, the largest first.

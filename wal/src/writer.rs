@@ -33,6 +33,7 @@ use crate::{
     Durability, Error, Lsn, Persisted, Result, WalEvent, create,
     frame::{self, BLOCK, Cut, FLAG_OPENING, FLAG_WATERMARK, FrameHeader, Plan},
     fs::{FileOp, Ticket},
+    metrics::add,
     pool,
     queue::{Ack, Queued, SinkSlot, Waiter},
     record::{self, Kind},
@@ -180,6 +181,8 @@ pub(crate) struct Writer {
     news: News,
     /// Somebody is telling them; calls never overtake each other.
     telling: bool,
+    /// A frame waits for a segment to be prepared.
+    waits_for_segment: bool,
     /// Whose batch is durable. Woken by the caller, without the writer's lock.
     woken: Vec<Arc<Waiter>>,
 }
@@ -211,6 +214,7 @@ impl Writer {
             failure_told: false,
             news: News::default(),
             telling: false,
+            waits_for_segment: false,
             woken: Vec::new(),
         }
     }
@@ -237,7 +241,7 @@ impl Writer {
 
     pub(crate) fn step(&mut self, shared: &Shared, now: Duration, stepper: Stepper) -> Step {
         let reaped = self.reap(shared, now);
-        self.note_stalls(now);
+        self.note_stalls(shared, now);
         if !self.news.is_empty() && stepper == Stepper::Driver && !self.telling {
             self.telling = true;
             return Step::Tell(std::mem::take(&mut self.news));
@@ -304,12 +308,13 @@ impl Writer {
         Step::Timer(now + shared.options.idle_watermark)
     }
 
-    fn note_stalls(&mut self, now: Duration) {
+    fn note_stalls(&mut self, shared: &Shared, now: Duration) {
         let Some(frame) = self.in_flight.front_mut() else { return };
         while let Some(stall) = STALLS.get(frame.stalls)
             && now >= frame.since + *stall
         {
             frame.stalls += 1;
+            add(&shared.counters.stalls, 1);
             self.news.events.push(WalEvent::Stalled { waited: *stall });
         }
     }
@@ -414,8 +419,13 @@ impl Writer {
         let Some(next) = table.take_usable() else {
             drop(table);
             shared.wake_background();
+            if !std::mem::replace(&mut self.waits_for_segment, true) {
+                add(&shared.counters.rotations_waited, 1);
+                self.news.events.push(WalEvent::Unprepared);
+            }
             return None;
         };
+        self.waits_for_segment = false;
         let active = Active {
             segment: next.clone(),
             incarnation: self.identity.incarnation,
@@ -428,6 +438,7 @@ impl Writer {
         }
         drop(table);
         shared.wake_background();
+        add(&shared.counters.rotations, 1);
         self.news.events.push(WalEvent::Rotated { segment: next.id });
         Some((next, 0))
     }
@@ -463,7 +474,7 @@ impl Writer {
 
     /// The frame and all before it are durable: its records are on disk for readers, its submitters hear of it.
     fn complete(&mut self, shared: &Shared, frame: InFlight, now: Duration) {
-        let InFlight { header, flight, segment, batches, .. } = frame;
+        let InFlight { header, flight, segment, batches, since, .. } = frame;
         debug_assert_eq!(header.seq, self.durable_seq + 1, "acknowledged in the order of the frames");
         self.durable_seq = header.seq;
         self.last_write = now;
@@ -474,6 +485,15 @@ impl Writer {
         settle(shared, &segment, frame_offset + header.records_offset, &batches);
         if let Some(bytes) = flight.bytes.get().filter(|_| !batches.is_empty()) {
             shared.cache.insert(segment.id, frame_offset, bytes.clone());
+        }
+        let counters = &shared.counters;
+        add(&counters.frames, 1);
+        add(&counters.frame_bytes, u64::from(header.blocks) * BLOCK as u64);
+        if !batches.is_empty() {
+            add(&counters.batches, batches.len() as u64);
+            add(&counters.records, u64::from(header.records));
+            add(&counters.batch_bytes, batches.iter().map(|batch| batch.data.len() as u64).sum());
+            counters.frame_times.note(now.saturating_sub(since));
         }
         let used = u64::from(header.block + header.blocks) * BLOCK as u64;
         let mut table = shared.table();

@@ -71,6 +71,37 @@ impl Flight {
 }
 
 #[test]
+fn one_group_may_let_only_so_much_wait_for_the_disk() {
+    let (fs, clock) = (SimFs::new(), Arc::new(HandClock::default()));
+    let options = Options { max_pending_group_bytes: 50_000, ..options(&fs, &clock, 1) };
+    let (wal, _) = Wal::open(options).unwrap();
+    wal.commit(append(1, 1, 10)).unwrap();
+    let door = wal.submitter(Arc::new(Told::default()));
+    let write = |group: u64, index: u64| {
+        let room = door.try_reserve(GroupId(group), 10_000)?;
+        door.submit(append(group, index, 10_000), room, index).map(drop)
+    };
+    fs.hold(true);
+    let mut index = 2;
+    let refused = loop {
+        match write(1, index) {
+            Ok(()) => index += 1,
+            Err(error) => break error,
+        }
+    };
+    let Error::Busy { pending_bytes } = refused else { panic!("{refused}") };
+    assert!((50_000..70_000).contains(&pending_bytes), "{pending_bytes}");
+    // The others find no more than that before them; what the group needs in order to live passes.
+    (1..=3).for_each(|index| write(2, index).unwrap());
+    let mut batch = Batch::new();
+    batch.truncate_prefix(GroupId(1), 1, 1);
+    door.submit(batch, door.try_reserve_internal(GroupId(1)), 0).unwrap();
+    fs.hold(false);
+    while fs.complete_one() || wal.step() {}
+    write(1, index).unwrap();
+}
+
+#[test]
 fn so_many_frames_are_under_way_as_was_chosen() {
     for depth in [1, 2, 4] {
         let flight = Flight::new(depth);

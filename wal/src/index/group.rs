@@ -63,6 +63,8 @@ struct Pending {
     lsn: u64,
     /// How many of its entries are still in the log, counted from its first.
     count: u64,
+    /// Bytes of this record and of those before it, from some common origin.
+    end: u64,
     entries: Entries,
 }
 
@@ -252,7 +254,9 @@ impl Group {
         self.extend(first, count, entries.term_runs());
         match *place {
             Place::Memory { lsn } => {
-                self.pending.get_or_insert_default().push_back(Pending { lsn, count, entries });
+                let pending = self.pending.get_or_insert_default();
+                let end = pending.back().map_or(0, |record| record.end) + entries.bytes.len() as u64;
+                pending.push_back(Pending { lsn, count, end, entries });
             }
             Place::Disk { segment, offset } => {
                 self.push_extent(segment, offset, head.padded() as u32, first, count)
@@ -573,6 +577,13 @@ impl Group {
         let mut held = false;
         self.extents_in(segment, |at, _, _, _| held |= at == offset);
         held
+    }
+
+    /// Bytes of entries that wait for the disk.
+    pub(crate) fn pending_bytes(&self) -> u64 {
+        let Some(pending) = &self.pending else { return 0 };
+        let before = pending.front().map_or(0, |first| first.end - first.entries.bytes.len() as u64);
+        pending.back().map_or(0, |last| last.end - before)
     }
 
     /// Bytes of entries on disk, and the oldest segment that holds some.
