@@ -49,7 +49,8 @@ impl Threads {
     }
 }
 
-fn join(thread: JoinHandle<()>) {
+/// Waits for a thread's end.
+pub(crate) fn join(thread: JoinHandle<()>) {
     // The last handle may be dropped by one of the threads themselves, from a sink.
     if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
         tracing::error!("a thread of the log panicked");

@@ -84,6 +84,17 @@ pub trait File: Send + Sync {
     /// What the system says.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// Reads exactly `buf.len()` bytes if that needs no waiting for the disk; `false` if it does or the file ends before.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        read_exact(self, buf, offset).map(|()| true)
+    }
+
+    /// Asks the system to have these bytes at hand soon. A wish: whether it is met shows in [`File::read_now`].
+    fn will_need(&self, _offset: u64, _len: u64) {}
+
     /// The file's length.
     ///
     /// # Errors
@@ -235,7 +246,7 @@ impl Ticket {
 }
 
 /// Reads exactly this many bytes, or fails with `UnexpectedEof`.
-pub(crate) fn read_exact(file: &dyn File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+pub(crate) fn read_exact(file: &(impl File + ?Sized), mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !buf.is_empty() {
         match file.read_at(buf, offset)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),

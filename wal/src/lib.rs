@@ -26,6 +26,7 @@ mod compress;
 mod create;
 mod driver;
 mod error;
+mod fetch;
 mod frame;
 pub mod fs;
 #[cfg(feature = "testing")]

@@ -94,6 +94,9 @@ pub struct Options {
     /// How many frames may be on their way to the disk at once, 1 to 16. They are acknowledged in order. Above 1 a frame
     /// need not wait for the one before; each costs the log a thread.
     pub write_depth: usize,
+    /// How many threads carry out [`Wal::entries_async`](crate::Wal::entries_async), 1 to 64. They start when they are
+    /// needed.
+    pub read_threads: usize,
     /// Randomness for the store's id, incarnations and epochs. Production passes the system's.
     pub seed: u64,
     /// The clock.
@@ -125,6 +128,7 @@ impl Options {
             compression: Compression::None,
             compress_above_bytes: 4 << 10,
             write_depth: 2,
+            read_threads: 4,
             seed: (random >> 64) as u64 ^ random as u64,
             clock: Arc::new(SystemClock::default()),
             driver: DriverMode::Threads,
@@ -160,6 +164,9 @@ impl Options {
         self.compression.check()?;
         if !(1..=16).contains(&self.write_depth) {
             return bad("write_depth", format!("{} is not 1 to 16", self.write_depth));
+        }
+        if !(1..=64).contains(&self.read_threads) {
+            return bad("read_threads", format!("{} is not 1 to 64", self.read_threads));
         }
         if self.dir.file_name().is_none() {
             return bad("dir", format!("{} has no name of its own", self.dir.display()));

@@ -1,4 +1,8 @@
-//! Reading entries: pending bytes and cached frames from memory, the rest by few preads, each record's CRC checked.
+//! Reading entries: pending bytes and cached frames from memory, the rest by few preads, each record's CRC checked. What is
+//! in neither memory nor the system's cache is asked for all at once before the first of it is waited for.
+//!
+//! What a reader fetches from disk does not enter the cache: that holds what was written lately, which followers are about
+//! to ask for, and one of them that lags far must not drive it out.
 
 use std::{ops::Range, sync::Arc};
 
@@ -9,6 +13,7 @@ use crate::{
     Error, Result,
     fs::read_exact,
     index::Piece,
+    metrics::add,
     record::{self, Body, Entries},
     segment::Segment,
     shared::Shared,
@@ -19,6 +24,8 @@ use crate::{
 const COALESCE_GAP: u32 = 16 << 10;
 /// One read asks for at most this much, unless a record is larger.
 const COALESCE_BYTES: u32 = 1 << 20;
+/// So much is asked for ahead of what is waited for.
+const AHEAD_BYTES: u64 = 4 << 20;
 
 /// A record on disk.
 pub(crate) struct Extent {
@@ -29,48 +36,151 @@ pub(crate) struct Extent {
     pub(crate) count: u64,
 }
 
-/// Copies entries of the range to `out`, at least one if there is any, up to `max_bytes` of payload.
+/// Whether a read may wait for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// It may.
+    Disk,
+    /// It ends instead; what is missing is on its way into the system's cache by then.
+    Never,
+}
+
+/// Copies entries of the range to `out`, at least one if there is any, up to `max_bytes` of payload. `false`, and nothing
+/// copied, if that would mean to wait and must not.
 pub(crate) fn entries(
     shared: &Shared,
     group: GroupId,
     range: Range<u64>,
     max_bytes: u64,
+    wait: Wait,
     out: &mut Vec<Entry>,
-) -> Result<()> {
-    let mut pieces = Vec::new();
-    let found = shared.index.with(group, |state| {
-        if let Some(damage) = &state.damage {
-            return Err(Error::Damaged { group, damage: (**damage).clone() });
-        }
-        check_bounds(&range, state.first_index(), state.last_index())?;
-        if !range.is_empty() {
-            state.pieces(range.start, range.end, max_bytes, &mut pieces);
-        }
-        Ok(())
-    });
-    found.unwrap_or_else(|| check_bounds(&range, 1, 0))?;
+) -> Result<bool> {
+    let mut rows = rows(pieces(shared, group, &range, max_bytes)?);
     let mut budget = Budget { left: max_bytes, any: false };
-    let mut pieces = pieces.into_iter().peekable();
-    while let Some(piece) = pieces.next() {
-        let more = match piece {
-            Piece::Memory(entries, count) => budget
-                .take(&entries, &range, count, out)
+    let (mut looked, before) = (0, out.len());
+    for nth in 0..rows.len() {
+        if nth == looked {
+            looked += look_ahead(shared, &mut rows[nth..], wait)?;
+        }
+        let more = match &mut rows[nth] {
+            Row::Memory(entries, count) => budget
+                .take(entries, &range, *count, out)
                 .expect("what this process compressed itself decompresses"),
-            Piece::Disk { segment, offset, len, first, count } => {
-                let mut row = vec![Extent { segment, offset, len, first, count }];
-                while let Some(Piece::Disk { segment, offset, len, first, count }) =
-                    pieces.next_if(|next| continues(&row, next))
-                {
-                    row.push(Extent { segment, offset, len, first, count });
+            Row::Disk(row) => {
+                if wait == Wait::Never && !row.is_here() {
+                    out.truncate(before);
+                    return Ok(false);
                 }
-                read_row(shared, group, row, &range, &mut budget, out)?
+                read_row(shared, group, std::mem::take(row), &range, &mut budget, out)?
             }
         };
         if !more {
             break;
         }
     }
-    Ok(())
+    Ok(true)
+}
+
+/// What the index has for a range.
+fn pieces(shared: &Shared, group: GroupId, range: &Range<u64>, max_bytes: u64) -> Result<Vec<Piece>> {
+    let mut pieces = Vec::new();
+    let found = shared.index.with(group, |state| {
+        if let Some(damage) = &state.damage {
+            return Err(Error::Damaged { group, damage: (**damage).clone() });
+        }
+        check_bounds(range, state.first_index(), state.last_index())?;
+        if !range.is_empty() {
+            state.pieces(range.start, range.end, max_bytes, &mut pieces);
+        }
+        Ok(())
+    });
+    found.unwrap_or_else(|| check_bounds(range, 1, 0))?;
+    Ok(pieces)
+}
+
+/// What is read together.
+enum Row {
+    Memory(Entries, u64),
+    Disk(DiskRow),
+}
+
+/// Records of one segment that lie close to each other.
+#[derive(Default)]
+struct DiskRow {
+    extents: Vec<Extent>,
+    /// The first of them, as far as the cache had them without a gap.
+    cached: Vec<Bytes>,
+    /// The bytes of the others, from where the first of those begins.
+    rest: Option<Bytes>,
+}
+
+impl DiskRow {
+    /// The bytes that only the disk has.
+    fn missing(&self) -> Option<(&Extent, &Extent)> {
+        self.extents.get(self.cached.len()).zip(self.extents.last())
+    }
+
+    fn is_here(&self) -> bool {
+        self.rest.is_some() || self.missing().is_none()
+    }
+
+    fn span_bytes(&self) -> u64 {
+        self.extents.first().zip(self.extents.last()).map_or(0, |(first, last)| u64::from(span(first, last)))
+    }
+}
+
+fn rows(pieces: Vec<Piece>) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for piece in pieces {
+        match (piece, rows.last_mut()) {
+            (Piece::Memory(entries, count), _) => rows.push(Row::Memory(entries, count)),
+            (Piece::Disk { segment, offset, len, first, count }, last) => {
+                let extent = Extent { segment, offset, len, first, count };
+                match last {
+                    Some(Row::Disk(row)) if continues(&row.extents, &extent) => row.extents.push(extent),
+                    _ => rows.push(Row::Disk(DiskRow { extents: vec![extent], ..DiskRow::default() })),
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// Takes from memory what is there, and asks the disk for the rest of some rows at once, so that it works on all of them
+/// while the first is waited for. How many rows it looked at.
+fn look_ahead(shared: &Shared, rows: &mut [Row], wait: Wait) -> Result<usize> {
+    let (mut bytes, mut looked) = (0, 0);
+    let alone = rows.len() == 1;
+    for row in rows {
+        if bytes > AHEAD_BYTES {
+            break;
+        }
+        looked += 1;
+        let Row::Disk(row) = row else { continue };
+        bytes += row.span_bytes();
+        let cached = row.extents.iter().map_while(|it| shared.cache.get(it.segment.id, it.offset, it.len));
+        row.cached = cached.collect();
+        add(&shared.counters.cache_hits, row.cached.len() as u64);
+        add(&shared.counters.cache_misses, (row.extents.len() - row.cached.len()) as u64);
+        let Some((first, last)) = row.missing().filter(|_| !alone || wait == Wait::Never) else { continue };
+        let (offset, len) = (u64::from(first.offset), span(first, last));
+        let mut buffer = vec![0; len as usize];
+        let file = &first.segment.file;
+        let failed = |source| Error::io("read", &first.segment.path, source);
+        match file.read_now(&mut buffer, offset).map_err(failed)? {
+            true => {
+                note_read(shared, len);
+                row.rest = Some(buffer.into());
+            }
+            false => file.will_need(offset, u64::from(len)),
+        }
+    }
+    Ok(looked)
+}
+
+fn note_read(shared: &Shared, len: u32) {
+    add(&shared.counters.reads, 1);
+    add(&shared.counters.read_bytes, u64::from(len));
 }
 
 /// A part of a group's entries, as far as they can be read.
@@ -179,45 +289,37 @@ impl Budget {
     }
 }
 
-/// Whether the next piece is read with the row before it.
-fn continues(row: &[Extent], next: &Piece) -> bool {
-    let (Some(start), Some(end), Piece::Disk { segment, offset, len, .. }) = (row.first(), row.last(), next)
-    else {
-        return false;
-    };
-    let gap = offset.checked_sub(end.offset + end.len);
-    Arc::ptr_eq(&end.segment, segment)
+/// Whether the next record is read with the row before it.
+fn continues(row: &[Extent], next: &Extent) -> bool {
+    let (Some(start), Some(end)) = (row.first(), row.last()) else { return false };
+    let gap = next.offset.checked_sub(end.offset + end.len);
+    Arc::ptr_eq(&end.segment, &next.segment)
         && gap.is_some_and(|gap| gap <= COALESCE_GAP)
-        && offset + len - start.offset <= COALESCE_BYTES
+        && next.offset + next.len - start.offset <= COALESCE_BYTES
 }
 
 fn read_row(
     shared: &Shared,
     group: GroupId,
-    row: Vec<Extent>,
+    mut row: DiskRow,
     range: &Range<u64>,
     budget: &mut Budget,
     out: &mut Vec<Entry>,
 ) -> Result<bool> {
-    let mut read: Option<(u32, Bytes)> = None;
-    for (nth, extent) in row.iter().enumerate() {
-        let cached = match read {
-            None => shared.cache.get(extent.segment.id, extent.offset, extent.len),
-            Some(_) => None,
+    if let Some((first, last)) = row.missing().filter(|_| row.rest.is_none()) {
+        let bytes = read_span(first, last)?;
+        note_read(shared, bytes.len() as u32);
+        row.rest = Some(bytes);
+    }
+    let known = row.cached.len();
+    let start = row.extents.get(known).map_or(0, |extent| extent.offset);
+    for (nth, extent) in row.extents.iter().enumerate() {
+        let bytes = match (row.cached.get(nth), &row.rest) {
+            (Some(bytes), _) => bytes.clone(),
+            (None, Some(rest)) => slice(rest, start, extent),
+            (None, None) => unreachable!("what was not cached was read"),
         };
-        let trusted = cached.is_some();
-        let bytes = match (cached, &read) {
-            (Some(bytes), _) => bytes,
-            (None, Some((start, bytes))) => slice(bytes, *start, extent),
-            (None, None) => {
-                // What is not cached here is seldom cached further on: the rest of the row in one read.
-                let bytes = read_span(extent, &row[row.len() - 1])?;
-                let record = slice(&bytes, extent.offset, extent);
-                read = (nth + 1 < row.len()).then_some((extent.offset, bytes));
-                record
-            }
-        };
-        let decoded = if trusted || record::verify_self(&bytes) { record::decode(&bytes) } else { None };
+        let decoded = if nth < known || record::verify_self(&bytes) { record::decode(&bytes) } else { None };
         let entries = match decoded {
             Some((head, Body::Entries(entries))) if head.group == group && head.index == extent.first => {
                 entries
@@ -238,8 +340,13 @@ fn slice(bytes: &Bytes, start: u32, extent: &Extent) -> Bytes {
     bytes.slice(from..from + extent.len as usize)
 }
 
+/// Bytes from the first record to the end of the last.
+fn span(first: &Extent, last: &Extent) -> u32 {
+    last.offset + last.len - first.offset
+}
+
 fn read_span(first: &Extent, last: &Extent) -> Result<Bytes> {
-    let mut bytes = vec![0; (last.offset + last.len - first.offset) as usize];
+    let mut bytes = vec![0; span(first, last) as usize];
     read_exact(&*first.segment.file, &mut bytes, u64::from(first.offset))
         .map_err(|source| Error::io("read", &first.segment.path, source))?;
     Ok(bytes.into())

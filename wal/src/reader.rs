@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     Entry, Error, Fs, GroupView, Options, Pinned, RecoveryReport, Result, Usage,
-    read::{self, Page},
+    read::{self, Page, Wait},
     recovery,
     shared::Shared,
     tools::{self, CheckReport},
@@ -69,7 +69,7 @@ impl WalReader {
         max_bytes: u64,
         out: &mut Vec<Entry>,
     ) -> Result<()> {
-        read::entries(&self.shared, group, range, max_bytes, out)
+        read::entries(&self.shared, group, range, max_bytes, Wait::Disk, out).map(drop)
     }
 
     /// Reads a page of what is there of a group's entries in a range, damaged or not, and names what is not readable. The

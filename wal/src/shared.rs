@@ -13,6 +13,7 @@ use crate::{
     background::Background,
     cache::Cache,
     compress,
+    fetch::Fetches,
     fs::LockGuard,
     index::{ByGroup, Group, Index, Place, Sim},
     metrics::{Counters, Metrics},
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) space: Arc<Space>,
     pub(crate) cache: Cache,
     pub(crate) counters: Counters,
+    pub(crate) fetches: Fetches,
     queue: Mutex<Queue>,
     /// The writer has something to do.
     pub(crate) work: Condvar,
@@ -80,6 +82,7 @@ impl Shared {
         let shared = Shared {
             cache: Cache::new(options.cache_bytes),
             counters: Counters::default(),
+            fetches: Fetches::default(),
             options,
             identity: parts.identity,
             index: parts.index,

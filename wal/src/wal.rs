@@ -14,8 +14,10 @@ use crate::{
     Batch, DriverMode, Error, GcStats, GroupView, Lsn, Metrics, Options, PersistSink, Pinned, RealFs,
     RecoveryReport, Result, ScrubReport, Storage, Submitter, Usage, WalReader, create,
     driver::{self, Threads},
+    fetch::{Fetch, Fetches},
     queue::{Ack, SinkSlot, Waiter},
-    read, recovery, scrub,
+    read::{self, Wait},
+    recovery, scrub,
     shared::Shared,
     types::Entry,
     writer::{Step, Stepper},
@@ -177,7 +179,41 @@ impl Wal {
         max_bytes: u64,
         out: &mut Vec<Entry>,
     ) -> Result<()> {
-        read::entries(self.shared(), group, range, max_bytes, out)
+        read::entries(self.shared(), group, range, max_bytes, Wait::Disk, out).map(drop)
+    }
+
+    /// As [`Wal::entries`], but never waits for the disk: `false`, and nothing read, if that would be needed. By then the
+    /// system was asked for what is missing.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn entries_now(
+        &self,
+        group: GroupId,
+        range: Range<u64>,
+        max_bytes: u64,
+        out: &mut Vec<Entry>,
+    ) -> Result<bool> {
+        read::entries(self.shared(), group, range, max_bytes, Wait::Never, out)
+    }
+
+    /// As [`Wal::entries`], on a thread of the log's: what was read is told to `done`, which is called exactly once, with the
+    /// state of the log at some moment after this call. It should hand over and return. With [`DriverMode::Manual`] a step
+    /// does it.
+    ///
+    /// Reads queue without a bound of the log's own: a caller has few of them under way per group.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Io`] if no thread can be started; `done` is not called then. What the read itself meets is
+    /// told to `done`.
+    pub fn entries_async(
+        &self,
+        group: GroupId,
+        range: Range<u64>,
+        max_bytes: u64,
+        done: impl FnOnce(Result<Vec<Entry>>) + Send + 'static,
+    ) -> Result<()> {
+        Fetches::submit(&self.handle.shared, Fetch { group, range, max_bytes, done: Box::new(done) })
     }
 
     /// A value of a group's metadata, from memory.
@@ -313,7 +349,7 @@ impl Handle {
             Step::Io(ticket) => ticket.advance(),
             Step::Write(_) | Step::Tell(_) | Step::Timer(_) | Step::Blocked => false,
         };
-        wrote || worked
+        Fetches::step(shared) || wrote || worked
     }
 
     fn close(&self) -> Result<()> {
@@ -323,6 +359,7 @@ impl Handle {
             queue.closed = true;
             queue.flush = true;
         }
+        Fetches::stop(shared);
         match shared.options.driver {
             DriverMode::Threads => self.threads.lock().unwrap_or_else(PoisonError::into_inner).stop(shared),
             DriverMode::Manual => while self.step() {},
@@ -349,6 +386,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         if self.shared.options.driver == DriverMode::Manual {
             // Whoever steps the log decides what still happens; a simulated crash wants nothing more.
+            Fetches::stop(&self.shared);
             self.shared.queue().closed = true;
             self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
         } else if let Err(error) = self.close() {

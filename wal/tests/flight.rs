@@ -260,3 +260,30 @@ fn a_write_that_takes_long_is_told_twice() {
     flight.complete(0);
     assert_eq!(flight.acknowledged(), [2]);
 }
+
+#[test]
+fn a_segment_that_is_not_ready_is_told_once_and_counted() {
+    let (fs, clock) = (SimFs::new(), Arc::new(HandClock::default()));
+    let (wal, _) = Wal::open(options(&fs, &clock, 1)).unwrap();
+    wal.commit(append(1, 1, 10)).unwrap();
+    while wal.step() {}
+    let events = Arc::new(Events::default());
+    let door = wal.submitter(events.clone());
+    let unprepared = || events.0.lock().unwrap().iter().filter(|it| **it == WalEvent::Unprepared).count();
+    wal.hold_growth(true);
+    // Batches from the reserve are taken even if there is no segment left for them.
+    for index in 2..=60 {
+        door.submit(append(1, index, 20_000), door.try_reserve_internal(GroupId(1)), index).unwrap();
+        while wal.step() {}
+    }
+    assert_eq!((unprepared(), wal.metrics().rotations_waited), (1, 1));
+    wal.hold_growth(false);
+    while wal.step() {}
+    let metrics = wal.metrics();
+    assert_eq!((metrics.batches, metrics.records, metrics.queued_batches), (60, 60, 0));
+    assert!(metrics.batch_bytes > 59 * 20_000 && metrics.frame_bytes > metrics.batch_bytes);
+    assert!(metrics.frames > metrics.frame_latency.count && metrics.merge_factor().unwrap() >= 1.0);
+    assert_eq!(metrics.frame_latency.counts.iter().sum::<u64>(), metrics.frame_latency.count);
+    assert!(metrics.rotations > 4 && metrics.checkpoints > 0 && metrics.stalls == 0);
+    assert_eq!(metrics.usage, wal.usage());
+}

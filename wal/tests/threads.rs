@@ -197,3 +197,46 @@ fn a_close_while_the_writer_looks_at_the_clock_still_proves_the_last_frame() {
         closing.join().unwrap().unwrap();
     }
 }
+
+#[test]
+fn readers_that_nobody_waits_for_share_a_few_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { cache_bytes: 0, read_threads: 3, ..small(dir.path()) };
+    let (wal, _) = Wal::open(options).unwrap();
+    for index in 1..=50 {
+        let mut batch = Batch::new();
+        for group in 1..=8 {
+            batch.append(GroupId(group), &[entry(group, index)]);
+        }
+        wal.commit(batch).unwrap();
+    }
+    let done = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+    for nth in 0..200 {
+        let (done, group) = (done.clone(), 1 + nth % 8);
+        let tell = move |read: pontoon_wal::Result<Vec<Entry>>| {
+            let thread = std::thread::current().name().unwrap_or_default().to_owned();
+            done.0.lock().unwrap().push((thread, group, read.unwrap()));
+            done.1.notify_all();
+        };
+        wal.entries_async(GroupId(group), 1..51, u64::MAX, tell).unwrap();
+    }
+    let mut told = done.0.lock().unwrap();
+    while told.len() < 200 {
+        told = done.1.wait(told).unwrap();
+    }
+    let threads: std::collections::BTreeSet<_> = told.iter().map(|(thread, ..)| thread.clone()).collect();
+    assert!((1..=3).contains(&threads.len()) && threads.iter().all(|name| name.starts_with("wal-reader-")));
+    for (_, group, read) in told.iter() {
+        let wanted: Vec<_> = (1..=50).map(|index| entry(*group, index)).collect();
+        assert_eq!(*read, wanted);
+    }
+    drop(told);
+    // One that holds the log itself, and comes last.
+    let (last, held) = (done.clone(), wal.clone());
+    let tell = move |read: pontoon_wal::Result<Vec<Entry>>| {
+        last.0.lock().unwrap().push((String::new(), held.groups().len() as u64, read.unwrap()));
+    };
+    wal.entries_async(GroupId(1), 1..2, 0, tell).unwrap();
+    wal.close().unwrap();
+    assert_eq!(done.0.lock().unwrap().len(), 201);
+}

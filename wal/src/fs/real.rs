@@ -126,6 +126,27 @@ impl File for RealFile {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+        let wanted = buf.len();
+        match preadv2(&self.0.file, &mut [io::IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) => Ok(read == wanted),
+            // Not at hand, or a file system that cannot tell.
+            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn will_need(&self, offset: u64, len: u64) {
+        use rustix::fs::{Advice, fadvise};
+
+        // A file system that takes no advice reads when it is asked to.
+        let _ = fadvise(&self.0.file, offset, std::num::NonZeroU64::new(len), Advice::WillNeed);
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.0.file.metadata().map(|meta| meta.len())
     }
