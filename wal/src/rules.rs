@@ -8,6 +8,10 @@
 pub enum Rule {
     /// What a later frame states as durable is corrupt if it is damaged, never torn.
     DurableMarkCounts,
+    /// What a frame states as durable is a beginning of its stream, not the last frame that happened to complete.
+    DurableMarkIsPrefix,
+    /// What follows a torn frame is cut with it.
+    TornTailEnds,
     /// The opening frame is durable before anything else is written.
     OpeningAlone,
     /// A batch is acknowledged after its sync.

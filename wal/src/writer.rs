@@ -362,6 +362,7 @@ impl Writer {
             ordinal: self.identity.ordinal,
             seq: self.next_seq,
             durable_seq: match shared.options.durability {
+                Durability::Sync if is_broken(Rule::DurableMarkIsPrefix) => self.last_done(),
                 Durability::Sync => self.durable_seq,
                 Durability::System => 0,
             },
@@ -392,6 +393,12 @@ impl Writer {
             batches,
         });
         Step::Write(Box::new(Job { plan, memory, records, segment, durable: must_sync, flight }))
+    }
+
+    /// The last frame that completed, whatever came of those before it.
+    fn last_done(&self) -> u64 {
+        let done = self.in_flight.iter().filter(|frame| frame.is_done);
+        done.map(|frame| frame.header.seq).max().unwrap_or(self.durable_seq)
     }
 
     /// Where the next frame goes: behind the last one, or at the start of a prepared segment.

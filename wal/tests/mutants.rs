@@ -62,6 +62,8 @@ fn hunt(rule: Rule) -> Option<(usize, String)> {
 fn crash_states_show_each_broken_rule() {
     let mut missed = Vec::new();
     for rule in [
+        Rule::DurableMarkIsPrefix,
+        Rule::TornTailEnds,
         Rule::OpeningAlone,
         Rule::SyncBeforeAck,
         Rule::ForgottenByBoth,

@@ -92,7 +92,9 @@ impl<'a> Replay<'a> {
             }
             let beyond = *seq > chain.proven;
             // Beyond the mark, what follows a missing or a damaged frame is cut with it.
-            if beyond && *seq != expected || !self.frame(chain, found, beyond, report)? {
+            if beyond && *seq != expected && !is_broken(Rule::TornTailEnds)
+                || !self.frame(chain, found, beyond, report)?
+            {
                 report.torn = Some(TornTail::at(found));
                 break;
             }
