@@ -191,6 +191,12 @@ impl Core {
             Input::LogFailed { reason } => self.on_log_failed(reason, fx),
             Input::EngineFailed { reason } => self.on_engine_failed(reason, fx),
             Input::Outcome(outcome) => self.on_outcome(outcome, fx),
+            Input::Fetched { group, replica, low, read } => {
+                // A later replica of the group has not asked.
+                if live(&mut self.slots, group).is_some_and(|live| live.id == replica) {
+                    self.with(group, fx, |replica, _, _| replica.fetched(low, read));
+                }
+            }
             Input::Flushed(marks) => {
                 for (group, index) in marks {
                     if let Some(replica) = live(&mut self.slots, group) {
@@ -242,6 +248,7 @@ impl Core {
         let taken = replica
             .start_reads(shared)
             .and_then(|()| replica.take_ready(shared, &mut turn.batch, &mut turn.reservation, fx));
+        replica.want_entries(fx);
         match taken {
             Ok(Some(taken)) => turn.taken.push((group, taken)),
             Ok(None) => {}

@@ -163,6 +163,7 @@ pub(crate) fn start(
             apply: apply.clone(),
             serve: serve.clone(),
             transport: transport.clone(),
+            wal: wal.clone(),
             board: board.clone(),
             waiting: HashMap::new(),
             tick: config.tick,
@@ -210,6 +211,7 @@ struct Looper {
     apply: Vec<Sender<ApplyTask>>,
     serve: Sender<ServeTask>,
     transport: Arc<dyn Transport>,
+    wal: Wal,
     board: Arc<Board>,
     waiting: HashMap<Token, oneshot::Sender<Answer>>,
     tick: Duration,
@@ -274,6 +276,11 @@ impl Looper {
         }
         for task in fx.serve.drain(..) {
             let _ = self.serve.send(task);
+        }
+        for task in fx.fetch.drain(..) {
+            let end = self.board.to_group(task.group).clone();
+            // A loop is gone only when the runtime stops; nobody waits for this then.
+            task.begin(&self.wal, move |input| drop(end.send(ToLoop::Input(input))));
         }
         for status in fx.statuses.drain(..) {
             publish(&self.board.statuses, status);

@@ -1,6 +1,7 @@
 //! What goes into the core and what comes out.
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+use pontoon_wal::{self as wal, Wal};
 
 use crate::{
     apply::{ApplyOutcome, ApplyTask},
@@ -72,6 +73,13 @@ pub(crate) enum Input {
         reason: String,
     },
     Outcome(ApplyOutcome),
+    /// The log has read what a [`FetchTask`] asked for.
+    Fetched {
+        group: GroupId,
+        replica: ReplicaId,
+        low: u64,
+        read: Result<Vec<wal::Entry>, wal::Error>,
+    },
     /// Engines made these marks durable.
     Flushed(Vec<(GroupId, u64)>),
     /// A peer accepted this node under its current boot token.
@@ -96,12 +104,37 @@ pub enum Answer {
     Destroyed(Result<(), Error>),
 }
 
+/// Entries that a replica's log is to read from disk; [`Input::Fetched`] answers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FetchTask {
+    pub(crate) group: GroupId,
+    pub(crate) replica: ReplicaId,
+    pub(crate) low: u64,
+    pub(crate) high: u64,
+    pub(crate) max_bytes: u64,
+}
+
+impl FetchTask {
+    /// Hands the read to the log, which tells `done` from a thread of its own, or from its step.
+    pub(crate) fn begin(self, wal: &Wal, done: impl FnOnce(Input) + Clone + Send + 'static) {
+        let FetchTask { group, replica, low, high, max_bytes } = self;
+        let tell = done.clone();
+        let begun = wal.entries_async(group, low..high, max_bytes, move |read| {
+            tell(Input::Fetched { group, replica, low, read });
+        });
+        if let Err(error) = begun {
+            done(Input::Fetched { group, replica, low, read: Err(error) });
+        }
+    }
+}
+
 /// What the core wants done. The driver empties it after each turn.
 #[derive(Default)]
 pub(crate) struct Effects {
     pub(crate) send: Vec<(NodeId, Class, v1::PeerMessage)>,
     pub(crate) apply: Vec<ApplyTask>,
     pub(crate) serve: Vec<ServeTask>,
+    pub(crate) fetch: Vec<FetchTask>,
     pub(crate) answers: Vec<(Token, Answer)>,
     pub(crate) statuses: Vec<GroupStatus>,
     /// Replicas that are gone from this node.

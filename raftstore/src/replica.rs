@@ -9,6 +9,7 @@
 //! 5. Votes, candidacies and acknowledgements leave only while a quorum of the group's voters has accepted this node's
 //!    boot token, so that a copied or restored disk cannot vote twice.
 
+mod fetched;
 mod inbound;
 mod membership;
 mod proposals;

@@ -67,6 +67,7 @@ pub struct Stepped {
     server: SnapshotServer,
     machines: Arc<dyn Machines>,
     sink: Arc<Sink>,
+    wal: Wal,
     apply: VecDeque<ApplyTask>,
     serve: VecDeque<ServeTask>,
     dirty: BTreeMap<GroupId, u64>,
@@ -94,9 +95,10 @@ impl Stepped {
         let mut stepped = Stepped {
             applier: Applier::new(machines.clone(), config.session_ttl),
             server: SnapshotServer::new(config.chunk_bytes, incarnation & (u64::MAX >> 1)),
-            core: Core::new(config, node, wal, submitter, incarnation),
+            core: Core::new(config, node, wal.clone(), submitter, incarnation),
             machines,
             sink,
+            wal,
             apply: VecDeque::new(),
             serve: VecDeque::new(),
             dirty: BTreeMap::new(),
@@ -136,6 +138,10 @@ impl Stepped {
         self.out.events.extend(fx.events);
         self.apply.extend(fx.apply);
         self.serve.extend(fx.serve);
+        for task in fx.fetch {
+            let sink = self.sink.clone();
+            task.begin(&self.wal, move |input| sink.push(input));
+        }
     }
 
     /// Ends a turn: what is ready goes to the log and out.
@@ -150,7 +156,7 @@ impl Stepped {
         std::mem::take(&mut self.out)
     }
 
-    /// Hears the log's next acknowledgement; false if there is none.
+    /// Hears the log's next acknowledgement or read; false if there is none.
     pub fn step_log(&mut self) -> bool {
         let input = self.sink.pop();
         input.map(|input| self.input(input)).is_some()

@@ -1,4 +1,10 @@
 //! Raft's `Storage` over the shared log.
+//!
+//! What a leader sends to a follower that lags may lie on disk only. Raft allows that read to be answered later: it is
+//! refused as temporarily unavailable, noted in [`Fetching`], carried out by the log's readers, and raft asks again when it
+//! is there. So a core loop never waits for the disk on account of a slow follower.
+
+use std::{cell::RefCell, collections::BTreeMap};
 
 use pontoon_proto::{GroupId, v1};
 use pontoon_wal::{self as wal, Wal};
@@ -16,12 +22,80 @@ pub(crate) struct GroupStorage {
     initial: (wal::HardState, v1::ConfState),
     /// Index, term and configuration that the state machine stands at.
     pub(crate) offer: Option<(u64, u64, v1::ConfState)>,
+    fetching: RefCell<Fetching>,
+}
+
+/// So many questions of raft wait for the same entries at most, one for each follower; the next heartbeat asks again for
+/// one that is not noted.
+const MAX_ASKED: usize = 8;
+
+/// Reads that raft waits for.
+#[derive(Default)]
+struct Fetching {
+    /// By first index.
+    reads: BTreeMap<u64, Asked>,
+    /// What was read from an index on, while raft asks for it again.
+    fetched: Option<(u64, Vec<pb::Entry>)>,
+}
+
+/// A read and the questions that it answers.
+struct Asked {
+    high: u64,
+    max_bytes: u64,
+    contexts: Vec<GetEntriesContext>,
+    /// The log was asked.
+    is_under_way: bool,
 }
 
 impl GroupStorage {
-    pub(crate) fn new(wal: Wal, group: GroupId, hard_state: wal::HardState, conf: v1::ConfState) -> Self {
-        GroupStorage { wal, group, initial: (hard_state, conf), offer: None }
+    /// Reads that the log has not been asked for yet: `[low, high)` and the bytes that are wanted at most.
+    pub(crate) fn take_wanted(&self) -> Vec<(u64, u64, u64)> {
+        let mut fetching = self.fetching.borrow_mut();
+        let new = fetching.reads.iter_mut().filter(|(_, asked)| !asked.is_under_way);
+        new.map(|(low, asked)| {
+            asked.is_under_way = true;
+            (*low, asked.high, asked.max_bytes)
+        })
+        .collect()
     }
+
+    /// What was read from an index on, if anything; the questions that waited for it. To be ended by [`Self::forget`].
+    pub(crate) fn fetched(&self, low: u64, entries: Option<Vec<pb::Entry>>) -> Vec<GetEntriesContext> {
+        let mut fetching = self.fetching.borrow_mut();
+        fetching.fetched = entries.map(|entries| (low, entries));
+        fetching.reads.remove(&low).map(|asked| asked.contexts).unwrap_or_default()
+    }
+
+    /// What was read is not kept: by the next question the log may say something else.
+    pub(crate) fn forget(&self) {
+        self.fetching.borrow_mut().fetched = None;
+    }
+
+    /// Notes a question that has to wait.
+    fn ask(&self, low: u64, high: u64, max_bytes: u64, context: GetEntriesContext) {
+        let mut fetching = self.fetching.borrow_mut();
+        let asked = fetching.reads.entry(low).or_insert_with(|| Asked {
+            high,
+            max_bytes,
+            contexts: Vec::new(),
+            is_under_way: false,
+        });
+        if asked.contexts.len() < MAX_ASKED {
+            asked.contexts.push(context);
+        }
+    }
+
+    pub(crate) fn new(wal: Wal, group: GroupId, hard_state: wal::HardState, conf: v1::ConfState) -> Self {
+        GroupStorage { wal, group, initial: (hard_state, conf), offer: None, fetching: RefCell::default() }
+    }
+}
+
+/// What is wrong with an entry that a newer version may have written.
+pub(crate) const UNKNOWN_KIND: &str = "an entry of an unknown kind in the log";
+
+/// Entries as raft wants them; `None` if one is of an unknown kind.
+pub(crate) fn entries_from_wal(entries: Vec<wal::Entry>) -> Option<Vec<pb::Entry>> {
+    entries.into_iter().map(convert::entry_from_wal).collect()
 }
 
 /// Compacted and Unavailable are answers raft knows; everything else ends this replica (the caller catches the panic).
@@ -45,19 +119,25 @@ impl raft::Storage for GroupStorage {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> raft::Result<Vec<pb::Entry>> {
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
         let mut found = Vec::new();
-        self.wal.entries(self.group, low..high, max_bytes, &mut found).map_err(to_raft)?;
-        found
-            .into_iter()
-            .map(|entry| {
-                convert::entry_from_wal(entry).ok_or_else(|| {
-                    raft::Error::Store(StorageError::Other("an entry of an unknown kind in the log".into()))
-                })
-            })
-            .collect()
+        if context.can_async() {
+            if let Some((_, entries)) =
+                self.fetching.borrow().fetched.as_ref().filter(|(from, _)| *from == low)
+            {
+                return Ok(entries.clone());
+            }
+            let is_here = self.wal.entries_now(self.group, low..high, max_bytes, &mut found);
+            if !is_here.map_err(to_raft)? {
+                self.ask(low, high, max_bytes, context);
+                return Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable));
+            }
+        } else {
+            self.wal.entries(self.group, low..high, max_bytes, &mut found).map_err(to_raft)?;
+        }
+        entries_from_wal(found).ok_or_else(|| raft::Error::Store(StorageError::Other(UNKNOWN_KIND.into())))
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {

@@ -88,6 +88,7 @@ impl Session {
         options.fs = Arc::new(node.fs.clone());
         options.segment_bytes = 256 << 10;
         options.seed = self.boots;
+        options.cache_bytes = 0;
         options.clock = self.clock.clone();
         options.driver = DriverMode::Manual;
         let (wal, _) = Wal::open(options).expect("the log opens");
@@ -243,6 +244,11 @@ impl Session {
                 self.nodes.values_mut().filter_map(|node| node.running.as_mut()).for_each(|(stepped, _)| {
                     stepped.flush().expect("machines flush");
                 })
+            }
+            ["cold", id] => self.nodes[&node(id)].fs.set_cold(true),
+            ["fetched", id] => {
+                let (_, wal) = self.nodes[&node(id)].running.as_ref().expect("the node runs");
+                writeln!(out, "{id} let its log fetch {} times", wal.metrics().fetches).expect("a string");
             }
             ["kill", id] => {
                 let node = self.nodes.get_mut(&node(id)).expect("booted");

@@ -222,6 +222,11 @@ impl World {
         options.seed = seed;
         options.clock = clock;
         options.driver = DriverMode::Manual;
+        // Half of the nodes find nothing in memory that was written.
+        if node.id.get() % 2 == 0 {
+            node.fs.set_cold(true);
+            options.cache_bytes = 0;
+        }
         let promised = std::mem::take(&mut node.promised);
         let (wal, _report) = Wal::open(options)
             .unwrap_or_else(|error| panic!("seed {world_seed}: {id} does not open: {error}"));

@@ -12,6 +12,7 @@ use pontoon_proto::GroupId;
 use crate::{
     DriverMode, Entry, Error, Result,
     driver::join,
+    metrics::add,
     read::{self, Wait},
     shared::Shared,
 };
@@ -29,6 +30,7 @@ pub(crate) struct Fetch {
 
 impl Fetch {
     fn run(self, shared: &Shared) {
+        add(&shared.counters.fetches, 1);
         let mut entries = Vec::new();
         let read = read::entries(shared, self.group, self.range, self.max_bytes, Wait::Disk, &mut entries);
         (self.done)(read.map(|_| entries));

@@ -50,6 +50,8 @@ pub struct Metrics {
     pub reads: u64,
     /// Bytes of those.
     pub read_bytes: u64,
+    /// Reads that nobody waited for, by [`Wal::entries_async`](crate::Wal::entries_async).
+    pub fetches: u64,
     /// How the log stands: segments by state, live, pending and cached bytes.
     pub usage: crate::Usage,
     /// Bytes of sealed segments that their live entries keep from being used again, and that are not those entries.
@@ -160,6 +162,7 @@ pub(crate) struct Counters {
     pub(crate) cache_misses: AtomicU64,
     pub(crate) reads: AtomicU64,
     pub(crate) read_bytes: AtomicU64,
+    pub(crate) fetches: AtomicU64,
 }
 
 pub(crate) fn add(counter: &AtomicU64, amount: u64) {
@@ -188,6 +191,7 @@ impl Counters {
             cache_misses: get(&self.cache_misses),
             reads: get(&self.reads),
             read_bytes: get(&self.read_bytes),
+            fetches: get(&self.fetches),
             ..Metrics::default()
         }
     }

@@ -142,6 +142,7 @@ struct State {
     held: bool,
     waiting: Vec<(u64, u64, FileOp, Ticket)>,
     capacity: Option<u64>,
+    cold: bool,
     patience: Option<u64>,
 }
 
@@ -193,6 +194,11 @@ impl SimFs {
     /// Limits the bytes that all files may have together.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
+    }
+
+    /// With `true`, no bytes are at hand: [`File::read_now`] finds nothing, and whoever wants them waits for the disk.
+    pub fn set_cold(&self, cold: bool) {
+        self.state().cold = cold;
     }
 
     /// Panics at the operation that is the `changes`th from now on to change the disk: a log that never comes to rest is
@@ -546,6 +552,13 @@ impl File for SimFile {
         state.begin_whole(OpKind::Read)?;
         let file = state.file(self.life, self.inode)?;
         Ok(file.current().read(offset as usize, buf))
+    }
+
+    fn read_now(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        if self.fs.state().cold {
+            return Ok(false);
+        }
+        Ok(self.read_at(buf, offset)? == buf.len())
     }
 
     fn len(&self) -> io::Result<u64> {
