@@ -1,4 +1,5 @@
-//! The background: prepares segments, writes checkpoints, frees segments. A state machine like the writer.
+//! The background: prepares segments, writes checkpoints, frees segments, and lets [`Relocator`] empty some. A state machine
+//! like the writer.
 //!
 //! Crash cases:
 //!
@@ -30,6 +31,7 @@ use crate::{
     manifest::{AsOf, GroupState, MANIFEST_NAMES, Manifest},
     metrics::add,
     recovery,
+    relocate::Relocator,
     rng::Rng,
     rules::{Rule, is_broken},
     segment::{Segment, segment_name},
@@ -58,6 +60,8 @@ struct Capture {
     tombstones: Vec<(GroupId, u64)>,
     /// Segments that hold nothing at that LSN.
     dead: Vec<u32>,
+    /// The last durable cold frame: what made those segments dead is at or before it.
+    cold_seq: u64,
 }
 
 /// Operations on a row of files, one after the other.
@@ -76,6 +80,7 @@ enum Goal {
 pub(crate) struct Background {
     identity: Identity,
     rng: Rng,
+    relocator: Relocator,
     capture: Option<Capture>,
     job: Option<Job>,
     retry_at: Option<Duration>,
@@ -90,8 +95,9 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    pub(crate) fn new(identity: Identity, rng: Rng) -> Background {
+    pub(crate) fn new(identity: Identity, rng: Rng, cold_seq: u64) -> Background {
         Background {
+            relocator: Relocator::new(identity.clone(), cold_seq),
             identity,
             rng,
             capture: None,
@@ -109,6 +115,23 @@ impl Background {
         if shared.poison_cause().is_some() {
             return Step::Blocked;
         }
+        let step = self.step_segments(shared, now);
+        if !matches!(step, Step::Blocked | Step::Timer(_)) {
+            return step;
+        }
+        match (step, self.relocate(shared, now)) {
+            (step, Step::Blocked) => step,
+            (Step::Timer(one), Step::Timer(other)) => Step::Timer(one.min(other)),
+            (_, step) => step,
+        }
+    }
+
+    fn relocate(&mut self, shared: &Shared, now: Duration) -> Step {
+        self.relocator.step(shared, now, self.gc_wanted, &mut self.stats)
+    }
+
+    /// Everything but relocation.
+    fn step_segments(&mut self, shared: &Shared, now: Duration) -> Step {
         if self.job.is_some() {
             return self.step_job(shared, now);
         }
@@ -130,6 +153,16 @@ impl Background {
         self.topping_up &= shared.table().all_formed();
         if self.topping_up {
             return self.start_prepare(shared, now);
+        }
+        if self.gc_wanted {
+            // What it empties is freed with the rest; for that it may need a segment more.
+            let mut step = self.relocate(shared, now);
+            if matches!(step, Step::Blocked) && shared.table().cold_waits {
+                step = self.start_prepare(shared, now);
+            }
+            if matches!(step, Step::Progress | Step::Io(_)) {
+                return step;
+            }
         }
         if self.wants_checkpoint(shared) {
             self.capture = Some(capture(shared));
@@ -232,7 +265,7 @@ impl Background {
             as_of: AsOf {
                 incarnation: self.identity.incarnation,
                 ordinal: self.identity.ordinal,
-                seqs: [table.done_seq, 0],
+                seqs: [table.done_seq, if is_broken(Rule::ColdSeqStated) { 0 } else { capture.cold_seq }],
                 lsn: capture.lsn,
             },
             groups: capture.groups,
@@ -284,7 +317,7 @@ impl Background {
         let mut ops: VecDeque<(Arc<dyn File>, FileOp)> = VecDeque::new();
         if shared.options.durability == Durability::System {
             // Frames were written without a sync; what the checkpoint builds on must be there after a power cut.
-            let files = table.active.iter().map(|active| &active.segment);
+            let files = table.active.iter().chain(&table.cold).map(|active| &active.segment);
             let files = files.chain(table.sealed.values().map(|sealed| &sealed.segment));
             ops.extend(files.map(|segment| (segment.file.clone(), FileOp::Sync)));
         }
@@ -365,7 +398,7 @@ impl Background {
 
     fn start_prepare(&mut self, shared: &Shared, now: Duration) -> Step {
         let mut table = shared.table();
-        let wanted = shared.options.prepared_segments.max(1);
+        let wanted = shared.options.prepared_segments.max(1) + usize::from(table.cold_waits);
         let for_nothing = table.all_formed();
         let more = self.topping_up && for_nothing && table.usable() > 0;
         if table.prepared.len() >= wanted + if more { PREPARE_MORE } else { 0 } {
@@ -457,10 +490,13 @@ fn capture(shared: &Shared) -> Capture {
     let mut groups = Vec::new();
     shared.index.for_each(|group, state| groups.push((group, state.checkpoint())));
     let tombstones = shared.index.tombstones().into_iter().collect();
-    let dead = shared.table().dead().collect();
+    let (dead, cold_seq) = {
+        let table = shared.table();
+        (table.dead().collect(), table.cold_seq)
+    };
     queue.flush = true;
     drop(queue);
     shared.wake_writer();
     groups.sort_unstable_by_key(|(group, _)| *group);
-    Capture { lsn, groups, tombstones, dead }
+    Capture { lsn, groups, tombstones, dead, cold_seq }
 }

@@ -24,6 +24,12 @@ pub(crate) const FRAME_HEADER: usize = 256;
 /// The format that is written, and the newest that is read.
 pub(crate) const FORMAT: u16 = 1;
 
+/// The stream of the writer's frames.
+pub(crate) const HOT: u8 = 0;
+/// The stream of relocated records. Its frames always end with a copy of their head, so that none needs another one, and
+/// their directories hold each record's LSN.
+pub(crate) const COLD: u8 = 1;
+
 const MAGIC: &[u8; 8] = b"PNTNFRAM";
 const COPY_MAGIC: &[u8; 8] = b"PNTNCOPY";
 /// The CRC covers what follows it, so that the copy's other magic does not change it.
@@ -233,18 +239,25 @@ impl FrameHeader {
 
     /// The directory, if these are its bytes and unchanged.
     pub(crate) fn directory(&self, bytes: &[u8]) -> Option<Vec<Head>> {
+        Some(self.lines(bytes)?.into_iter().map(|(head, _)| head).collect())
+    }
+
+    /// The directory with each record's LSN, if these are its bytes and unchanged.
+    pub(crate) fn lines(&self, bytes: &[u8]) -> Option<Vec<(Head, u64)>> {
         let dir = bytes.get(..self.dir_len as usize)?;
         if crc32c::crc32c(dir) != self.dir_crc {
             return None;
         }
         let mut decoder = Decoder(dir);
-        let mut heads = Vec::new();
-        for _ in 0..self.records {
-            heads.push(Head::decode_dir(&mut decoder)?);
+        let mut lines = Vec::new();
+        for nth in 0..u64::from(self.records) {
+            let head = Head::decode_dir(&mut decoder)?;
+            let lsn = if self.stream == COLD { decoder.varint()? } else { self.first_lsn + nth };
+            lines.push((head, lsn));
         }
         decoder.end()?;
-        let total: u64 = heads.iter().map(|head| head.padded() as u64).sum();
-        (total == u64::from(self.records_len)).then_some(heads)
+        let total: u64 = lines.iter().map(|(head, _)| head.padded() as u64).sum();
+        (total == u64::from(self.records_len)).then_some(lines)
     }
 }
 
@@ -253,6 +266,11 @@ pub(crate) fn frame_blocks(dir_len: usize, carry_len: usize, records_len: usize)
     let body = body_len(dir_len, carry_len, records_len);
     let blocks = body.div_ceil(BLOCK);
     if blocks == 1 { 1 } else { blocks + (FRAME_HEADER + dir_len).div_ceil(BLOCK) }
+}
+
+/// How many blocks a frame of relocated records takes.
+pub(crate) fn cold_frame_blocks(dir_len: usize, records_len: usize) -> usize {
+    body_len(dir_len, 0, records_len).div_ceil(BLOCK) + (FRAME_HEADER + dir_len).div_ceil(BLOCK)
 }
 
 fn body_len(dir_len: usize, carry_len: usize, records_len: usize) -> usize {
@@ -291,9 +309,12 @@ pub(crate) fn plan<'a>(
     header.records_len = records_len as u32;
     debug_assert_eq!(head.len() + records_len, body_len(dir_len, carry.len(), records_len));
     let body_blocks = (head.len() + records_len).div_ceil(BLOCK);
-    let single = body_blocks == 1;
+    let single = body_blocks == 1 && header.stream == HOT;
     header.copy_block = if single { 0 } else { body_blocks as u32 };
-    header.blocks = frame_blocks(dir_len, carry.len(), records_len) as u32;
+    header.blocks = match header.stream {
+        HOT => frame_blocks(dir_len, carry.len(), records_len),
+        _ => cold_frame_blocks(dir_len, records_len),
+    } as u32;
     head[..FRAME_HEADER].copy_from_slice(&header.encode(MAGIC));
     let carry = single.then(|| [COPY_MAGIC, &head[COPY_MAGIC.len()..dir_end]].concat());
     Plan { header, head, carry: carry.filter(|_| !is_broken(Rule::HeadsCopied)) }

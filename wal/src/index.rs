@@ -13,7 +13,7 @@ use pontoon_proto::GroupId;
 
 mod group;
 
-pub(crate) use group::{Group, Piece, Place, Sim};
+pub(crate) use group::{Group, Piece, Place, Sim, Spot};
 
 /// Power of two; enough that readers on a few cores rarely meet.
 const SHARDS: usize = 64;

@@ -43,6 +43,7 @@ mod read;
 mod reader;
 mod record;
 mod recovery;
+mod relocate;
 mod rng;
 #[doc(hidden)]
 pub mod rules;

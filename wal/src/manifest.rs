@@ -9,7 +9,7 @@ use pontoon_proto::GroupId;
 use crate::{
     Lsn, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES,
     codec::{Decoder, put_bytes, round_up},
-    frame::BLOCK,
+    frame::{BLOCK, COLD},
     record::{MAX_INDEX, decode_snapshot, put_hard_state, put_snapshot},
     types::{Damage, HardState, SnapshotMeta},
 };
@@ -20,6 +20,10 @@ pub(crate) const MANIFEST_NAMES: [&str; 2] = ["manifest-a", "manifest-b"];
 pub(crate) const FORMAT: u16 = 1;
 
 const MAGIC: &[u8; 8] = b"PNTNMANI";
+/// Features, one bit each, that a reader must know: there are cold frames.
+const HAS_COLD: u64 = 1;
+/// All that are known here.
+const KNOWN_FEATURES: u64 = HAS_COLD;
 const HEADER: usize = 128;
 
 /// How a segment is listed.
@@ -105,8 +109,7 @@ impl Manifest {
         header.put_u16_le(0);
         header.put_u128_le(self.store);
         header.put_u64_le(self.seq);
-        // Features that a reader must know; none so far.
-        header.put_u64_le(0);
+        header.put_u64_le(self.features());
         header.put_u64_le(self.segment_bytes);
         header.put_u64_le(body_len as u64);
         header.put_u32_le(body_crc);
@@ -116,6 +119,12 @@ impl Manifest {
         out[..HEADER].copy_from_slice(&header);
         out.resize(round_up(out.len(), BLOCK), 0);
         out
+    }
+
+    /// What a reader must know.
+    fn features(&self) -> u64 {
+        let is_cold = self.as_of.seqs[1] > 0 || self.segments.iter().any(|segment| segment.stream == COLD);
+        if is_cold { HAS_COLD } else { 0 }
     }
 
     fn encode_body(&self, out: &mut Vec<u8>) {
@@ -164,7 +173,7 @@ impl Manifest {
         if format != FORMAT {
             return Err(Unreadable::Newer(u32::from(format)));
         }
-        if features != 0 {
+        if features & !KNOWN_FEATURES != 0 {
             // Written by a later version that says so by a feature: the next format as far as this one can tell.
             return Err(Unreadable::Newer(u32::from(FORMAT) + 1));
         }
@@ -216,6 +225,7 @@ impl Manifest {
             && ordinal < 1 << (64 - Lsn::COUNTER_BITS)
             && lsn < u64::MAX
             && ids.len() == self.segments.len()
+            && self.segments.iter().all(|segment| segment.stream <= COLD)
             && ids.last().is_none_or(|last| *last < self.next_segment)
             && self.segments.iter().all(|segment| segment.first_seq.max(segment.last_seq) < 1 << 62)
             && groups().all(|state| state.truncated.0 <= state.last.0 && state.last.0 < 2 * MAX_INDEX)

@@ -79,6 +79,9 @@ pub struct Options {
     /// The most that one group's entries may take in segments before [`Submitter::try_reserve`](crate::Submitter::try_reserve)
     /// refuses more, so that a group that is not truncated does not fill the log for the others. `None`: no such limit.
     pub group_quota_bytes: Option<u64>,
+    /// Bytes per second that may be read and written to empty segments that are nearly dead, so that one group that keeps
+    /// its entries does not keep those of all others on disk; 0 for none. When room gets tight there is no such limit.
+    pub relocate_bytes_per_s: u64,
     /// Bytes that may wait for the disk before a reservation answers `Busy`.
     pub max_pending_bytes: u64,
     /// Bytes of one group's entries that may wait for the disk before a reservation for it answers `Busy`. Batches reach
@@ -122,6 +125,7 @@ impl Options {
             cache_bytes: 64 << 20,
             size_limit_bytes: None,
             group_quota_bytes: None,
+            relocate_bytes_per_s: 64 << 20,
             max_pending_bytes: 256 << 20,
             max_pending_group_bytes: 16 << 20,
             max_frame_bytes: 1 << 20,

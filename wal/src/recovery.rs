@@ -15,9 +15,10 @@ use pontoon_proto::GroupId;
 use crate::{
     DriverMode, Error, Lsn, Options, Result,
     background::Background,
-    frame::{BLOCK, Cut},
+    frame::{BLOCK, Cut, HOT},
     fs::{FileOp, Fs, OpenMode, read_whole, sync},
     manifest::{Listing, MANIFEST_NAMES, Manifest, Unreadable},
+    record::Head,
     rng::Rng,
     rules::{Rule, is_broken},
     segment::{Segment, segment_id, segment_name},
@@ -28,11 +29,13 @@ use crate::{
 };
 
 pub(crate) mod chain;
+pub(crate) mod cold;
 mod replay;
 pub(crate) mod scan;
 mod whole;
 
 use chain::Chain;
+use cold::Cold;
 use replay::Replay;
 use scan::{Found, Scan, read_frame};
 
@@ -185,13 +188,15 @@ pub(crate) fn recover(
 
     let segments = open_segments(options, &manifest, read_only)?;
     let threads = threads(options);
-    let scan = scan_all(&segments, &manifest, threads)?;
+    let mut scan = scan_all(&segments, &manifest, threads)?;
     report.bytes_scanned = scan.bytes;
     check_checkpoint(options, &scan, &manifest)?;
-    let touched: BTreeSet<u32> = scan.frames.iter().map(|found| found.segment.id).collect();
+    let found = scan.frames.iter().chain(&scan.cold);
+    let touched: BTreeSet<u32> = found.map(|found| found.segment.id).collect();
+    let cold = Cold::new(std::mem::take(&mut scan.cold), &manifest);
     let chain = Chain::new(scan, &manifest.as_of, &manifest.segments);
     let mut replay = Replay::new(&manifest, threads);
-    match whole::replay(&mut replay, &chain, threads)? {
+    match whole::replay(&mut replay, &chain, &cold, threads)? {
         Some(whole) => {
             (report.frames, report.records) = (whole.frames, whole.records);
             replay.run(&chain, true, &mut report)?;
@@ -201,6 +206,9 @@ pub(crate) fn recover(
             drop(replay);
             segments.values().for_each(|segment| segment.forget_live());
             replay = Replay::new(&manifest, 1);
+            let is_needed = |head: &Head| replay.is_within_bounds(head);
+            let lines = cold.salvage(manifest.as_of.lsn, is_needed, &mut report)?;
+            replay.bring(lines);
             replay.run(&chain, false, &mut report)?;
         }
     }
@@ -210,7 +218,8 @@ pub(crate) fn recover(
         make_durable(&replay.unproven)?;
     }
     let carry = std::mem::take(&mut replay.carry);
-    let last_in = std::mem::take(&mut replay.last_in);
+    let mut last_in = std::mem::take(&mut replay.last_in);
+    last_in.extend(cold.ranges);
     let index = replay.finish(&mut report);
     file_segments(&mut table, &manifest, &segments, &last_in, &touched);
     drop(segments);
@@ -231,9 +240,9 @@ pub(crate) fn recover(
         ],
     };
     let next_lsn = (ordinal << Lsn::COUNTER_BITS).max(last_lsn) + 1;
-    (table.done_seq, table.done_lsn) = (last_seq, next_lsn - 1);
+    (table.done_seq, table.done_lsn, table.cold_seq) = (last_seq, next_lsn - 1, manifest.as_of.seqs[1]);
     let writer = Writer::new(identity.clone(), last_seq, carry);
-    let background = Background::new(identity.clone(), rng);
+    let background = Background::new(identity.clone(), rng, manifest.as_of.seqs[1]);
     Ok((Parts { identity, index, table, writer, background, next_lsn, lock: None }, report))
 }
 
@@ -289,9 +298,10 @@ pub(crate) fn replay_one(segment: &Arc<Segment>, store: u128, segment_bytes: u64
     if scan.segment(segment, store, segment_bytes).is_err() {
         return;
     }
+    let cold = Cold::new(std::mem::take(&mut scan.cold), &manifest);
     let chain = Chain::new(scan, &manifest.as_of, &manifest.segments);
     let (mut replay, mut report) = (Replay::new(&manifest, 1), RecoveryReport::default());
-    let is_whole = matches!(whole::replay(&mut replay, &chain, 1), Ok(Some(_)));
+    let is_whole = matches!(whole::replay(&mut replay, &chain, &cold, 1), Ok(Some(_)));
     if !is_whole {
         segment.forget_live();
         replay = Replay::new(&manifest, 1);
@@ -305,7 +315,7 @@ pub(crate) fn replay_one(segment: &Arc<Segment>, store: u128, segment_bytes: u64
 pub(crate) fn frames_in(segment: &Arc<Segment>, store: u128, segment_bytes: u64) -> Result<Vec<Found>> {
     let mut scan = Scan::default();
     scan.segment(segment, store, segment_bytes)?;
-    Ok(scan.frames)
+    Ok([scan.frames, scan.cold].concat())
 }
 
 /// Opens the files that the manifest lists; one that is missing or of another length is corruption.
@@ -359,16 +369,18 @@ fn file_segments(
 ) {
     for listed in &manifest.segments {
         let segment = segments[&listed.id].clone();
-        let seqs = match listed.listing {
-            Listing::Sealed => Some((listed.first_seq, listed.last_seq, listed.incarnation)),
-            Listing::Active | Listing::Prepared => last_in.get(&listed.id).copied(),
+        let seqs = match (listed.listing, listed.stream) {
+            (Listing::Sealed, HOT) => Some((listed.first_seq, listed.last_seq, listed.incarnation)),
+            // Of the cold stream what the checkpoint counts: the frames behind that stay void.
+            _ => last_in.get(&listed.id).copied(),
         };
         match seqs {
             Some((first_seq, last_seq, incarnation)) => {
-                table.sealed.insert(listed.id, Sealed { segment, incarnation, first_seq, last_seq });
+                let stream = listed.stream;
+                table.sealed.insert(listed.id, Sealed { segment, stream, incarnation, first_seq, last_seq });
             }
             // Only void or torn frames: it must not take new ones under the same epoch.
-            None if touched.contains(&listed.id) || listed.listing == Listing::Active => {
+            None if touched.contains(&listed.id) || listed.listing != Listing::Prepared => {
                 table.retired.push(segment)
             }
             None => table.prepared.push_back(segment),

@@ -48,6 +48,16 @@ pub enum Rule {
     HeadsCopied,
     /// A record is what its CRC says.
     RecordsChecked,
+    /// The index points at a relocated record when its copy is durable.
+    CopyDurable,
+    /// A record is relocated only while it is where it was read.
+    StillTheSame,
+    /// A relocated record keeps its LSN.
+    LsnKept,
+    /// What was relocated after the checkpoint is void.
+    ColdUpToCheckpoint,
+    /// A checkpoint that forgets a segment states the cold frames that its records went to.
+    ColdSeqStated,
 }
 
 #[cfg(feature = "testing")]

@@ -14,6 +14,7 @@ use crate::{
     cache::Cache,
     compress,
     fetch::Fetches,
+    frame::COLD,
     fs::LockGuard,
     index::{ByGroup, Group, Index, Place, Sim},
     metrics::{Counters, Metrics},
@@ -186,7 +187,7 @@ impl Shared {
         let segment = self.options.segment_bytes;
         let growth = match (self.options.size_limit_bytes, table.disk_full || table.held) {
             (None, false) => {
-                table.tight = false;
+                (table.tight, table.starved) = (false, false);
                 return self.space.set_room(u64::MAX);
             }
             (_, true) => 0,
@@ -198,8 +199,9 @@ impl Shared {
         table.tight = ahead <= RESERVE_SEGMENTS + 1;
         // Batches do not split over segments, so the end of one may stay empty.
         let active = table.active.as_ref().map_or(0, |active| active.room_bytes);
-        let room = ahead * (segment / 4 * 3) + active;
-        self.space.set_room(room.saturating_sub(RESERVE_SEGMENTS * segment));
+        let room = (ahead * (segment / 4 * 3) + active).saturating_sub(RESERVE_SEGMENTS * segment);
+        table.starved = room < segment / 2;
+        self.space.set_room(room);
     }
 
     /// Checks a batch, gives it its place in the order, shows it to readers and queues it. Also says whether a committer
@@ -270,10 +272,15 @@ impl Shared {
         let direct = self.writer().is_direct();
         let table = self.table();
         let sealed = table.sealed.values().map(|sealed| &sealed.segment);
-        let written = sealed.chain(table.active.iter().map(|active| &active.segment));
+        let active = table.active.iter().chain(&table.cold);
+        let written = sealed.chain(active.map(|active| &active.segment));
+        let cold = table.sealed.values().filter(|sealed| sealed.stream == COLD).count();
+        let (active, cold_active) = (usize::from(table.active.is_some()), usize::from(table.cold.is_some()));
         Usage {
             groups: self.index.len(),
-            segments: table.sealed.len() + usize::from(table.active.is_some()),
+            segments: table.sealed.len() + active + cold_active,
+            cold_segments: cold + cold_active,
+            relocated_bytes: table.relocated_bytes,
             prepared: table.prepared.len(),
             free: table.free.len() + table.retired.len() + table.waiting.len(),
             disk_bytes: table.files() as u64 * self.options.segment_bytes,

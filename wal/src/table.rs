@@ -15,6 +15,7 @@ use std::{
 };
 
 use crate::{
+    frame::{COLD, HOT},
     manifest::{ListedSegment, Listing},
     rules::{Rule, is_broken},
     segment::Segment,
@@ -24,12 +25,13 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Sealed {
     pub(crate) segment: Arc<Segment>,
+    pub(crate) stream: u8,
     pub(crate) incarnation: u64,
     pub(crate) first_seq: u64,
     pub(crate) last_seq: u64,
 }
 
-/// The segment that takes frames.
+/// The segment of a stream that takes frames.
 #[derive(Debug)]
 pub(crate) struct Active {
     pub(crate) segment: Arc<Segment>,
@@ -54,6 +56,8 @@ pub(crate) struct Free {
 pub(crate) struct Table {
     pub(crate) sealed: BTreeMap<u32, Sealed>,
     pub(crate) active: Option<Active>,
+    /// The one that takes relocated records.
+    pub(crate) cold: Option<Active>,
     pub(crate) prepared: VecDeque<Arc<Segment>>,
     pub(crate) retired: Vec<Arc<Segment>>,
     pub(crate) free: Vec<Free>,
@@ -67,12 +71,22 @@ pub(crate) struct Table {
     /// The last hot frame that is written and, where syncs are asked for, durable; and its last LSN.
     pub(crate) done_seq: u64,
     pub(crate) done_lsn: u64,
+    /// The last cold frame that is written and, where syncs are asked for, durable.
+    pub(crate) cold_seq: u64,
+    /// This open's opening frame, once it is durable. Before, nothing else is written.
+    pub(crate) opening_seq: Option<u64>,
+    /// Relocation waits for a segment.
+    pub(crate) cold_waits: bool,
     /// A checkpoint waits for records that were queued when it was captured.
     pub(crate) capture_waits: bool,
     /// This open has written something.
     pub(crate) started: bool,
     /// Room is limited and nearly gone: what is dead should become free.
     pub(crate) tight: bool,
+    /// Ordinary batches are refused, or will be soon.
+    pub(crate) starved: bool,
+    /// Bytes of records that this open relocated.
+    pub(crate) relocated_bytes: u64,
     /// No new files are made, by the caller's wish.
     pub(crate) held: bool,
     /// The last try to make a segment or a manifest met a full disk.
@@ -104,6 +118,7 @@ impl Table {
     pub(crate) fn files(&self) -> usize {
         self.sealed.len()
             + usize::from(self.active.is_some())
+            + usize::from(self.cold.is_some())
             + self.prepared.len()
             + self.retired.len()
             + self.waiting.len()
@@ -117,21 +132,22 @@ impl Table {
 
     /// What the next manifest lists.
     pub(crate) fn listing(&self) -> Vec<ListedSegment> {
-        let listed = |segment: &Segment, listing, incarnation, first_seq, last_seq| ListedSegment {
-            id: segment.id,
-            epoch: segment.epoch,
-            listing,
-            stream: 0,
-            incarnation,
-            first_seq,
-            last_seq,
+        let new = |segment: &Segment, listing, stream| {
+            let Segment { id, epoch, .. } = *segment;
+            ListedSegment { id, epoch, listing, stream, incarnation: 0, first_seq: 0, last_seq: 0 }
         };
-        let sealed = self.sealed.values();
-        let sealed =
-            sealed.map(|s| listed(&s.segment, Listing::Sealed, s.incarnation, s.first_seq, s.last_seq));
-        let active = self.active.iter();
-        let active = active.map(|a| listed(&a.segment, Listing::Active, a.incarnation, a.first_seq, 0));
-        let prepared = self.prepared.iter().map(|segment| listed(segment, Listing::Prepared, 0, 0, 0));
+        let sealed = self.sealed.values().map(|sealed| {
+            let Sealed { incarnation, first_seq, last_seq, .. } = *sealed;
+            let listed = new(&sealed.segment, Listing::Sealed, sealed.stream);
+            ListedSegment { incarnation, first_seq, last_seq, ..listed }
+        });
+        let active = [(&self.active, HOT), (&self.cold, COLD)].into_iter();
+        let active = active.filter_map(|(active, stream)| {
+            let Active { incarnation, first_seq, segment, .. } = active.as_ref()?;
+            let (incarnation, first_seq) = (*incarnation, *first_seq);
+            Some(ListedSegment { incarnation, first_seq, ..new(segment, Listing::Active, stream) })
+        });
+        let prepared = self.prepared.iter().map(|segment| new(segment, Listing::Prepared, HOT));
         sealed.chain(active).chain(prepared).collect()
     }
 

@@ -131,6 +131,10 @@ pub struct Usage {
     pub groups: usize,
     /// Segments that hold records, the active one included.
     pub segments: usize,
+    /// Those of them that hold relocated records.
+    pub cold_segments: usize,
+    /// Bytes of records that were relocated since the log was opened.
+    pub relocated_bytes: u64,
     /// Segments that are ready to take records.
     pub prepared: usize,
     /// Segment files that wait to be used again.
@@ -173,6 +177,10 @@ pub struct GcStats {
     pub segments_freed: usize,
     /// Their bytes.
     pub bytes_freed: u64,
+    /// Records that were copied out of segments that were nearly dead.
+    pub records_relocated: u64,
+    /// Bytes that the copies take.
+    pub bytes_relocated: u64,
 }
 
 /// Things that an operator may want to know while the log runs.
@@ -200,4 +208,9 @@ pub enum WalEvent {
     SpaceLow,
     /// There is room again.
     SpaceBack,
+    /// Room gets tight, and these groups hold the most of it, the largest first. Told once each time.
+    Pinned {
+        /// The groups, with the bytes and the first index that they hold.
+        groups: Vec<Pinned>,
+    },
 }

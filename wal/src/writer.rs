@@ -31,7 +31,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{
     Durability, Error, Lsn, Persisted, Result, WalEvent, create,
-    frame::{self, BLOCK, Cut, FLAG_OPENING, FLAG_WATERMARK, FrameHeader, Plan},
+    frame::{self, BLOCK, Cut, FLAG_OPENING, FLAG_WATERMARK, FrameHeader, HOT, Plan},
     fs::{FileOp, Ticket},
     metrics::add,
     pool,
@@ -441,7 +441,9 @@ impl Writer {
         };
         if let Some(Active { segment, incarnation, first_seq, .. }) = table.active.replace(active) {
             let last_seq = self.next_seq - 1;
-            table.sealed.insert(segment.id, Sealed { segment, incarnation, first_seq, last_seq });
+            table
+                .sealed
+                .insert(segment.id, Sealed { segment, stream: HOT, incarnation, first_seq, last_seq });
         }
         drop(table);
         shared.wake_background();
@@ -505,6 +507,7 @@ impl Writer {
         let used = u64::from(header.block + header.blocks) * BLOCK as u64;
         let mut table = shared.table();
         table.done_seq = header.seq;
+        table.opening_seq = self.opening_seq;
         if let Some(batch) = batches.last() {
             table.done_lsn = batch.last_lsn();
         }

@@ -37,15 +37,16 @@ impl Drop for Broken {
 }
 
 /// Looks for a crash that shows the broken rule: how many states were looked at, and what was wrong.
-fn hunt(rule: Rule) -> Option<(usize, String)> {
+fn hunt(rule: Rule, relocates: bool) -> Option<(usize, String)> {
     let mut looked_at = 0;
+    let (groups, lagging) = if relocates { (4, 2) } else { (6, 0) };
     for seed in 1.. {
         let left = STATES.saturating_sub(looked_at);
         if left == 0 {
             return None;
         }
         let mut explorer = Explorer::new(seed, left, false);
-        let plan = Plan { seed, steps: 80, groups: 6, held: seed % 3 == 0, unsynced: false };
+        let plan = Plan { seed, steps: 80, groups, lagging, held: seed % 3 == 0, unsynced: false };
         let _broken = Broken::rule(rule);
         let played = catch_unwind(AssertUnwindSafe(|| Run::new(plan).play(&mut explorer)));
         looked_at += explorer.tally.states;
@@ -61,6 +62,8 @@ fn hunt(rule: Rule) -> Option<(usize, String)> {
 #[test]
 fn crash_states_show_each_broken_rule() {
     let mut missed = Vec::new();
+    let relocation =
+        [Rule::CopyDurable, Rule::StillTheSame, Rule::LsnKept, Rule::ColdUpToCheckpoint, Rule::ColdSeqStated];
     for rule in [
         Rule::DurableMarkIsPrefix,
         Rule::TornTailEnds,
@@ -80,8 +83,11 @@ fn crash_states_show_each_broken_rule() {
         Rule::ManifestSynced,
         Rule::NewestManifestSynced,
         Rule::BoundsHold,
-    ] {
-        match hunt(rule) {
+    ]
+    .into_iter()
+    .chain(relocation)
+    {
+        match hunt(rule, relocation.contains(&rule)) {
             Some((states, failure)) => {
                 let first = failure.lines().next().unwrap_or_default();
                 println!("{rule:?}: after {states} states: {}", &first[..first.len().min(200)]);

@@ -20,7 +20,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Plays runs until a share of the budget is used up.
-fn explore(first_seed: u64, share: usize, plan: impl Fn(u64) -> Plan) {
+fn explore(first_seed: u64, share: usize, plan: impl Fn(u64) -> Plan) -> Happened {
     let budget = number("PONTOON_WAL_CRASH_STATES").map_or(STATES, |states| states as usize) / share;
     let only = number("PONTOON_WAL_CRASH_SEED");
     let (mut all, mut happened, mut runs) = (Tally::default(), Happened::default(), 0);
@@ -49,6 +49,7 @@ fn explore(first_seed: u64, share: usize, plan: impl Fn(u64) -> Plan) {
         all.second_cuts += tally.second_cuts;
         happened.moments += here.moments;
         happened.checkpoints += here.checkpoints;
+        happened.relocated += here.relocated;
         happened.rotations += here.rotations;
         happened.used_again += here.used_again;
         happened.torn += here.torn;
@@ -60,30 +61,52 @@ fn explore(first_seed: u64, share: usize, plan: impl Fn(u64) -> Plan) {
         assert!(happened.checkpoints > 100 && happened.rotations > 30, "{happened:?}");
         assert!(happened.used_again > 5 && happened.opens > 20, "{happened:?}");
     }
+    happened
 }
 
 #[test]
 fn each_disk_that_a_power_cut_may_leave_recovers() {
-    explore(1, 3, |seed| Plan { seed, steps: 80, groups: 6, held: false, unsynced: false });
+    explore(1, 4, |seed| Plan { seed, steps: 80, groups: 6, lagging: 0, held: false, unsynced: false });
 }
 
 #[test]
 fn each_disk_recovers_when_operations_overtake_each_other() {
-    explore(100_001, 3, |seed| Plan { seed, steps: 80, groups: 4, held: true, unsynced: false });
+    explore(100_001, 4, |seed| Plan { seed, steps: 80, groups: 4, lagging: 0, held: true, unsynced: false });
 }
 
 #[test]
 fn each_disk_of_many_groups_recovers() {
-    explore(200_001, 6, |seed| Plan { seed, steps: 80, groups: 40, held: false, unsynced: false });
+    explore(200_001, 8, |seed| Plan {
+        seed,
+        steps: 80,
+        groups: 40,
+        lagging: 0,
+        held: false,
+        unsynced: false,
+    });
 }
 
 #[test]
 fn each_disk_of_a_log_without_syncs_holds_a_beginning() {
-    explore(300_001, 6, |seed| Plan {
+    explore(300_001, 8, |seed| Plan {
         seed,
         steps: 80,
         groups: 6,
+        lagging: 0,
         held: seed.is_multiple_of(2),
         unsynced: true,
     });
+}
+
+#[test]
+fn each_disk_recovers_while_records_are_relocated() {
+    let happened = explore(400_001, 4, |seed| Plan {
+        seed,
+        steps: 80,
+        groups: 4,
+        lagging: 2,
+        held: seed.is_multiple_of(3),
+        unsynced: seed.is_multiple_of(7),
+    });
+    assert!(happened.relocated > 100_000 || number("PONTOON_WAL_CRASH_SEED").is_some(), "{happened:?}");
 }

@@ -17,6 +17,10 @@ use crate::{
     types::{Damage, GroupView, HardState, SnapshotMeta},
 };
 
+mod repoint;
+
+pub(crate) use repoint::Spot;
+
 /// A run is found by binary search and searched extent by extent; this bounds the second part.
 const RUN_EXTENTS: usize = 128;
 

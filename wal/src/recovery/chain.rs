@@ -11,6 +11,8 @@
 //! | damaged or absent, no copy | yes | corrupt, nobody knows whom it hits: the log does not open |
 //! | damaged or absent | no | the torn tail begins: it and what follows is cut |
 //!
+//! This is about the hot stream; what counts of the cold one is in [`super::cold`].
+//!
 //! The proven mark is the highest of: the checkpoint's frame and those of the segments that it lists as sealed; the cut that a live open states (its recovery synced what
 //! it read before it wrote); durable_seq in any live frame.
 
@@ -18,6 +20,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::scan::{Found, Scan};
 use crate::{
+    frame::HOT,
     manifest::{AsOf, ListedSegment, Listing},
     rules::{Rule, is_broken},
 };
@@ -50,7 +53,7 @@ impl Chain {
         // A sealed segment's frames were settled when the checkpoint was made, whatever opens the chain still knows.
         let sealed: HashMap<u32, &ListedSegment> = listed
             .iter()
-            .filter(|entry| entry.listing == Listing::Sealed)
+            .filter(|entry| entry.listing == Listing::Sealed && entry.stream == HOT)
             .map(|entry| (entry.id, entry))
             .collect();
         let is_live = |incarnation: u64, seq: u64| {
@@ -78,7 +81,7 @@ impl Chain {
         }
         let mut required: Vec<(u64, u64)> =
             sealed.values().map(|entry| (entry.first_seq, entry.last_seq)).collect();
-        let active = listed.iter().find(|entry| entry.listing == Listing::Active);
+        let active = listed.iter().find(|entry| entry.listing == Listing::Active && entry.stream == HOT);
         required
             .push((active.map_or(as_of.seqs[0] + 1, |entry| entry.first_seq.min(as_of.seqs[0] + 1)), proven));
         required.retain(|(from, to)| from <= to);

@@ -8,6 +8,7 @@ use pontoon_proto::GroupId;
 use super::{
     DamagedRecord, RecoveryReport, TornTail,
     chain::Chain,
+    cold::{Line, Lines},
     scan::{Found, read_frame},
 };
 use crate::{
@@ -50,6 +51,8 @@ pub(crate) struct Replay<'a> {
     pub(crate) unproven: Vec<Found>,
     /// The last live frame of each segment.
     pub(crate) last_in: BTreeMap<u32, (u64, u64, u64)>,
+    /// Relocated records that are still to be applied.
+    cold: Lines,
 }
 
 impl<'a> Replay<'a> {
@@ -78,6 +81,7 @@ impl<'a> Replay<'a> {
             carry: Vec::new(),
             unproven: Vec::new(),
             last_in: BTreeMap::new(),
+            cold: Lines::new(),
         }
     }
 
@@ -105,6 +109,18 @@ impl<'a> Replay<'a> {
         }
         self.clip();
         Ok(())
+    }
+
+    /// Lets the next run apply these records in their places.
+    pub(super) fn bring(&mut self, cold: Lines) {
+        self.cold = cold;
+    }
+
+    /// Applies relocated records up to an LSN that is not among them.
+    fn cold_before(&mut self, lsn: u64) {
+        while let Some(line) = self.cold.pop_front_if(|line| line.lsn < lsn) {
+            apply_cold(&self.index, line);
+        }
     }
 
     /// Ends the replay: damage and holes become final.
@@ -244,6 +260,12 @@ impl<'a> Replay<'a> {
                     .then(|| (head.index, head.index + u64::from(head.count))),
             });
         }
+        self.cold_before(lsn);
+        if let Some(copy) = self.cold.pop_front_if(|line| line.lsn == lsn)
+            && (copy.terms.is_some() || body.is_none())
+        {
+            return apply_cold(&self.index, copy);
+        }
         if lsn <= self.manifest.as_of.lsn {
             return self.old_record(head, body, segment, offset);
         }
@@ -289,6 +311,7 @@ impl<'a> Replay<'a> {
 
     /// Everything up to the checkpoint's LSN is applied: now its bounds hold, in each share once.
     fn clip(&mut self) {
+        self.cold_before(u64::MAX);
         let shares = self.clipped.len();
         for share in 0..shares {
             if !std::mem::replace(&mut self.clipped[share], true) {
@@ -324,6 +347,18 @@ impl<'a> Replay<'a> {
     pub(super) fn remembers_damage(&self) -> bool {
         !self.old_damage.is_empty()
     }
+}
+
+/// Applies a relocated record.
+pub(super) fn apply_cold(index: &Index, line: Line) {
+    let Line { head, segment, offset, terms, .. } = line;
+    index.with_entry(head.group, |group| match terms {
+        Some(terms) => {
+            segment.add_live(head.padded() as u64);
+            group.append_outline(&head, &terms, &segment, offset);
+        }
+        None => group.append_damaged(&head, &segment, offset),
+    });
 }
 
 fn unattributable(found: &Found) -> Error {

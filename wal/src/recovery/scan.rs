@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     Error, Result,
-    frame::{BLOCK, Cut, FORMAT, FrameHeader, Probe},
+    frame::{BLOCK, Cut, FORMAT, FrameHeader, HOT, Probe},
     fs::read_exact,
     segment::Segment,
 };
@@ -18,6 +18,7 @@ const WINDOW_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
     pub(crate) segment: Arc<Segment>,
+    pub(crate) stream: u8,
     pub(crate) incarnation: u64,
     pub(crate) seq: u64,
     pub(crate) block: u32,
@@ -37,6 +38,8 @@ pub(crate) struct Incarnation {
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     pub(crate) frames: Vec<Found>,
+    /// Frames of the cold stream.
+    pub(crate) cold: Vec<Found>,
     pub(crate) incarnations: HashMap<u64, Incarnation>,
     /// (incarnation, seq of the frame, durable_seq that it claims): the highest claim of each incarnation and segment.
     pub(crate) claims: Vec<(u64, u64, u64)>,
@@ -76,6 +79,7 @@ impl Scan {
     /// Adds what another scan found.
     pub(crate) fn join(&mut self, other: Scan) {
         self.frames.extend(other.frames);
+        self.cold.extend(other.cold);
         self.incarnations.extend(other.incarnations);
         self.claims.extend(other.claims);
         self.checkpoint = self.checkpoint.max(other.checkpoint);
@@ -129,20 +133,29 @@ impl Scan {
 
     fn frame(&mut self, segment: &Arc<Segment>, header: &FrameHeader, copy_at: Option<u32>) {
         self.note(header);
-        self.frames.push(Found {
+        let found = Found {
             segment: segment.clone(),
+            stream: header.stream,
             incarnation: header.incarnation,
             seq: header.seq,
             block: header.block,
             blocks: header.blocks,
             copy_at,
-        });
+        };
+        match header.stream {
+            HOT => self.frames.push(found),
+            _ => self.cold.push(found),
+        }
     }
 
     fn note(&mut self, header: &FrameHeader) {
         let FrameHeader { ordinal, cuts, .. } = *header;
         self.incarnations.insert(header.incarnation, Incarnation { ordinal, cuts });
         self.checkpoint = self.checkpoint.max(header.checkpoint);
+        if header.stream != HOT {
+            // What counts of the cold stream is what the checkpoint says.
+            return;
+        }
         let claim = (header.incarnation, header.seq, header.durable_seq);
         match self.claims.last_mut() {
             // Within an open, later frames claim at least as much.

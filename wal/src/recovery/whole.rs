@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use super::{
     chain::Chain,
-    replay::Replay,
+    cold::{Cold, Lines},
+    replay::{Replay, apply_cold},
     scan::{Found, read_blocks},
 };
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     frame::{BLOCK, FRAME_HEADER, FrameHeader, Probe},
     index::{Index, Place},
     outline::{Gist, Outline},
-    record::{self, Body, Kind},
+    record::{self, Body, Head, Kind},
     segment::Segment,
 };
 
@@ -55,12 +56,21 @@ pub(super) struct Whole {
 
 /// Applies all frames at or below the proven mark. `None`: something is not as it was written, and what the replay holds
 /// by now is of no use.
-pub(super) fn replay(replay: &mut Replay<'_>, chain: &Chain, threads: usize) -> Result<Option<Whole>> {
+pub(super) fn replay(
+    replay: &mut Replay<'_>,
+    chain: &Chain,
+    cold: &Cold,
+    threads: usize,
+) -> Result<Option<Whole>> {
     if !chain.missing().is_empty() || replay.remembers_damage() {
         return Ok(None);
     }
     let mut whole = Whole::default();
     let as_of = replay.as_of_lsn();
+    let share_of = |head: &Head| Index::shard_of(head.group) % threads;
+    let lines = cold.whole(threads, as_of, |head| replay.is_within_bounds(head), share_of)?;
+    let Some((mut cold_lines, cold_records)) = lines else { return Ok(None) };
+    (whole.frames, whole.records) = (cold.frames.len() as u64, cold_records);
     let pieces = pieces(chain);
     for round in pieces.chunks(threads) {
         let taken: Vec<Result<Option<Taken>>> =
@@ -80,12 +90,9 @@ pub(super) fn replay(replay: &mut Replay<'_>, chain: &Chain, threads: usize) -> 
             }
         }
         let shared = &*replay;
+        let work = shares.into_iter().zip(&mut cold_lines).enumerate();
         let clipped = on_threads(
-            shares
-                .into_iter()
-                .enumerate()
-                .map(|(nth, share)| move || apply(shared, nth, threads, share))
-                .collect(),
+            work.map(|(nth, (share, cold))| move || apply(shared, nth, threads, share, cold)).collect(),
         );
         replay.note_clipped(&clipped);
         for found in round.iter().flat_map(|piece| &piece.frames) {
@@ -93,6 +100,8 @@ pub(super) fn replay(replay: &mut Replay<'_>, chain: &Chain, threads: usize) -> 
             whole.frames += 1;
         }
     }
+    // All of them lie below the checkpoint's LSN, but there need not be anything above.
+    cold_lines.into_iter().flatten().for_each(|line| apply_cold(&replay.index, line));
     replay.resume(chain)?;
     Ok(Some(whole))
 }
@@ -177,7 +186,13 @@ fn share_of(outline: &Outline, threads: usize) -> usize {
 }
 
 /// Applies one share of the groups; whether the checkpoint's bounds were put in force for it.
-fn apply(replay: &Replay<'_>, share: usize, threads: usize, pieces: Vec<(&Arc<Segment>, Vec<Line>)>) -> bool {
+fn apply(
+    replay: &Replay<'_>,
+    share: usize,
+    threads: usize,
+    pieces: Vec<(&Arc<Segment>, Vec<Line>)>,
+    cold: &mut Lines,
+) -> bool {
     let mut clipped = replay.is_clipped(share);
     let index = &replay.index;
     for (segment, mut lines) in pieces {
@@ -186,6 +201,15 @@ fn apply(replay: &Replay<'_>, share: usize, threads: usize, pieces: Vec<(&Arc<Se
         let entries = lines.iter().filter(|line| matches!(line.outline.gist, Gist::Entries(_)));
         segment.add_live(entries.map(|line| line.outline.head.padded() as u64).sum());
         for Line { lsn, offset, outline: Outline { head, gist } } in lines {
+            let mut is_copied = false;
+            while let Some(copy) = cold.pop_front_if(|copy| copy.lsn <= lsn) {
+                is_copied |= copy.lsn == lsn;
+                apply_cold(index, copy);
+            }
+            if is_copied {
+                segment.sub_live(head.padded() as u64);
+                continue;
+            }
             if lsn > replay.as_of_lsn() && !std::mem::replace(&mut clipped, true) {
                 replay.clip_share(share, threads);
             }

@@ -93,7 +93,8 @@ fn check_frames(survey: &Survey, report: &mut CheckReport) -> Result<()> {
         let offset = u64::from(found.block) * BLOCK as u64;
         report.torn = Some(TornTail { path: found.segment.path.clone(), offset });
     }
-    for found in survey.chain.frames.range(..torn_from.unwrap_or(u64::MAX)).map(|(_, found)| found) {
+    let hot = survey.chain.frames.range(..torn_from.unwrap_or(u64::MAX));
+    for found in hot.chain(&survey.cold.frames).map(|(_, found)| found) {
         let info = survey.look(found, torn_from)?;
         report.frames += 1;
         let fault = |kind| fault_of(&info, kind);
@@ -111,7 +112,8 @@ fn check_frames(survey: &Survey, report: &mut CheckReport) -> Result<()> {
         }
         report.damaged.extend(bad.into_iter().map(|record| damaged(&info.path, info.segment, record)));
     }
-    report.void_frames = (survey.found.len() - survey.chain.frames.len()) as u64;
+    let live = survey.chain.frames.len() + survey.cold.frames.len();
+    report.void_frames = (survey.found.len() - live) as u64;
     Ok(())
 }
 
@@ -131,6 +133,16 @@ fn damaged(path: &Path, segment: u32, record: &RecordInfo) -> DamagedRecord {
 }
 
 fn check_missing(survey: &Survey, report: &mut CheckReport) -> Result<()> {
+    for seq in &survey.cold.missing {
+        let segment = survey.cold.ranges.iter().find(|(_, (first, last, _))| (first..=last).contains(&seq));
+        report.faults.extend(segment.map(|(id, _)| Fault {
+            path: survey.path(*id),
+            segment: *id,
+            offset: 0,
+            frame: Some(*seq),
+            kind: FaultKind::Unknown,
+        }));
+    }
     for seq in survey.chain.missing() {
         if let Some((fault, records)) = survey.gone(seq)? {
             let records = records.iter().map(|record| damaged(&fault.path, fault.segment, record));

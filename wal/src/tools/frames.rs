@@ -7,13 +7,14 @@ use pontoon_proto::GroupId;
 
 use crate::{
     Error, Fs, Lsn, Result,
-    frame::{BLOCK, FLAG_OPENING, FLAG_WATERMARK, FRAME_HEADER, FrameHeader, Probe},
+    frame::{BLOCK, FLAG_OPENING, FLAG_WATERMARK, FRAME_HEADER, FrameHeader, HOT, Probe},
     fs::OpenMode,
     manifest::{MANIFEST_NAMES, Manifest},
     record::{self, Head, Kind},
     recovery::{
         self,
         chain::Chain,
+        cold::Cold,
         scan::{Found, Scan, read_frame},
     },
     segment::{Segment, segment_name},
@@ -195,9 +196,12 @@ pub fn frames(fs: &dyn Fs, dir: &Path, mut visit: impl FnMut(FrameInfo) -> Contr
 
 /// All frames of a directory, found by walking each segment that is listed from its first block to its last.
 pub(super) struct Survey {
+    dir: PathBuf,
     pub(super) manifest: Manifest,
     pub(super) unreadable_manifest: Option<PathBuf>,
     pub(super) chain: Chain,
+    /// The cold frames that count.
+    pub(super) cold: Cold,
     pub(super) found: Vec<Found>,
     /// Segments that cannot be walked.
     pub(super) absent: Vec<Fault>,
@@ -236,7 +240,7 @@ impl Survey {
             let segment = Arc::new(Segment::new(listed.id, listed.epoch, path.clone(), file));
             scan.segment(&segment, manifest.store, manifest.segment_bytes)?;
         }
-        let mut found = scan.frames.clone();
+        let mut found = [&scan.frames[..], &scan.cold[..]].concat();
         found.sort_by_key(|found| (found.segment.id, found.block));
         if scan.checkpoint > manifest.seq + 1 {
             let what = format!(
@@ -246,8 +250,10 @@ impl Survey {
             return Err(Error::Corrupt { path: dir.join(MANIFEST_NAMES[0]), offset: 0, what });
         }
         let (segments, bytes) = (manifest.segments.len(), scan.bytes);
+        let cold = Cold::new(std::mem::take(&mut scan.cold), &manifest);
         let chain = Chain::new(scan, &manifest.as_of, &manifest.segments);
-        Ok(Survey { manifest, unreadable_manifest, chain, found, absent, segments, bytes })
+        let dir = dir.to_owned();
+        Ok(Survey { dir, manifest, unreadable_manifest, chain, cold, found, absent, segments, bytes })
     }
 
     /// The number of the first frame beyond the proven mark that is cut, if there is one.
@@ -266,10 +272,16 @@ impl Survey {
     }
 
     fn is_live(&self, found: &Found) -> bool {
-        self.chain.frames.get(&found.seq).is_some_and(|live| {
+        let frames = if found.stream == HOT { &self.chain.frames } else { &self.cold.frames };
+        frames.get(&found.seq).is_some_and(|live| {
             (live.segment.id, live.block, live.incarnation)
                 == (found.segment.id, found.block, found.incarnation)
         })
+    }
+
+    /// The file of a segment.
+    pub(super) fn path(&self, id: u32) -> PathBuf {
+        self.dir.join(segment_name(id))
     }
 
     /// Reads a frame and judges each of its parts.
@@ -277,6 +289,8 @@ impl Survey {
         let bytes = read_frame(found)?;
         let state = match self.is_live(found) {
             false => FrameState::Void,
+            // The checkpoint counts it.
+            true if found.stream != HOT => FrameState::Live,
             true if found.seq <= self.chain.proven => FrameState::Live,
             true if torn_from.is_some_and(|torn| found.seq >= torn) => FrameState::Torn,
             true => FrameState::Last,
@@ -329,6 +343,7 @@ impl Survey {
         let Some(segment) = segment else { return Ok(None) };
         let found = Found {
             segment: segment.clone(),
+            stream: HOT,
             incarnation: header.incarnation,
             seq,
             block: header.block,
@@ -362,16 +377,16 @@ impl Survey {
         &self,
         found: &Found,
         header: &FrameHeader,
-        heads: Vec<Head>,
+        lines: Vec<(Head, u64)>,
         bytes: &Bytes,
     ) -> Vec<RecordInfo> {
         let mut at = header.records_offset as usize;
         let base = u64::from(found.block) * BLOCK as u64;
         let mut records = Vec::new();
-        for (nth, head) in heads.into_iter().enumerate() {
+        for (head, lsn) in lines {
             let record = bytes.get(at..).unwrap_or_default();
             records.push(RecordInfo {
-                lsn: Lsn(header.first_lsn + nth as u64),
+                lsn: Lsn(lsn),
                 kind: kind_name(head.kind),
                 group: head.group,
                 index: head.index,
@@ -388,14 +403,14 @@ impl Survey {
 }
 
 /// A header, and its directory if that is readable.
-type Placed = (FrameHeader, Option<Vec<Head>>);
+type Placed = (FrameHeader, Option<Vec<(Head, u64)>>);
 
 /// The head that stands here, a frame's own or a copy.
 fn head_at(bytes: &[u8], at: usize) -> Option<Placed> {
     let bytes = bytes.get(at..)?;
     let (Probe::Frame(header) | Probe::Copy(header)) = FrameHeader::probe(bytes) else { return None };
-    let heads = header.directory(&bytes[FRAME_HEADER..]);
-    Some((header, heads))
+    let lines = header.lines(&bytes[FRAME_HEADER..]);
+    Some((header, lines))
 }
 
 fn kind_name(kind: Kind) -> &'static str {

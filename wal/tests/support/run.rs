@@ -72,6 +72,8 @@ pub struct Plan {
     pub seed: u64,
     pub steps: usize,
     pub groups: u64,
+    /// So many more groups keep what they have for long, so that segments are emptied by relocation.
+    pub lagging: u64,
     /// Operations of the disk wait and are carried out in any order.
     pub held: bool,
     /// Batches are acknowledged without a sync: a power cut takes what no open has made durable.
@@ -142,6 +144,8 @@ pub struct Happened {
     /// Segments that took frames again.
     pub used_again: usize,
     pub checkpoints: u64,
+    /// Bytes of records that were relocated.
+    pub relocated: u64,
     pub torn: usize,
     pub opens: usize,
 }
@@ -179,6 +183,7 @@ impl Run {
             compress_above_bytes: 200,
             durability: if plan.unsynced { Durability::System } else { Durability::Sync },
             write_depth: [4, 1, 2][plan.seed as usize % 3],
+            relocate_bytes_per_s: if plan.lagging > 0 { u64::MAX } else { 0 },
             ..options(&fs, &clock, plan.seed)
         };
         let progress = Arc::new(Progress { unsynced: plan.unsynced, ..Progress::default() });
@@ -201,7 +206,9 @@ impl Run {
             // Half of the runs hardly ever open the log anew: segments are used again within one open.
             let ends = matches!(step, Step::Close | Step::Kill | Step::PowerCut | Step::Fail);
             let calm = self.plan.seed.is_multiple_of(2) && self.rng.below(12) > 0;
-            self.step(if ends && calm { Step::Settle } else { step }, look)?;
+            let step = if ends && calm { Step::Settle } else { step };
+            let collects = self.plan.lagging > 0 && step == Step::Settle && self.rng.below(2) == 0;
+            self.step(if collects { Step::Collect } else { step }, look)?;
         }
         self.step(Step::Close, look)?;
         self.show(look)?;
@@ -220,18 +227,25 @@ impl Run {
         match step {
             Step::Submit { relaxed } => {
                 let ops: Vec<_> = (0..1 + self.rng.below(3)).map(|_| Op::draw(&mut self.rng)).collect();
-                let ops = ops.into_iter().map(|op| (self.any_group(), op)).collect();
+                let mut ops: Vec<_> = ops.into_iter().map(|op| (self.any_group(), op)).collect();
+                ops.extend(self.lag());
                 self.submit(ops, relaxed);
             }
             Step::Fat => {
                 let bytes = 20_000 + self.rng.below(40_000) as usize;
                 let group = self.any_group();
                 let ops = [Op::Append { back: 0, count: 1, bytes }, Op::Truncate { keep: 2 }];
-                self.submit(ops.map(|op| (group, op)).to_vec(), false);
+                let mut ops = ops.map(|op| (group, op)).to_vec();
+                ops.extend(self.lag());
+                self.submit(ops, false);
             }
             Step::Shrink => {
                 let mut keep = || Op::Truncate { keep: self.rng.below(8) / 7 };
-                let ops = (1..=self.plan.groups).map(|group| (GroupId(group), keep())).collect();
+                let mut ops: Vec<_> = (1..=self.plan.groups).map(|group| (GroupId(group), keep())).collect();
+                if self.plan.lagging > 0 && self.rng.below(8) == 0 {
+                    let group = GroupId(self.plan.groups + 1 + self.rng.below(self.plan.lagging));
+                    ops.push((group, Op::Truncate { keep: self.rng.below(4) }));
+                }
                 self.submit(ops, false);
             }
             Step::Nudge => {
@@ -250,10 +264,25 @@ impl Run {
             }
             Step::Collect => {
                 match self.wal().gc_once() {
-                    Ok(_) | Err(Error::Stalled) => {}
+                    Ok(_) => {}
+                    // What it copies at the moment is changed, and the change is written before the copy.
+                    Err(Error::Stalled) if self.plan.lagging > 0 => {
+                        let group = GroupId(self.plan.groups + 1 + self.rng.below(self.plan.lagging));
+                        let op = Op::Append { back: self.rng.below(16), count: 2, bytes: 100 };
+                        self.submit(vec![(group, op)], false);
+                        for _ in 0..4 {
+                            self.wal().step();
+                            self.fs.complete_nth(self.fs.waiting().saturating_sub(1));
+                        }
+                    }
+                    Err(Error::Stalled) => {}
                     Err(error) => return Err(format!("cannot collect: {error}")),
                 }
                 self.settle();
+                let shown = self.lineage[self.lineage.len() - 1].differs(self.wal());
+                if let Some(difference) = shown {
+                    return Err(format!("after a collection the log shows: {difference}"));
+                }
             }
             Step::Close => {
                 self.settle();
@@ -261,6 +290,7 @@ impl Run {
                 let (wal, door) = self.wal.take().expect("the log is open");
                 drop(door);
                 self.happened.checkpoints += wal.usage().checkpoint;
+                self.happened.relocated += wal.usage().relocated_bytes;
                 wal.close().map_err(|error| format!("cannot close: {error}"))?;
                 let (told, submitted) = (self.told(), self.progress.now().1);
                 if told != submitted {
@@ -291,6 +321,7 @@ impl Run {
                 for _ in 0..[6, 40][self.rng.below(2) as usize].min(self.rng.below(40)) {
                     self.wal().step();
                 }
+                self.happened.relocated += self.wal().usage().relocated_bytes;
                 self.wal = None;
                 self.show(look)?;
                 let floor = match step {
@@ -312,6 +343,16 @@ impl Run {
 
     fn any_group(&mut self) -> GroupId {
         GroupId(1 + self.rng.below(self.plan.groups))
+    }
+
+    /// Now and then one of the groups that lag writes a little, over what it wrote before too.
+    fn lag(&mut self) -> Option<(GroupId, Op)> {
+        if self.plan.lagging == 0 || self.rng.below(2) == 0 {
+            return None;
+        }
+        let group = GroupId(self.plan.groups + 1 + self.rng.below(self.plan.lagging));
+        let (back, count) = (self.rng.below(3), 1 + self.rng.below(3));
+        Some((group, Op::Append { back, count, bytes: self.rng.below(900) as usize }))
     }
 
     fn submit(&mut self, ops: Vec<(GroupId, Op)>, relaxed: bool) {
