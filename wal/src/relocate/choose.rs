@@ -48,12 +48,12 @@ impl Pressure {
 }
 
 /// The segment to empty next: with ease the oldest of those that are nearly empty, under pressure the one that costs least.
-pub(super) fn choose<'a>(
-    table: &'a Table,
+pub(super) fn choose(
+    table: &Table,
     pressure: Pressure,
     segment_bytes: u64,
     is_unfit: impl Fn(&Sealed) -> bool,
-) -> Option<&'a Sealed> {
+) -> Option<&Sealed> {
     let mut hot: Vec<u64> =
         table.sealed.values().filter(|sealed| sealed.stream == HOT).map(|sealed| sealed.first_seq).collect();
     hot.sort_unstable();
