@@ -404,7 +404,7 @@ fn find_free(options: &Options, table: &mut Table) -> Result<()> {
         } else {
             table.free.push(Free { id, formed: false });
         }
-        table.next_id = table.next_id.max(id + 1);
+        table.next_id = table.next_id.max(id.saturating_add(1));
     }
     Ok(())
 }

@@ -179,7 +179,9 @@ impl Shared {
     /// Whether another segment file may be made.
     pub(crate) fn may_grow(&self, table: &Table) -> bool {
         let limit = self.options.size_limit_bytes.unwrap_or(u64::MAX);
-        !table.held && (table.files() as u64 + 1) * self.options.segment_bytes <= limit
+        // An id is never given out twice; no honest log comes to the last one.
+        let has_id = table.next_id < u32::MAX;
+        has_id && !table.held && (table.files() as u64 + 1) * self.options.segment_bytes <= limit
     }
 
     /// States how much room ordinary batches have.
