@@ -188,18 +188,27 @@ impl Entries {
 
 /// Reads a record whose CRC was checked by the caller or by [`verify`]. `None` if the bytes are no record.
 pub(crate) fn decode(record: &Bytes) -> Option<(Head, Body)> {
-    let head = decode_head(record)?;
-    if head.len as usize > record.len() {
-        return None;
-    }
-    let record = record.slice(..head.len as usize);
+    decode_at(record, 0)
+}
+
+/// The same for a record that begins at an offset of some bytes.
+pub(crate) fn decode_at(bytes: &Bytes, at: usize) -> Option<(Head, Body)> {
+    let head = decode_head(bytes.get(at..)?)?;
+    let end = at.checked_add(head.len as usize)?;
+    let record = bytes.get(at..end)?;
     if head.kind == Kind::Entries {
-        let (_, codec) = rows(&head, &record)?;
-        let entries = Entries { first: head.index, count: head.count as usize, codec, bytes: record };
+        let (_, codec) = rows(&head, record)?;
+        let bytes = bytes.slice(at..end);
+        let entries = Entries { first: head.index, count: head.count as usize, codec, bytes };
         return Some((head, Body::Entries(entries)));
     }
-    let body = decode_body(&head, &record.slice(RECORD_HEADER..))?;
+    let body = decode_body(&head, bytes, record.get(RECORD_HEADER..)?)?;
     Some((head, body))
+}
+
+/// The term that a truncation names.
+pub(crate) fn truncated_term(record: &[u8]) -> Option<u64> {
+    Decoder(record.get(RECORD_HEADER..)?).u64()
 }
 
 /// The table of a record of entries, if lengths and range fit.
@@ -259,9 +268,9 @@ pub(crate) fn terms(head: &Head, record: &[u8]) -> Option<Terms> {
     Some(Terms::Runs(runs.into()))
 }
 
-/// Reads the body of a record without entries.
-pub(crate) fn decode_body(head: &Head, bytes: &Bytes) -> Option<Body> {
-    let mut body = Decoder(bytes);
+/// Reads the body of a record without entries, which is a part of `bytes`.
+fn decode_body(head: &Head, bytes: &Bytes, body: &[u8]) -> Option<Body> {
+    let mut body = Decoder(body);
     let at = |part: &[u8]| bytes.slice_ref(part);
     let decoded = match head.kind {
         Kind::Entries => return None,

@@ -16,16 +16,19 @@ use crate::{
     fetch::Fetches,
     frame::COLD,
     fs::LockGuard,
-    index::{ByGroup, Group, Index, Place, Sim},
+    index::{ByGroup, Index, Place, Sim},
     metrics::{Counters, Metrics},
     pool,
     queue::{Ack, Queue, Queued},
-    record::{self, Body, Head},
+    record::{self, Body, Head, Kind},
     space::{Reservation, Space},
     table::Table,
     writer::{Identity, Writer},
 };
 
+/// What a batch may hold records of, and how large they are, for room to be made at once to check them.
+const MANY_GROUPS: usize = 64;
+const LARGE_RECORD: usize = 256;
 /// Segments that ordinary batches leave to hard states, truncations and the log's own needs.
 const RESERVE_SEGMENTS: u64 = 2;
 
@@ -228,12 +231,11 @@ impl Shared {
         let (records, relaxed) = (batch.records, batch.relaxed);
         let dir = std::mem::take(&mut batch.dir);
         let data = pool::share(std::mem::take(&mut batch.data));
-        let decoded = decode_all(&data);
         let mut queue = self.queue();
         queue.check_open()?;
-        check_all(&self.index, &decoded)?;
+        check_all(&self.index, &data)?;
         let first_lsn = queue.next_lsn;
-        show_all(&self.index, decoded, first_lsn);
+        show_all(&self.index, &data, first_lsn);
         queue.next_lsn += u64::from(records);
         let queued = Queued { data, dir, records, first_lsn, relaxed, ack, _reservation: reservation };
         let lsn = Lsn(queued.last_lsn());
@@ -337,47 +339,63 @@ impl Shared {
     }
 }
 
-/// The records of a batch, which this process encoded itself.
-fn decode_all(data: &Bytes) -> Vec<(Head, Body)> {
-    let mut records = Vec::new();
-    let mut offset = 0;
-    while offset < data.len() {
-        let (head, body) = record::decode(&data.slice(offset..)).expect("a batch holds well-formed records");
-        offset += head.padded();
-        records.push((head, body));
-    }
-    records
+/// Reads a record of a batch, which this process encoded itself.
+fn record_at(data: &Bytes, at: usize) -> (Head, Body) {
+    record::decode_at(data, at).expect("a batch holds well-formed records")
 }
 
-/// Checks all records against the groups as they are and as the batch changes them.
-fn check_all(index: &Index, records: &[(Head, Body)]) -> Result<()> {
-    let mut groups: ByGroup<Sim> = ByGroup::default();
-    for of_group in records.chunk_by(|(a, _), (b, _)| a.group == b.group) {
-        let group = of_group[0].0.group;
-        let check = |state: Option<&Group>| {
-            let sim = groups.entry(group).or_insert_with(|| state.map_or_else(Sim::default, Group::sim));
-            of_group.iter().try_for_each(|(_, body)| sim.check(group, body, state))
-        };
-        index.look(group, check)?;
+/// Checks all records against the groups as they are and as the batch changes them. Only heads are looked at.
+fn check_all(index: &Index, data: &[u8]) -> Result<()> {
+    // Nearly always the records of a group follow each other.
+    let mut before: ByGroup<Sim> = ByGroup::default();
+    let mut rest = data;
+    while let Some(mut head) = record::decode_head(rest) {
+        let group = head.group;
+        let known = before.get(&group).copied();
+        let sim = index.look(group, |state| {
+            let mut sim = known.unwrap_or_else(|| state.map_or_else(Sim::default, Sim::of));
+            loop {
+                sim.check(&head, rest, state)?;
+                rest = &rest[head.padded()..];
+                match record::decode_head(rest) {
+                    Some(next) if next.group == group => head = next,
+                    _ => return Ok(sim),
+                }
+            }
+        })?;
+        if !rest.is_empty() {
+            if before.is_empty() {
+                before.reserve(rest.len().div_ceil(LARGE_RECORD).min(MANY_GROUPS));
+            }
+            before.insert(group, sim);
+        }
     }
     Ok(())
 }
 
-/// Shows records, of which the first has this LSN, to readers. Records of one group that follow each other appear at once.
-fn show_all(index: &Index, records: Vec<(Head, Body)>, first_lsn: u64) {
-    let mut records = records.into_iter().zip(first_lsn..).peekable();
-    while let Some(((head, body), lsn)) = records.next() {
+/// Shows the records of a batch, of which the first has this LSN, to readers. Records of one group that follow each other
+/// appear at once.
+fn show_all(index: &Index, data: &Bytes, first_lsn: u64) {
+    let (mut at, mut lsn) = (0, first_lsn);
+    while at < data.len() {
+        let (head, body) = record_at(data, at);
         let group = head.group;
         if let Body::Destroy { min_replica } = body {
             index.destroy(group, min_replica);
+            (at, lsn) = (at + head.padded(), lsn + 1);
             continue;
         }
         index.with_entry(group, |state| {
-            state.apply(&head, body, &Place::Memory { lsn });
-            let same =
-                |head: &Head, body: &Body| head.group == group && !matches!(body, Body::Destroy { .. });
-            while let Some(((head, body), lsn)) = records.next_if(|((head, body), _)| same(head, body)) {
+            let (mut head, mut body) = (head, body);
+            loop {
                 state.apply(&head, body, &Place::Memory { lsn });
+                (at, lsn) = (at + head.padded(), lsn + 1);
+                match record::decode_head(&data[at..]) {
+                    Some(next) if next.group == group && next.kind != Kind::Destroy => {
+                        (head, body) = record_at(data, at);
+                    }
+                    _ => break,
+                }
             }
             #[cfg(debug_assertions)]
             state.check_invariants();

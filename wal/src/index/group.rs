@@ -6,7 +6,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use pontoon_proto::GroupId;
 
 use crate::{
     Error, Result,
@@ -17,8 +16,12 @@ use crate::{
     types::{Damage, GroupView, HardState, SnapshotMeta},
 };
 
+mod check;
+mod pending;
 mod repoint;
 
+pub(crate) use check::Sim;
+use pending::PendingLog;
 pub(crate) use repoint::Spot;
 
 /// A run is found by binary search and searched extent by extent; this bounds the second part.
@@ -61,17 +64,6 @@ struct Run {
     extents: Vec<Extent>,
 }
 
-/// A record of entries that is not written yet.
-#[derive(Debug)]
-struct Pending {
-    lsn: u64,
-    /// How many of its entries are still in the log, counted from its first.
-    count: u64,
-    /// Bytes of this record and of those before it, from some common origin.
-    end: u64,
-    entries: Entries,
-}
-
 /// Where a record that is applied stands.
 pub(crate) enum Place<'a> {
     /// Nowhere yet; its bytes are in memory.
@@ -101,73 +93,11 @@ pub(crate) struct Group {
     runs: VecDeque<Run>,
     terms: Vec<(u64, u64)>,
     // Rare or short-lived: an idle group pays a pointer for each.
-    #[allow(
-        clippy::box_collection,
-        reason = "an idle group has nothing pending and pays 8 bytes instead of 32"
-    )]
-    pending: Option<Box<VecDeque<Pending>>>,
+    pending: PendingLog,
     pub(crate) snapshot: Option<Arc<SnapshotMeta>>,
     #[allow(clippy::box_collection, reason = "an idle group pays 8 bytes instead of 24")]
     pub(crate) meta: Option<Box<BTreeMap<Bytes, Bytes>>>,
     pub(crate) damage: Option<Box<Damage>>,
-}
-
-/// What a batch has done to a group's bounds so far, for checking the rest of it before anything is applied.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Sim {
-    truncated: u64,
-    last: u64,
-    damaged: bool,
-    /// Terms can be looked up in the group only while its log is the one before the batch, below this index.
-    known_below: u64,
-}
-
-impl Sim {
-    /// Checks that a record may follow, and notes what it does.
-    pub(crate) fn check(&mut self, group: GroupId, body: &Body, state: Option<&Group>) -> Result<()> {
-        if self.damaged && !matches!(body, Body::Destroy { .. }) {
-            let damage = state.and_then(|state| state.damage.as_deref().cloned()).unwrap_or_default();
-            return Err(Error::Damaged { group, damage });
-        }
-        match body {
-            Body::Entries(entries) => {
-                if entries.first <= self.truncated {
-                    return Err(Error::Compacted { first: self.truncated + 1 });
-                }
-                if entries.first > self.last + 1 {
-                    return Err(Error::Gap { group, expected: self.last + 1, found: entries.first });
-                }
-                self.last = entries.first + entries.count as u64 - 1;
-                self.known_below = self.known_below.min(entries.first);
-            }
-            Body::TruncatePrefix { index, term } if *index > self.truncated => {
-                if *index > self.last {
-                    return Err(Error::Unavailable { last: self.last });
-                }
-                let ours =
-                    state.filter(|_| *index < self.known_below).and_then(|state| state.term(*index).ok());
-                if let Some(ours) = ours.filter(|ours| ours != term) {
-                    return Err(Error::TermMismatch { group, index: *index, ours, given: *term });
-                }
-                self.truncated = *index;
-            }
-            Body::ResetTo { index, .. } => self.reset(*index),
-            Body::Snapshot { reset: true, meta } => self.reset(meta.index),
-            Body::Destroy { .. } => {
-                self.reset(0);
-                self.damaged = false;
-            }
-            Body::TruncatePrefix { .. }
-            | Body::Snapshot { .. }
-            | Body::HardState(_)
-            | Body::PutMeta { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn reset(&mut self, index: u64) {
-        (self.truncated, self.last, self.known_below) = (index, index, 0);
-    }
 }
 
 impl Group {
@@ -177,15 +107,6 @@ impl Group {
 
     pub(crate) fn last_index(&self) -> u64 {
         self.last.max(self.truncated.0)
-    }
-
-    pub(crate) fn sim(&self) -> Sim {
-        Sim {
-            truncated: self.truncated.0,
-            last: self.last_index(),
-            damaged: self.damage.is_some(),
-            known_below: u64::MAX,
-        }
     }
 
     pub(crate) fn view(&self, tombstone: Option<u64>) -> GroupView {
@@ -257,11 +178,7 @@ impl Group {
         let (first, count) = (entries.first, entries.count as u64);
         self.extend(first, count, entries.term_runs());
         match *place {
-            Place::Memory { lsn } => {
-                let pending = self.pending.get_or_insert_default();
-                let end = pending.back().map_or(0, |record| record.end) + entries.bytes.len() as u64;
-                pending.push_back(Pending { lsn, count, end, entries });
-            }
+            Place::Memory { lsn } => self.pending.push(lsn, entries),
             Place::Disk { segment, offset } => {
                 self.push_extent(segment, offset, head.padded() as u32, first, count)
             }
@@ -329,12 +246,8 @@ impl Group {
 
     /// The bytes of a pending record reached its segment.
     pub(crate) fn settle(&mut self, lsn: u64, segment: &Arc<Segment>, offset: u32, len: u32) {
-        let Some(pending) = &mut self.pending else { return };
         // A record that was cut meanwhile is no longer here: its bytes are dead on arrival.
-        let Some(record) = pending.pop_front_if(|record| record.lsn == lsn) else { return };
-        if pending.is_empty() {
-            self.pending = None;
-        }
+        let Some(record) = self.pending.settle(lsn) else { return };
         self.push_extent(segment, offset, len, record.entries.first, record.count);
     }
 
@@ -343,15 +256,7 @@ impl Group {
         if from > self.last {
             return;
         }
-        if let Some(pending) = &mut self.pending {
-            while pending.pop_back_if(|record| record.entries.first >= from).is_some() {}
-            if let Some(record) = pending.back_mut() {
-                record.count = record.count.min(from - record.entries.first);
-            }
-            if pending.is_empty() {
-                self.pending = None;
-            }
-        }
+        self.pending.cut(from);
         while let Some(run) = self.runs.back_mut() {
             let mut end = run.end;
             while end > from
@@ -401,12 +306,7 @@ impl Group {
             }
             self.runs.pop_front();
         }
-        if let Some(pending) = &mut self.pending {
-            while pending.pop_front_if(|record| record.entries.first + record.count <= index + 1).is_some() {}
-            if pending.is_empty() {
-                self.pending = None;
-            }
-        }
+        self.pending.truncate(index);
         self.truncated = (index, term);
         let covering = self.terms.partition_point(|(first, _)| *first <= index + 1).saturating_sub(1);
         self.terms.drain(..covering);
@@ -442,7 +342,7 @@ impl Group {
         }
         self.runs.shrink_to_fit();
         self.disk_bytes = 0;
-        self.pending = None;
+        self.pending.clear();
         self.terms = Vec::new();
         self.last = self.truncated.0;
     }
@@ -519,8 +419,8 @@ impl Group {
         let mut holes = Vec::new();
         let mut next = self.first_index();
         let runs = self.runs.iter().map(|run| (run.first, run.end));
-        let pending = self.pending.iter().flat_map(|pending| pending.iter());
-        let pending = pending.map(|record| (record.entries.first, record.entries.first + record.count));
+        let pending =
+            self.pending.iter().map(|record| (record.entries.first, record.entries.first + record.count));
         for (first, end) in runs.chain(pending) {
             if first > next {
                 holes.push((next, first));
@@ -553,7 +453,7 @@ impl Group {
                 first += count;
             }
         }
-        for record in self.pending.iter().flat_map(|pending| pending.iter()) {
+        for record in self.pending.iter() {
             let first = record.entries.first;
             if first >= high || bytes > max_bytes {
                 return;
@@ -585,9 +485,7 @@ impl Group {
 
     /// Bytes of entries that wait for the disk.
     pub(crate) fn pending_bytes(&self) -> u64 {
-        let Some(pending) = &self.pending else { return 0 };
-        let before = pending.front().map_or(0, |first| first.end - first.entries.bytes.len() as u64);
-        pending.back().map_or(0, |last| last.end - before)
+        self.pending.bytes()
     }
 
     /// Bytes of entries on disk, and the oldest segment that holds some.
@@ -613,6 +511,7 @@ impl Group {
 mod tests {
     use super::*;
     use crate::{RealFs, fs::Fs, fs::OpenMode, record};
+    use pontoon_proto::GroupId;
 
     /// A record of entries as a submitter encodes it.
     fn entries(first: u64, terms: &[u64]) -> (Head, Body) {
