@@ -281,6 +281,8 @@ rows! {
         let room = door.try_reserve(GROUP, batch.size_bytes()).unwrap();
         let lsn = door.submit(batch, room, 42).unwrap();
         assert!(wal.storage(GROUP).sync().unwrap() >= lsn);
+        // Sinks are told by another thread; a close waits until they were.
+        wal.close().unwrap();
         assert_eq!(heard.tokens(), [42]);
     }
 
