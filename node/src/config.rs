@@ -31,6 +31,9 @@ pub struct NodeConfig {
     pub engine: Option<EngineKind>,
     /// Where the shared log lies, if not in `dir/wal`.
     pub wal_dir: Option<PathBuf>,
+    /// The key file with which the shared log is encrypted; `None` for a plain log. Only the log is: what the engine holds and
+    /// what snapshots stage is not.
+    pub wal_keys: Option<PathBuf>,
     /// The node that this one takes the place of. Only read at the first start.
     pub replace: Option<NodeId>,
     /// For placement: zone, rack, host.
@@ -86,6 +89,7 @@ impl NodeConfig {
             join: None,
             engine: None,
             wal_dir: None,
+            wal_keys: None,
             replace: None,
             labels: BTreeMap::new(),
             capacity_bytes: 0,

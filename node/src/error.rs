@@ -132,6 +132,9 @@ pub enum NodeError {
     /// The shared log cannot be opened or closed.
     #[error("the log: {0}")]
     Wal(#[from] pontoon_wal::Error),
+    /// The key file of the shared log is refused.
+    #[error(transparent)]
+    Keys(#[from] pontoon_wal::KeyFileError),
     /// The engine cannot be opened or closed.
     #[error("the engine: {0}")]
     Engine(#[from] pontoon_shard::Error),

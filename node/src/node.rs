@@ -22,7 +22,7 @@ use pontoon_proto::{
 };
 use pontoon_raftstore::{Event, Group, GroupSpec, Identity, MultiRaft};
 use pontoon_shard::{EngineKind, META_PREDICATE, ShardMachines, engine};
-use pontoon_wal::{Durability, Wal};
+use pontoon_wal::{Durability, KeyFile, Wal};
 use prost::Message;
 use tokio::{
     net::TcpListener,
@@ -417,6 +417,11 @@ async fn open_wal(config: &NodeConfig, path: &Path) -> Result<Wal, NodeError> {
     let mut options = pontoon_wal::Options::new(path);
     if let Some(segment_bytes) = config.segment_bytes {
         options.segment_bytes = segment_bytes;
+    }
+    if let Some(path) = &config.wal_keys {
+        let path = path.clone();
+        let keys = blocking(move || KeyFile::open(path)).await?;
+        options.keys = Some(Arc::new(keys));
     }
     if !config.durable {
         options.durability = Durability::System;

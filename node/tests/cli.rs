@@ -29,9 +29,14 @@ fn pontoon() -> Command {
 }
 
 fn node(dir: &Path) -> Running {
+    node_with(dir, &[])
+}
+
+fn node_with(dir: &Path, words: &[&str]) -> Running {
     let mut child = pontoon()
         .args(["node", "--json", "--listen", "127.0.0.1:0", "--end-with-parent", "--dir"])
         .arg(dir)
+        .args(words)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -301,4 +306,83 @@ fn a_demo_that_cannot_begin_says_why_before_anything_runs() {
     demo(&["--dir", dir], 2, "is not empty");
     demo(&["--dir", file], 1, "name another directory with --dir");
     demo(&["--data", "/nowhere/films.rdf"], 1, "name an RDF file with --data");
+}
+
+#[test]
+fn an_encrypted_log_hides_its_entries_and_says_which_key_is_missing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dir, file) = (scratch.path().join("node"), scratch.path().join("keys"));
+    let keys = file.to_str().unwrap();
+    let wal = |words: &[&str]| read(&pontoon().args(["--json", "wal"]).args(words).output().unwrap());
+    let at = dir.to_str().unwrap();
+    let (code, json, stderr) = wal(&["key", "new", keys]);
+    assert_eq!((code, &json["key"]), (0, &1.into()), "{stderr}");
+    let (code, _, stderr) = wal(&["key", "new", keys]);
+    assert!(code == 2 && stderr.contains("there already") && stderr.contains("key rotate"), "{stderr}");
+
+    let node = node_with(&dir, &["--wal-keys", keys]);
+    let needle = "a value that nobody may find in the log";
+    assert_eq!(run(&node.address, &["put", "name", "k", needle]).0, 0);
+    let (code, json, stderr) = wal(&["key", "rotate", keys]);
+    assert_eq!((code, &json["key"]), (0, &2.into()), "{stderr}");
+    drop(node);
+    for entry in fs::read_dir(dir.join("wal")).unwrap() {
+        let bytes = fs::read(entry.unwrap().path()).unwrap();
+        assert!(!bytes.windows(needle.len()).any(|window| window == needle.as_bytes()));
+    }
+
+    let start = |words: &[&str]| {
+        let words = [&["node", "--listen", "127.0.0.1:0", "--dir", at], words].concat();
+        let output = pontoon().args(words).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, stderr) = start(&[]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("needs key 1") && stderr.contains("--wal-keys FILE"), "{stderr}");
+    let other = scratch.path().join("other");
+    let other = other.to_str().unwrap();
+    assert_eq!(wal(&["key", "new", other]).0, 0);
+    let (code, stderr) = start(&["--wal-keys", other]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("needs key 1") && stderr.contains("another key"), "{stderr}");
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let (code, stderr) = start(&["--wal-keys", keys]);
+    assert!(code == 2 && stderr.contains("chmod 600"), "{stderr}");
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+
+    // The same again with the keys, and the rotated one in use.
+    let node = node_with(&dir, &["--wal-keys", keys]);
+    assert_eq!(run(&node.address, &["get", "name", "k"]).1["value"], needle);
+    drop(node);
+    let (code, json, stderr) = wal(&["stat", at]);
+    assert_eq!(
+        (code, &json["hidden"], &json["keys"]),
+        (0, &true.into(), &serde_json::json!([1, 2])),
+        "{stderr}"
+    );
+    let (code, json, _) = wal(&["stat", at, "--keys", keys]);
+    assert_eq!((code, &json["keys"]), (0, &serde_json::json!([1, 2])));
+    assert!(!json["groups"].as_array().unwrap().is_empty());
+    let (code, json, _) = wal(&["verify", at]);
+    assert_eq!(
+        (code, &json["whole"], &json["hidden"], &json["entries"]),
+        (0, &true.into(), &true.into(), &0.into())
+    );
+    let (code, json, _) = wal(&["verify", at, "--keys", keys]);
+    assert_eq!((code, &json["whole"], &json["hidden"]), (0, &true.into(), &false.into()));
+    let (code, json, _) = wal(&["dump", at, "--frames"]);
+    assert!(
+        code == 0 && json["frames"].as_array().unwrap().iter().all(|frame| frame["key"].is_u64()),
+        "{json}"
+    );
+    let (code, _, stderr) = wal(&["dump", at]);
+    assert!(code == 2 && stderr.contains("--keys FILE"), "{stderr}");
+    let shown =
+        wal(&["dump", at, "--keys", keys, "--payload", "text", "--payload-bytes", "4096"]).1.to_string();
+    assert!(shown.contains(needle), "{shown}");
+    let copy = scratch.path().join("copy");
+    let copy = copy.to_str().unwrap();
+    assert_eq!(wal(&["repair", at, "--write", copy]).0, 2);
+    assert_eq!(wal(&["repair", at, "--keys", keys, "--write", copy]).0, 0);
+    assert_eq!(wal(&["stat", copy, "--keys", keys]).1["keys"], serde_json::json!([2]));
 }

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use pontoon_proto::GroupId;
 
 use crate::{
-    Durability, Error, GcStats, Result, WalEvent,
+    Durability, Error, GcStats, KeyId, Result, WalEvent,
     fs::{File, FileOp, OpenMode, Ticket, read_whole},
     manifest::{AsOf, GroupState, MANIFEST_NAMES, Manifest},
     metrics::add,
@@ -73,7 +73,15 @@ struct Job {
 
 enum Goal {
     Prepare { id: u32, file: Arc<dyn File> },
-    Checkpoint { slot: usize, seq: u64, listed: BTreeSet<u32> },
+    Checkpoint(Written),
+}
+
+/// A manifest on its way to the disk.
+struct Written {
+    slot: usize,
+    seq: u64,
+    listed: BTreeSet<u32>,
+    keys: BTreeSet<KeyId>,
 }
 
 /// The background of one open log.
@@ -190,7 +198,7 @@ impl Background {
         }
         match self.job.take().map(|job| job.goal) {
             Some(Goal::Prepare { id, file }) => self.finish_prepare(shared, id, file),
-            Some(Goal::Checkpoint { slot, seq, listed }) => self.finish_checkpoint(shared, slot, seq, listed),
+            Some(Goal::Checkpoint(written)) => self.finish_checkpoint(shared, written),
             None => {}
         }
         Step::Progress
@@ -201,7 +209,7 @@ impl Background {
         let Some(job) = job else { return };
         let name = match &job.goal {
             Goal::Prepare { id, .. } => segment_name(*id),
-            Goal::Checkpoint { slot, .. } => MANIFEST_NAMES[*slot].to_owned(),
+            Goal::Checkpoint(written) => MANIFEST_NAMES[written.slot].to_owned(),
         };
         let error = Error::io("write", shared.options.dir.join(name), source);
         if !error.is_disk_full() {
@@ -278,7 +286,7 @@ impl Background {
     /// Writes the newest manifest again with today's segments: the state stays as of its LSN, and every frame after that
     /// is in a segment that is still listed.
     fn list_segments(&mut self, shared: &Shared, now: Duration) -> Step {
-        let loaded = recovery::load(&*shared.options.fs, &shared.options.dir);
+        let loaded = recovery::load(&*shared.options.fs, &shared.options.dir, &shared.keyring);
         let newest = loaded.map(|loaded| {
             let manifests = loaded.into_iter().flat_map(|loaded| loaded.manifests).flatten();
             manifests.max_by_key(|manifest| manifest.seq)
@@ -303,7 +311,7 @@ impl Background {
     ) -> Step {
         let older = usize::from(table.manifest_seqs[0] > table.manifest_seqs[1]);
         let slot = if is_broken(Rule::OlderManifest) { 1 - older } else { older };
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             seq: table.manifest_seqs[1 - older] + 1,
             store: self.identity.store,
             segment_bytes: shared.options.segment_bytes,
@@ -312,8 +320,11 @@ impl Background {
             ..state
         };
         let listed: BTreeSet<u32> = manifest.segments.iter().map(|segment| segment.id).collect();
+        let bytes = Bytes::from(manifest.encode(&shared.keyring, &mut self.rng));
+        let keys: BTreeSet<KeyId> = manifest.keys().collect();
         // Until the sync the file may hold the old list or the new one.
         table.listed[slot].extend(&listed);
+        table.manifest_keys[slot].extend(&keys);
         let mut ops: VecDeque<(Arc<dyn File>, FileOp)> = VecDeque::new();
         if shared.options.durability == Durability::System {
             // Frames were written without a sync; what the checkpoint builds on must be there after a power cut.
@@ -344,21 +355,25 @@ impl Background {
             ops.push_back((newest.clone(), FileOp::Write { offset: 0, data }));
             ops.push_back((newest, FileOp::Sync));
         }
-        let bytes = Bytes::from(manifest.encode());
         ops.push_back((file.clone(), FileOp::Write { offset: 0, data: bytes }));
         if !is_broken(Rule::ManifestSynced) {
             ops.push_back((file, FileOp::Sync));
         }
-        self.job =
-            Some(Job { ops, ticket: None, goal: Goal::Checkpoint { slot, seq: manifest.seq, listed } });
+        self.job = Some(Job {
+            ops,
+            ticket: None,
+            goal: Goal::Checkpoint(Written { slot, seq: manifest.seq, listed, keys }),
+        });
         self.step_job(shared, now)
     }
 
-    fn finish_checkpoint(&mut self, shared: &Shared, slot: usize, seq: u64, listed: BTreeSet<u32>) {
+    fn finish_checkpoint(&mut self, shared: &Shared, written: Written) {
+        let Written { slot, seq, listed, keys } = written;
         let has_room;
         {
             let mut table = shared.table();
             table.listed[slot] = listed;
+            table.manifest_keys[slot] = keys;
             table.manifest_seqs[slot] = seq;
             has_room = disk_has_room(shared, &mut table);
         }
@@ -406,6 +421,10 @@ impl Background {
             return if std::mem::take(&mut self.topping_up) { Step::Progress } else { Step::Blocked };
         }
         self.topping_up = for_nothing;
+        // A key that was added meanwhile comes into use with the segments that are prepared from now on.
+        if let Err(error) = shared.keyring.refresh() {
+            tracing::warn!(%error, "the log goes on with the key that it has");
+        }
         let (id, formed) = match table.free.pop() {
             Some(free) => (free.id, free.formed),
             None if shared.may_grow(&table) => {

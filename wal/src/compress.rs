@@ -83,14 +83,14 @@ pub(crate) fn batch(batch: Batch, compression: Compression, above: usize) -> Bat
     let large = |head: &Head| {
         record::payload_offset(head).filter(|offset| head.len as usize - offset >= above.max(1))
     };
-    let untouched = compression == Compression::None
-        || (Heads { data: &batch.data, at: 0 }).all(|(head, _)| large(&head).is_none());
+    let untouched =
+        compression == Compression::None || Heads::of(&batch.data).all(|(head, _)| large(&head).is_none());
     if untouched {
         return batch;
     }
     let mut out = Batch::default();
     (out.relaxed, out.records) = (batch.relaxed, batch.records);
-    for (head, at) in (Heads { data: &batch.data, at: 0 }) {
+    for (head, at) in Heads::of(&batch.data) {
         let record = &batch.data[at..at + head.len as usize];
         let squeezed =
             large(&head).and_then(|offset| Some((offset, compression.squeeze(&record[offset..])?)));
@@ -109,9 +109,15 @@ pub(crate) fn batch(batch: Batch, compression: Compression, above: usize) -> Bat
 }
 
 /// The heads of a batch's records, each with its offset.
-struct Heads<'a> {
+pub(crate) struct Heads<'a> {
     data: &'a [u8],
     at: usize,
+}
+
+impl<'a> Heads<'a> {
+    pub(crate) fn of(data: &'a [u8]) -> Heads<'a> {
+        Heads { data, at: 0 }
+    }
 }
 
 impl Iterator for Heads<'_> {
@@ -151,7 +157,7 @@ mod tests {
 
     fn read(data: &Bytes) -> Vec<Entry> {
         let mut entries = Vec::new();
-        for (_, at) in (Heads { data, at: 0 }) {
+        for (_, at) in Heads::of(data) {
             if let (_, Body::Entries(found)) = record::decode(&data.slice(at..)).unwrap() {
                 let took = found.read(0, u64::MAX, |entry| {
                     entries.push(entry);
@@ -178,7 +184,7 @@ mod tests {
             assert!(squeezed.data.len() < before - 14_000, "{}", squeezed.data.len());
             assert_eq!(squeezed.records, 4);
             let data = Bytes::from(squeezed.data.clone());
-            for (head, at) in (Heads { data: &data, at: 0 }) {
+            for (head, at) in Heads::of(&data) {
                 assert!(record::verify(&data[at..], &head));
                 let flags = data[at + 9];
                 assert_eq!(flags != 0, head.index == 1 && head.kind == Kind::Entries, "{head:?}");

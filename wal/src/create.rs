@@ -16,6 +16,7 @@ use bytes::Bytes;
 use crate::{
     Error, Options, Result,
     background::{fill_ops, run},
+    crypt::Keyring,
     fs::{File, FileOp, Fs, LockGuard, OpenMode},
     manifest::{ListedSegment, Listing, MANIFEST_NAMES, Manifest},
     recovery::{Loaded, load},
@@ -28,14 +29,14 @@ pub(crate) const LOCK_NAME: &str = "LOCK";
 const MAKING: &str = ".creating";
 
 /// Locks the directory, makes it if it is missing, and reads its manifests.
-pub(crate) fn enter(options: &Options) -> Result<(Box<dyn LockGuard>, Loaded, bool)> {
+pub(crate) fn enter(options: &Options, keyring: &Keyring) -> Result<(Box<dyn LockGuard>, Loaded, bool)> {
     let (fs, dir) = (&*options.fs, &options.dir);
     // Whoever makes the directory at the same time wins or loses the lock under the temporary name; either way the
     // second look finds it.
     for made in [false, true] {
         if names_in(fs, dir)?.iter().any(|name| MANIFEST_NAMES.contains(&name.as_str())) {
             let lock = lock(fs, &dir.join(LOCK_NAME), dir)?;
-            if let Some(loaded) = load(fs, dir)? {
+            if let Some(loaded) = load(fs, dir, keyring)? {
                 return Ok((lock, loaded, false));
             }
         }
@@ -52,8 +53,8 @@ pub(crate) fn enter(options: &Options) -> Result<(Box<dyn LockGuard>, Loaded, bo
         fs.create_dir(&making).map_err(|source| Error::io("make", &making, source))?;
         let lock = lock(fs, &making.join(LOCK_NAME), dir)?;
         if names_in(fs, dir)?.is_empty() && !names_in(fs, &making)?.is_empty() {
-            make(options, &making)?;
-            let loaded = load(fs, dir)?.ok_or_else(|| Error::Foreign {
+            make(options, keyring, &making)?;
+            let loaded = load(fs, dir, keyring)?.ok_or_else(|| Error::Foreign {
                 path: dir.clone(),
                 what: "somebody removed it while it was made".to_owned(),
             })?;
@@ -87,9 +88,9 @@ fn making_name(dir: &Path) -> PathBuf {
 }
 
 /// Fills the directory under its temporary name and gives it its own.
-fn make(options: &Options, making: &Path) -> Result<()> {
+fn make(options: &Options, keyring: &Keyring, making: &Path) -> Result<()> {
     let fs = &*options.fs;
-    let mut rng = Rng::new(options.seed);
+    let mut rng = options.rng();
     let store = uuid::Builder::from_random_bytes(rng.next_u128().to_le_bytes()).into_uuid().as_u128();
     let open = |name: &str| -> Result<(PathBuf, Arc<dyn File>)> {
         let path = making.join(name);
@@ -100,7 +101,7 @@ fn make(options: &Options, making: &Path) -> Result<()> {
     let (path, file) = open(&segment_name(first))?;
     run(fill_ops(&file, options.segment_bytes), &path)?;
     for (slot, name) in MANIFEST_NAMES.into_iter().enumerate() {
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             seq: slot as u64 + 1,
             store,
             segment_bytes: options.segment_bytes,
@@ -113,11 +114,12 @@ fn make(options: &Options, making: &Path) -> Result<()> {
                 incarnation: 0,
                 first_seq: 0,
                 last_seq: 0,
+                key_id: 0,
             }],
             ..Manifest::default()
         };
         let (path, file) = open(name)?;
-        let data = Bytes::from(manifest.encode());
+        let data = Bytes::from(manifest.encode(keyring, &mut rng));
         let len = FileOp::SetLen(data.len() as u64);
         run(
             vec![

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use pontoon_proto::GroupId;
 
-use crate::types::Damage;
+use crate::{KeyId, types::Damage};
 
 /// The result of an operation on the log.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -144,6 +144,24 @@ pub enum Error {
         /// The newest that is known here.
         supported: u32,
     },
+    /// The log is encrypted, and a key that it needs is not there or is not the right one. Nothing was written.
+    #[error("{} needs key {key_id}: {fault}", dir.display())]
+    Key {
+        /// The log's directory.
+        dir: PathBuf,
+        /// The number of the key.
+        key_id: KeyId,
+        /// What is the matter with it.
+        fault: KeyFault,
+    },
+    /// The provider of keys does not answer.
+    #[error("cannot get the keys for {}: {source}", dir.display())]
+    KeySource {
+        /// The log's directory.
+        dir: PathBuf,
+        /// What the provider said.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     /// An option does not make sense.
     #[error("{option}: {reason}")]
     BadOption {
@@ -168,6 +186,34 @@ pub enum Error {
     /// The log is stepped by hand and cannot make progress until the file system completes an operation.
     #[error("the log waits for the file system; complete its operations and step again")]
     Stalled,
+}
+
+/// What is the matter with a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyFault {
+    /// The log was opened without keys.
+    #[error("it is encrypted and was opened without keys; open it with the keys that it was written with")]
+    NoKeys,
+    /// The provider does not know it.
+    #[error(
+        "{provider} does not hold it; put it back there, what was written with it cannot be read without it"
+    )]
+    Missing {
+        /// The provider.
+        provider: String,
+    },
+    /// What was written with it does not open with it.
+    #[error(
+        "the one in {provider} does not open {}: it is another key than the one it was written with, or the file was changed; \
+         put the right key back under that number, or restore the directory", file.display()
+    )]
+    Wrong {
+        /// The provider.
+        provider: String,
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 impl Error {

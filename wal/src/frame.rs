@@ -7,11 +7,14 @@
 //! A head is header and directory. A frame of several blocks ends with a copy of its own; a frame of one block has it
 //! copied into the next frame. So one damaged block never hides whom it hit.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     Lsn,
     codec::{Decoder, round_up},
+    crypt::{Seal, TAG},
     pool,
     record::Head,
     rules::{Rule, is_broken},
@@ -34,6 +37,13 @@ const MAGIC: &[u8; 8] = b"PNTNFRAM";
 const COPY_MAGIC: &[u8; 8] = b"PNTNCOPY";
 /// The CRC covers what follows it, so that the copy's other magic does not change it.
 const CRC_FROM: usize = 12;
+/// Where the header's own tag stands.
+const TAG_AT: usize = 224;
+
+/// Nothing is encrypted.
+pub(crate) const CIPHER_NONE: u8 = 0;
+/// AES-256-GCM, as `crypt.rs` says.
+pub(crate) const CIPHER_AES: u8 = 1;
 
 /// The first frame of an open.
 pub(crate) const FLAG_OPENING: u16 = 1;
@@ -82,6 +92,11 @@ pub(crate) struct FrameHeader {
     pub(crate) cuts: [Cut; 2],
     /// The newest durable checkpoint when the frame was built.
     pub(crate) checkpoint: u64,
+    /// In an encrypted frame, what vouches for the directory, for the head that it carries, and for this header with all of
+    /// that. Otherwise zero.
+    pub(crate) dir_tag: [u8; TAG],
+    pub(crate) carry_tag: [u8; TAG],
+    pub(crate) tag: [u8; TAG],
 }
 
 /// What a block that might begin a head turned out to be.
@@ -136,9 +151,18 @@ impl FrameHeader {
             out.put_u64_le(cut.seq);
         }
         out.put_u64_le(self.checkpoint);
+        out.put_slice(&self.dir_tag);
+        out.put_slice(&self.carry_tag);
+        out.put_slice(&self.tag);
         let crc = crc32c::crc32c(&bytes[CRC_FROM..]);
         bytes[8..CRC_FROM].copy_from_slice(&crc.to_le_bytes());
         bytes
+    }
+
+    /// What the header's own tag vouches for: all of it but magic and CRC, which differ between the two places where it
+    /// stands, and the tag.
+    pub(crate) fn vouched_bytes(&self) -> [u8; TAG_AT - CRC_FROM] {
+        self.encode(MAGIC)[CRC_FROM..TAG_AT].try_into().expect("it is so long")
     }
 
     fn decode(bytes: &[u8]) -> Option<FrameHeader> {
@@ -181,6 +205,9 @@ impl FrameHeader {
             *cut = Cut { incarnation: d.u64()?, seq: d.u64()? };
         }
         header.checkpoint = d.u64()?;
+        for tag in [&mut header.dir_tag, &mut header.carry_tag, &mut header.tag] {
+            *tag = d.take(TAG)?.try_into().ok()?;
+        }
         header.is_sound().then_some(header)
     }
 
@@ -284,14 +311,18 @@ pub(crate) struct Plan {
     head: Vec<u8>,
     /// The head that the next frame must carry.
     pub(crate) carry: Option<Vec<u8>>,
+    /// Encrypts the records on their way out.
+    seal: Option<Arc<Seal>>,
 }
 
-/// Settles a frame. The header brings identity and position; lengths and CRC are filled in here.
+/// Settles a frame. The header brings identity and position; lengths, tags and CRC are filled in here. `records_len` is what
+/// the records take in the frame, sealed if there is a seal.
 pub(crate) fn plan<'a>(
     mut header: FrameHeader,
     carry: &[u8],
     dirs: impl Iterator<Item = &'a [u8]>,
     records_len: usize,
+    seal: Option<Arc<Seal>>,
 ) -> Plan {
     let mut head = pool::take();
     head.resize(FRAME_HEADER, 0);
@@ -315,16 +346,26 @@ pub(crate) fn plan<'a>(
         HOT => frame_blocks(dir_len, carry.len(), records_len),
         _ => cold_frame_blocks(dir_len, records_len),
     } as u32;
+    if let Some(seal) = &seal {
+        seal.vouch_head(&mut header, &head[FRAME_HEADER..dir_end], carry);
+    }
     head[..FRAME_HEADER].copy_from_slice(&header.encode(MAGIC));
     let carry = single.then(|| [COPY_MAGIC, &head[COPY_MAGIC.len()..dir_end]].concat());
-    Plan { header, head, carry: carry.filter(|_| !is_broken(Rule::HeadsCopied)) }
+    Plan { header, head, carry: carry.filter(|_| !is_broken(Rule::HeadsCopied)), seal }
 }
 
 impl Plan {
-    /// Lays the frame out in `out`, which is empty and has room for it.
+    /// Lays the frame out in `out`, which is empty and has room for it. The records are plain ones; they are sealed here, where
+    /// no lock is held.
     pub(crate) fn lay_out<'a>(&self, mut out: BytesMut, records: impl Iterator<Item = &'a [u8]>) -> Bytes {
         out.put_slice(&self.head);
-        records.for_each(|record| out.put_slice(record));
+        match &self.seal {
+            None => records.for_each(|record| out.put_slice(record)),
+            Some(seal) => {
+                let base = self.header.block * BLOCK as u32;
+                records.for_each(|batch| seal.seal_batch(&mut out, base, batch));
+            }
+        }
         pad(&mut out, BLOCK);
         if self.header.copy_block > 0 {
             // The CRC leaves the magic out: the copy differs in nothing else.
@@ -366,7 +407,7 @@ mod tests {
             out.resize(out.len() + payload, 7)
         });
         let header = FrameHeader { seq: 5, records: 1, incarnation: 3, ..FrameHeader::default() };
-        let plan = plan(header, carry, [&dir[..]].into_iter(), data.len());
+        let plan = plan(header, carry, [&dir[..]].into_iter(), data.len(), None);
         let bytes = plan.lay_out(BytesMut::new(), [&data[..]].into_iter());
         Sample { header: plan.header.clone(), bytes, carry: plan.carry.clone() }
     }

@@ -14,11 +14,13 @@ use bytes::Bytes;
 use crate::{
     Batch, Clock, DriverMode, Entry, Fs, GroupId, HardState, Options, RecoveryReport, SnapshotMeta, Wal,
     codec::Decoder,
+    crypt::Keyring,
     frame::{BLOCK, FRAME_HEADER, FrameHeader, Probe},
     fs::{FileOp, OpenMode},
     manifest::Manifest,
     record::{self, Body},
     recovery,
+    rng::Rng,
     segment::Segment,
     sim::{SimFs, SimImage},
 };
@@ -66,8 +68,10 @@ pub fn manifest(input: &[u8]) {
     let mut mended = input.to_vec();
     mend_manifest(&mut mended);
     for bytes in [input, &mended] {
-        if let Ok(manifest) = Manifest::decode(bytes) {
-            assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
+        let keyring = Keyring::new(Path::new(DIR), None).expect("no provider fails");
+        if let Ok(mut manifest) = Manifest::decode(bytes, &keyring) {
+            let again = manifest.encode(&keyring, &mut Rng::new(1));
+            assert_eq!(Manifest::decode(&again, &keyring).ok(), Some(manifest));
         }
     }
 }

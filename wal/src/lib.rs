@@ -14,6 +14,8 @@
 //!      └─────> index <────────────────────┴── readers: memory, cache, pread
 //! ```
 //!
+//! With [`Options::keys`], what it writes is encrypted.
+//!
 //! The format, the fault model and the argument for each crash are in `docs/wal-format.md`. The crate knows neither Raft
 //! nor async runtimes; clock, randomness and disk are passed in ([`Options`]), and the simulated disk is part of it
 //! ([`sim`]). An example is at [`Wal`].
@@ -24,6 +26,7 @@ mod cache;
 mod codec;
 mod compress;
 mod create;
+mod crypt;
 mod driver;
 mod error;
 mod fetch;
@@ -33,6 +36,7 @@ pub mod fs;
 #[doc(hidden)]
 pub mod fuzzing;
 mod index;
+mod keys;
 mod manifest;
 mod metrics;
 mod options;
@@ -63,8 +67,9 @@ mod writer;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_META_BYTES, MAX_META_KEY_BYTES, MAX_SNAPSHOT_DATA_BYTES};
 pub use compress::Compression;
-pub use error::{Error, Result};
+pub use error::{Error, KeyFault, Result};
 pub use fs::{Fs, RealFs};
+pub use keys::{DataKey, KEY_BYTES, KeyError, KeyFile, KeyFileError, KeyId, KeyProvider, KeySet};
 pub use metrics::{Histogram, Metrics};
 pub use options::{
     Clock, DriverMode, Durability, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Options, SystemClock,

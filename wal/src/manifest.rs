@@ -7,10 +7,12 @@ use bytes::{BufMut, Bytes};
 use pontoon_proto::GroupId;
 
 use crate::{
-    Lsn, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES,
+    Error, KeyId, Lsn, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES,
     codec::{Decoder, put_bytes, round_up},
+    crypt::{self, BLOB_EXTRA, Keyring},
     frame::{BLOCK, COLD},
     record::{MAX_INDEX, decode_snapshot, put_hard_state, put_snapshot},
+    rng::Rng,
     types::{Damage, HardState, SnapshotMeta},
 };
 
@@ -22,8 +24,10 @@ pub(crate) const FORMAT: u16 = 1;
 const MAGIC: &[u8; 8] = b"PNTNMANI";
 /// Features, one bit each, that a reader must know: there are cold frames.
 const HAS_COLD: u64 = 1;
+/// A feature: groups and tombstones are encrypted.
+const SEALED: u64 = 1 << 2;
 /// All that are known here.
-const KNOWN_FEATURES: u64 = HAS_COLD;
+const KNOWN_FEATURES: u64 = HAS_COLD | SEALED;
 const HEADER: usize = 128;
 
 /// How a segment is listed.
@@ -48,6 +52,8 @@ pub(crate) struct ListedSegment {
     pub(crate) incarnation: u64,
     pub(crate) first_seq: u64,
     pub(crate) last_seq: u64,
+    /// The key with which its frames are encrypted, 0 for none.
+    pub(crate) key_id: u32,
 }
 
 /// The moment that the checkpoint describes.
@@ -84,24 +90,39 @@ pub(crate) struct Manifest {
     pub(crate) segments: Vec<ListedSegment>,
     pub(crate) groups: Vec<(GroupId, GroupState)>,
     pub(crate) tombstones: Vec<(GroupId, u64)>,
+    /// The key with which groups and tombstones are encrypted in the file that this was read from, 0 for none. Read without
+    /// keys, such a file has neither.
+    pub(crate) key_id: u32,
 }
 
 /// Why bytes are no manifest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Unreadable {
     /// Not one, torn or damaged.
     Damaged,
     /// Intact, but of a format or with a feature that is not known here.
     Newer(u32),
+    /// Intact, but encrypted with a key that is not there.
+    Key(Error),
+    /// Intact, but not what was encrypted with the key of this number.
+    WrongKey(KeyId),
 }
 
+/// What the encrypted part is, for its key.
+const SEALED_PART: &str = "pontoon-wal manifest 1";
+/// Up to here the header is vouched for by the encrypted part's tag. What follows is the CRC of that part.
+const VOUCHED: std::ops::Range<usize> = 12..64;
+
 impl Manifest {
-    /// The file's whole content.
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// The file's whole content. Encrypted if there are keys, with a salt drawn from `rng`; `key_id` says with which.
+    pub(crate) fn encode(&mut self, keyring: &Keyring, rng: &mut Rng) -> Vec<u8> {
         let mut out = vec![0; BLOCK];
-        self.encode_body(&mut out);
-        let body_len = out.len() - BLOCK;
-        let body_crc = crc32c::crc32c(&out[BLOCK..]);
+        self.encode_places(&mut out);
+        let clear_len = out.len() - BLOCK;
+        let mut state = Vec::new();
+        self.encode_state(&mut state);
+        let sealed = keyring.is_on();
+        let body_len = clear_len + state.len() + if sealed { BLOB_EXTRA } else { 0 };
         let mut header = Vec::with_capacity(HEADER);
         header.put_slice(MAGIC);
         header.put_u32_le(0);
@@ -109,10 +130,19 @@ impl Manifest {
         header.put_u16_le(0);
         header.put_u128_le(self.store);
         header.put_u64_le(self.seq);
-        header.put_u64_le(self.features());
+        header.put_u64_le(self.features() | if sealed { SEALED } else { 0 });
         header.put_u64_le(self.segment_bytes);
         header.put_u64_le(body_len as u64);
-        header.put_u32_le(body_crc);
+        if sealed {
+            let vouched = [&header[VOUCHED], &out[BLOCK..]].concat();
+            let blob = keyring.seal_blob(SEALED_PART, &vouched, &state, rng.next_u128());
+            state = blob.expect("a log with keys has a current one");
+        }
+        self.key_id = crypt::blob_key(&state).filter(|_| sealed).map_or(0, |id| id.0);
+        out.put_slice(&state);
+        debug_assert_eq!(out.len() - BLOCK, body_len);
+        header.put_u32_le(crc32c::crc32c(&out[BLOCK..]));
+        header.put_u32_le(if sealed { clear_len as u32 } else { 0 });
         header.resize(HEADER, 0);
         let crc = crc32c::crc32c(&header[12..]);
         header[8..12].copy_from_slice(&crc.to_le_bytes());
@@ -127,7 +157,14 @@ impl Manifest {
         if is_cold { HAS_COLD } else { 0 }
     }
 
-    fn encode_body(&self, out: &mut Vec<u8>) {
+    /// The keys without which it cannot be used.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = KeyId> + '_ {
+        let ids = self.segments.iter().map(|segment| segment.key_id).chain([self.key_id]);
+        ids.filter(|id| *id > 0).map(KeyId)
+    }
+
+    /// Appends what says where everything is. It is never encrypted.
+    fn encode_places(&self, out: &mut Vec<u8>) {
         out.put_u32_le(self.next_segment);
         out.put_u64_le(self.as_of.incarnation);
         out.put_u64_le(self.as_of.ordinal);
@@ -146,7 +183,12 @@ impl Manifest {
             out.put_u64_le(segment.incarnation);
             out.put_u64_le(segment.first_seq);
             out.put_u64_le(segment.last_seq);
+            out.put_u32_le(segment.key_id);
         }
+    }
+
+    /// Appends what the groups hold.
+    fn encode_state(&self, out: &mut Vec<u8>) {
         out.put_u64_le(self.groups.len() as u64);
         for (group, state) in &self.groups {
             out.put_u64_le(group.0);
@@ -159,16 +201,17 @@ impl Manifest {
         }
     }
 
-    /// Reads a file's content.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest, Unreadable> {
+    /// Reads a file's content. With [`Keyring::blind`], what is encrypted is left out.
+    pub(crate) fn decode(bytes: &[u8], keyring: &Keyring) -> Result<Manifest, Unreadable> {
         let header = bytes.get(..HEADER).ok_or(Unreadable::Damaged)?;
         if &header[..8] != MAGIC || header[8..12] != crc32c::crc32c(&header[12..]).to_le_bytes() {
             return Err(Unreadable::Damaged);
         }
         let mut d = Decoder(&header[12..]);
-        let mut fixed =
-            || Some((d.u16()?, d.u16()?, d.u128()?, d.u64()?, d.u64()?, d.u64()?, d.u64()?, d.u32()?));
-        let (format, _, store, seq, features, segment_bytes, body_len, body_crc) =
+        let mut fixed = || {
+            Some((d.u16()?, d.u16()?, d.u128()?, d.u64()?, d.u64()?, d.u64()?, d.u64()?, d.u32()?, d.u32()?))
+        };
+        let (format, _, store, seq, features, segment_bytes, body_len, body_crc, clear_len) =
             fixed().ok_or(Unreadable::Damaged)?;
         if format != FORMAT {
             return Err(Unreadable::Newer(u32::from(format)));
@@ -179,11 +222,32 @@ impl Manifest {
         }
         let body = usize::try_from(body_len).ok().and_then(|len| bytes.get(BLOCK..)?.get(..len));
         let body = body.filter(|body| crc32c::crc32c(body) == body_crc).ok_or(Unreadable::Damaged)?;
-        let manifest = Manifest { seq, store, segment_bytes, ..Manifest::default() };
-        manifest.decode_body(body).ok_or(Unreadable::Damaged)
+        let mut manifest = Manifest { seq, store, segment_bytes, ..Manifest::default() };
+        let state = match features & SEALED {
+            0 => manifest.decode_places(body).map(|rest| Some(rest.to_vec())),
+            _ => {
+                let (clear, blob) = body.split_at_checked(clear_len as usize).ok_or(Unreadable::Damaged)?;
+                let key_id = crypt::blob_key(blob).ok_or(Unreadable::Damaged)?;
+                manifest.key_id = key_id.0;
+                let state = match keyring.is_blind() {
+                    true => None,
+                    false => {
+                        let vouched = [&header[VOUCHED], clear].concat();
+                        let plain =
+                            keyring.open_blob(SEALED_PART, &vouched, blob).map_err(Unreadable::Key)?;
+                        Some(plain.ok_or(Unreadable::WrongKey(key_id))?)
+                    }
+                };
+                manifest.decode_places(clear).filter(|rest| rest.is_empty()).map(|_| state)
+            }
+        };
+        let decoded = state.and_then(|state| state.map_or(Some(()), |state| manifest.decode_state(&state)));
+        decoded.filter(|()| manifest.is_sound()).ok_or(Unreadable::Damaged)?;
+        Ok(manifest)
     }
 
-    fn decode_body(mut self, body: &[u8]) -> Option<Manifest> {
+    /// Reads where everything is; what follows.
+    fn decode_places<'a>(&mut self, body: &'a [u8]) -> Option<&'a [u8]> {
         let mut d = Decoder(body);
         self.next_segment = d.u32()?;
         self.as_of =
@@ -202,16 +266,22 @@ impl Manifest {
                 incarnation: d.u64()?,
                 first_seq: d.u64()?,
                 last_seq: d.u64()?,
+                key_id: d.u32()?,
             });
         }
+        Some(d.0)
+    }
+
+    /// Reads what the groups hold.
+    fn decode_state(&mut self, state: &[u8]) -> Option<()> {
+        let mut d = Decoder(state);
         for _ in 0..d.u64()? {
             self.groups.push((GroupId(d.u64()?), decode_group(&mut d)?));
         }
         for _ in 0..d.u64()? {
             self.tombstones.push((GroupId(d.u64()?), d.u64()?));
         }
-        d.end()?;
-        self.is_sound().then_some(self)
+        d.end()
     }
 
     /// Whether all numbers are in the ranges that everybody after relies on.
@@ -300,7 +370,10 @@ fn decode_group(d: &mut Decoder<'_>) -> Option<GroupState> {
 
 #[cfg(test)]
 mod tests {
+    use std::{path::Path, sync::Arc};
+
     use super::*;
+    use crate::{DataKey, KEY_BYTES, KeyFault, KeyProvider, KeySet};
 
     fn sample() -> Manifest {
         let state = GroupState {
@@ -325,30 +398,78 @@ mod tests {
                 incarnation: 5,
                 first_seq: 2,
                 last_seq: 8,
+                key_id: 0,
             }],
             groups: vec![(GroupId(4), state)],
             tombstones: vec![(GroupId(5), 6)],
+            key_id: 0,
         }
+    }
+
+    fn keyring(key: Option<(u32, u8)>) -> Arc<Keyring> {
+        let provider = |(id, byte)| {
+            Arc::new(KeySet::new(KeyId(id), DataKey::new([byte; KEY_BYTES]))) as Arc<dyn KeyProvider>
+        };
+        Keyring::new(Path::new("log"), key.map(provider)).unwrap()
+    }
+
+    fn encoded(key: Option<(u32, u8)>) -> Vec<u8> {
+        sample().encode(&keyring(key), &mut Rng::new(1))
     }
 
     #[test]
     fn a_manifest_comes_back_as_it_was() {
-        assert_eq!(Manifest::decode(&sample().encode()), Ok(sample()));
+        assert_eq!(Manifest::decode(&encoded(None), &keyring(None)).unwrap(), sample());
+        let sealed = Manifest { key_id: 3, ..sample() };
+        let bytes = encoded(Some((3, 1)));
+        assert_eq!(Manifest::decode(&bytes, &keyring(Some((3, 1)))).unwrap(), sealed);
+        let places = Manifest { groups: Vec::new(), tombstones: Vec::new(), ..sealed };
+        assert_eq!(Manifest::decode(&bytes, &Keyring::blind(Path::new("log"))).unwrap(), places);
+    }
+
+    #[test]
+    fn a_key_that_is_missing_or_wrong_is_told_from_damage_and_each_write_looks_different() {
+        let bytes = encoded(Some((3, 1)));
+        let refusal = |bytes: &[u8], key| Manifest::decode(bytes, &keyring(key)).unwrap_err();
+        assert!(matches!(
+            refusal(&bytes, None),
+            Unreadable::Key(Error::Key { key_id: KeyId(3), fault: KeyFault::NoKeys, .. })
+        ));
+        assert!(matches!(
+            refusal(&bytes, Some((4, 1))),
+            Unreadable::Key(Error::Key { key_id: KeyId(3), fault: KeyFault::Missing { .. }, .. })
+        ));
+        assert!(matches!(refusal(&bytes, Some((3, 2))), Unreadable::WrongKey(KeyId(3))));
+        // Changed on purpose, with the CRC that fits: header, list of segments, ciphertext, tag.
+        let body_len = u64::from_le_bytes(bytes[56..64].try_into().unwrap()) as usize;
+        for at in [33, 49, BLOCK + 4, BLOCK + 60, BLOCK + body_len - 30, BLOCK + body_len - 1] {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            let crc = crc32c::crc32c(&bad[BLOCK..BLOCK + body_len]);
+            bad[64..68].copy_from_slice(&crc.to_le_bytes());
+            let crc = crc32c::crc32c(&bad[12..HEADER]);
+            bad[8..12].copy_from_slice(&crc.to_le_bytes());
+            assert!(matches!(refusal(&bad, Some((3, 1))), Unreadable::WrongKey(KeyId(3))), "byte {at}");
+        }
+        let again = sample().encode(&keyring(Some((3, 1))), &mut Rng::new(2));
+        let same = bytes.iter().zip(&again).skip(BLOCK + 150).filter(|(a, b)| a == b).count();
+        assert!(same < bytes.len() - BLOCK - 150, "the ciphertext repeats");
     }
 
     #[test]
     fn damage_and_newer_formats_are_told_apart() {
-        let good = sample().encode();
+        let good = encoded(None);
+        let decode = |bytes: &[u8]| Manifest::decode(bytes, &keyring(None)).unwrap_err();
         for at in [0, 9, 30, 100, BLOCK, BLOCK + 60] {
             let mut bad = good.clone();
             bad[at] ^= 4;
-            assert_eq!(Manifest::decode(&bad), Err(Unreadable::Damaged), "byte {at}");
+            assert!(matches!(decode(&bad), Unreadable::Damaged), "byte {at}");
         }
         let mut newer = good;
         newer[12] = 9;
         let crc = crc32c::crc32c(&newer[12..HEADER]);
         newer[8..12].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Manifest::decode(&newer), Err(Unreadable::Newer(9)));
-        assert_eq!(Manifest::decode(&[]), Err(Unreadable::Damaged));
+        assert!(matches!(decode(&newer), Unreadable::Newer(9)));
+        assert!(matches!(decode(&[]), Unreadable::Damaged));
     }
 }

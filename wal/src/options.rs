@@ -8,8 +8,9 @@ use std::{
 };
 
 use crate::{
-    Compression, Error, Result,
+    Compression, Error, KeyProvider, Result,
     fs::{Fs, RealFs},
+    rng::Rng,
 };
 
 /// The smallest segment.
@@ -100,7 +101,11 @@ pub struct Options {
     /// How many threads carry out [`Wal::entries_async`](crate::Wal::entries_async), 1 to 64. They start when they are
     /// needed.
     pub read_threads: usize,
-    /// Randomness for the store's id, incarnations and epochs. Production passes the system's.
+    /// Encrypts what is written from now on, and opens what was encrypted before; an encrypted log does not open without. A
+    /// log that was not is read all the same: its segments stay as they are until they are collected. `None`: plain.
+    pub keys: Option<Arc<dyn KeyProvider>>,
+    /// Randomness for the store's id, incarnations and epochs, and thereby for the keys of an encrypted log: no two opens of
+    /// a log may have the same. Production passes the system's.
     pub seed: u64,
     /// The clock.
     pub clock: Arc<dyn Clock>,
@@ -131,6 +136,7 @@ impl Options {
             max_frame_bytes: 1 << 20,
             compression: Compression::None,
             compress_above_bytes: 4 << 10,
+            keys: None,
             write_depth: 2,
             read_threads: 4,
             seed: (random >> 64) as u64 ^ random as u64,
@@ -139,6 +145,22 @@ impl Options {
             idle_watermark: Duration::from_millis(5),
             prepared_segments: 2,
         }
+    }
+
+    /// What epochs, incarnations and salts are drawn from. An encrypted log must never draw the same twice, so one that is in
+    /// use does not rely on the caller's seed alone.
+    pub(crate) fn rng(&self) -> Rng {
+        let mut rng = Rng::new(self.seed);
+        if self.keys.is_some() && self.driver == DriverMode::Threads {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a seed that came twice must not cost the secrecy of a log"
+            )]
+            let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+            rng.mix(high);
+            rng.mix(low);
+        }
+        rng
     }
 
     /// How many frames are under way at once. Writes that are not synced end when the system has copied them, one after
@@ -187,6 +209,7 @@ impl fmt::Debug for Options {
             .field("durability", &self.durability)
             .field("cache_bytes", &self.cache_bytes)
             .field("size_limit_bytes", &self.size_limit_bytes)
+            .field("encrypted", &self.keys.is_some())
             .field("driver", &self.driver)
             .finish_non_exhaustive()
     }

@@ -53,10 +53,11 @@ pub(crate) struct Outline {
 }
 
 impl Outline {
-    /// Reads it off a whole record; `None` if that is none. The caller has checked the CRC.
+    /// Reads it off a whole plain record; `None` if that is none. The caller has checked the CRC. `head` is the one that the
+    /// record has on disk, where it may be longer.
     pub(crate) fn of(head: Head, record: &Bytes) -> Option<Outline> {
         let gist = match head.kind {
-            Kind::Entries => Gist::Entries(record::terms(&head, record)?),
+            Kind::Entries => Gist::Entries(record::terms(&record::decode_head(record)?, record)?),
             _ => Gist::of(record::decode(record)?.1),
         };
         Some(Outline { head, gist })

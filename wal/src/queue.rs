@@ -98,7 +98,10 @@ impl Waiter {
 
 /// A batch on its way to the disk.
 pub(crate) struct Queued {
+    /// Plain, whatever the log does with it on its way to the disk.
     pub(crate) data: Bytes,
+    /// What sealing will add to the data.
+    pub(crate) tags_len: usize,
     pub(crate) dir: Vec<u8>,
     pub(crate) records: u32,
     pub(crate) first_lsn: u64,
@@ -113,6 +116,11 @@ impl Queued {
         self.first_lsn + u64::from(self.records) - 1
     }
 
+    /// What its records take in a frame.
+    pub(crate) fn records_len(&self) -> usize {
+        self.data.len() + self.tags_len
+    }
+
     /// Whether only a waiting thread hears of it.
     pub(crate) fn is_commit(&self) -> bool {
         matches!(self.ack, Ack::Waiter(_))
@@ -125,7 +133,7 @@ const ENOUGH_BYTES: usize = 128 << 10;
 /// What waits for the writer.
 ///
 /// Invariants: LSNs in `batches` ascend without a gap and end below `next_lsn`; the index shows exactly what was ever
-/// queued here, in this order; `bytes` is what `batches` hold.
+/// queued here, in this order; `bytes` is what `batches` take in frames.
 pub(crate) struct Queue {
     pub(crate) batches: VecDeque<Queued>,
     pub(crate) bytes: usize,

@@ -242,7 +242,8 @@ pub(crate) fn salvage(shared: &Shared, group: GroupId, range: Range<u64>, max_by
 
 /// The entries of an extent, if the bytes are the record that it names, unchanged.
 fn entries_of(group: GroupId, extent: &Extent, bytes: &Bytes) -> Option<Entries> {
-    match record::verify_self(bytes).then(|| record::decode(bytes))?? {
+    let plain = record::verify_self(bytes).then(|| extent.segment.open(extent.offset, bytes.clone()))??;
+    match record::decode(&plain)? {
         (head, Body::Entries(entries)) if head.group == group && head.index == extent.first => Some(entries),
         _ => None,
     }
@@ -319,8 +320,9 @@ fn read_row(
             (None, Some(rest)) => slice(rest, start, extent),
             (None, None) => unreachable!("what was not cached was read"),
         };
-        let decoded = if nth < known || record::verify_self(&bytes) { record::decode(&bytes) } else { None };
-        let entries = match decoded {
+        let intact = nth < known || record::verify_self(&bytes);
+        let plain = intact.then(|| extent.segment.open(extent.offset, bytes)).flatten();
+        let entries = match plain.and_then(|plain| record::decode(&plain)) {
             Some((head, Body::Entries(entries))) if head.group == group && head.index == extent.first => {
                 entries
             }

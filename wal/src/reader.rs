@@ -1,13 +1,19 @@
 //! Looking at a log without writing to it or locking it.
 
-use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    path::Path,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use crate::{
-    Entry, Error, Fs, GroupView, Options, Pinned, RecoveryReport, Result, Usage,
+    Entry, Error, Fs, GroupView, KeyId, KeyProvider, Options, Pinned, RecoveryReport, Result, Usage,
+    crypt::Keyring,
     read::{self, Page, Wait},
     recovery,
     shared::Shared,
@@ -27,13 +33,22 @@ impl WalReader {
     /// # Errors
     /// As [`Wal::open`](crate::Wal::open), but never `Locked`.
     pub fn open(fs: Arc<dyn Fs>, dir: &Path) -> Result<WalReader> {
-        let loaded = recovery::load(&*fs, dir)?;
+        WalReader::open_with(fs, dir, None)
+    }
+
+    /// Opens the log in a directory of this file system with the keys that it may need.
+    ///
+    /// # Errors
+    /// As [`WalReader::open`].
+    pub fn open_with(fs: Arc<dyn Fs>, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) -> Result<WalReader> {
+        let keyring = Keyring::new(dir, keys.clone())?;
+        let loaded = recovery::load(&*fs, dir, &keyring)?;
         let loaded = loaded.ok_or_else(|| Error::Foreign {
             path: dir.to_owned(),
             what: "it holds no manifest".to_owned(),
         })?;
-        let mut options = Options { fs, cache_bytes: 0, ..Options::new(dir) };
-        let (parts, report) = recovery::recover(&mut options, loaded, true)?;
+        let mut options = Options { fs, cache_bytes: 0, keys, ..Options::new(dir) };
+        let (parts, report) = recovery::recover(&mut options, keyring, loaded, true)?;
         Ok(WalReader { shared: Arc::new(Shared::new(options, parts)), report })
     }
 
@@ -86,7 +101,13 @@ impl WalReader {
     /// # Errors
     /// As [`tools::check`].
     pub fn check(&self) -> Result<CheckReport> {
-        tools::check(self.shared.options.fs.clone(), &self.shared.options.dir)
+        let options = &self.shared.options;
+        tools::check(options.fs.clone(), &options.dir, options.keys.clone())
+    }
+
+    /// As [`Wal::key_ids_in_use`](crate::Wal::key_ids_in_use), without the one that would be written with.
+    pub fn key_ids_in_use(&self) -> BTreeSet<KeyId> {
+        self.shared.key_ids_on_disk()
     }
 
     /// All metadata of a group, ascending by key.

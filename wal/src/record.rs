@@ -4,8 +4,11 @@
 //!
 //! ```text
 //!  0 crc32c u32 (over all that follows, without padding) | 4 len u32 (header and body, without padding)
-//!  8 kind u8 | 9 codec u8 | 10 reserved u16 (0) | 12 count u32 | 16 group u64 | 24 index u64 | 32 body
+//!  8 kind u8 | 9 codec u8 | 10 flags u8 (1: sealed) | 11 reserved u8 (0) | 12 count u32 | 16 group u64 | 24 index u64 | 32 body
 //! ```
+//!
+//! In memory records are plain. One of an encrypted log is sealed on its way to the disk and opened on its way back
+//! (`crypt.rs`); everything here but [`verify`] is about plain ones.
 //!
 //! The CRC covers group, kind, index and payload, so that a record that turns up in another's place does not pass for
 //! it. The place in the order (LSN) is bound by the frame's header.
@@ -25,6 +28,10 @@ use crate::{
 pub(crate) const RECORD_HEADER: usize = 32;
 /// The byte of a record that names how its payload is compressed.
 const CODEC_AT: usize = 9;
+/// The byte of a record that holds its flags.
+pub(crate) const FLAGS_AT: usize = 10;
+/// Of a record's flags: the body is encrypted and ends with a tag.
+pub(crate) const SEALED: u8 = 1;
 /// Bytes per entry in the table that opens the body of an `Entries` record: term, length, kind.
 const ENTRY_ROW: usize = 13;
 /// An extent counts its entries in 16 bits.
@@ -196,6 +203,9 @@ pub(crate) fn decode_at(bytes: &Bytes, at: usize) -> Option<(Head, Body)> {
     let head = decode_head(bytes.get(at..)?)?;
     let end = at.checked_add(head.len as usize)?;
     let record = bytes.get(at..end)?;
+    if flags(record) != 0 {
+        return None;
+    }
     if head.kind == Kind::Entries {
         let (_, codec) = rows(&head, record)?;
         let bytes = bytes.slice(at..end);
@@ -290,6 +300,16 @@ fn decode_body(head: &Head, bytes: &Bytes, body: &[u8]) -> Option<Body> {
     };
     body.end()?;
     Some(decoded)
+}
+
+/// A record's flags, the reserved byte included.
+fn flags(record: &[u8]) -> u16 {
+    u16::from_le_bytes([record[FLAGS_AT], record[FLAGS_AT + 1]])
+}
+
+/// Whether a record, of which there is a header, is encrypted.
+pub(crate) fn is_sealed(record: &[u8]) -> bool {
+    flags(record) == u16::from(SEALED)
 }
 
 /// Reads a record's header.

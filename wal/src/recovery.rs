@@ -13,13 +13,13 @@ use std::{
 use pontoon_proto::GroupId;
 
 use crate::{
-    DriverMode, Error, Lsn, Options, Result,
+    DriverMode, Error, KeyId, Lsn, Options, Result,
     background::Background,
+    crypt::{Expected, Guard, Keyring, Use},
     frame::{BLOCK, Cut, HOT},
-    fs::{FileOp, Fs, OpenMode, read_whole, sync},
-    manifest::{Listing, MANIFEST_NAMES, Manifest, Unreadable},
+    fs::{File, FileOp, Fs, OpenMode, read_whole, sync},
+    manifest::{ListedSegment, Listing, MANIFEST_NAMES, Manifest, Unreadable},
     record::Head,
-    rng::Rng,
     rules::{Rule, is_broken},
     segment::{Segment, segment_id, segment_name},
     shared::Parts,
@@ -110,7 +110,7 @@ pub(crate) struct Loaded {
 }
 
 /// Reads both manifest files. `None` if there is neither.
-pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Option<Loaded>> {
+pub(crate) fn load(fs: &dyn Fs, dir: &Path, keyring: &Keyring) -> Result<Option<Loaded>> {
     let mut loaded = Loaded { manifests: [None, None], unreadable: None };
     let mut any = false;
     for (slot, name) in MANIFEST_NAMES.into_iter().enumerate() {
@@ -130,7 +130,7 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Option<Loaded>> {
         };
         any = true;
         let bytes = read_whole(&*file).map_err(|source| Error::io("read", &path, source))?;
-        match Manifest::decode(&bytes) {
+        match Manifest::decode(&bytes, keyring) {
             Ok(manifest) => loaded.manifests[slot] = Some(manifest),
             Err(Unreadable::Damaged) => loaded.unreadable = Some(path),
             Err(Unreadable::Newer(found)) => {
@@ -140,6 +140,9 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Option<Loaded>> {
                     supported: u32::from(crate::manifest::FORMAT),
                 });
             }
+            // A crash leaves no such file: the other one is no way out of a key that is missing or wrong.
+            Err(Unreadable::Key(error)) => return Err(error),
+            Err(Unreadable::WrongKey(key_id)) => return Err(keyring.wrong(key_id, &path)),
         }
     }
     if !any {
@@ -161,6 +164,7 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Option<Loaded>> {
 /// Rebuilds the state of an existing log. `options` takes the log's own segment size.
 pub(crate) fn recover(
     options: &mut Options,
+    keyring: Arc<Keyring>,
     loaded: Loaded,
     read_only: bool,
 ) -> Result<(Parts, RecoveryReport)> {
@@ -176,6 +180,9 @@ pub(crate) fn recover(
     let mut table = Table {
         listed: [listed_in(0), listed_in(1)],
         manifest_seqs: [seq_of(0), seq_of(1)],
+        manifest_keys: manifests
+            .each_ref()
+            .map(|manifest| manifest.iter().flat_map(Manifest::keys).collect()),
         ..Table::default()
     };
     let [first, second] = manifests;
@@ -186,7 +193,7 @@ pub(crate) fn recover(
     report.segments = manifest.segments.len();
     table.next_id = manifest.next_segment;
 
-    let segments = open_segments(options, &manifest, read_only)?;
+    let segments = open_segments(options, &keyring, &manifest, read_only)?;
     let threads = threads(options);
     let mut scan = scan_all(&segments, &manifest, threads)?;
     report.bytes_scanned = scan.bytes;
@@ -226,7 +233,7 @@ pub(crate) fn recover(
     find_free(options, &mut table)?;
 
     let ordinal = chain.ordinal.max(last_lsn >> Lsn::COUNTER_BITS) + 1;
-    let mut rng = Rng::new(options.seed);
+    let mut rng = options.rng();
     for value in [manifest.store as u64, ordinal, manifest.seq, last_lsn] {
         rng.mix(value);
     }
@@ -243,7 +250,7 @@ pub(crate) fn recover(
     (table.done_seq, table.done_lsn, table.cold_seq) = (last_seq, next_lsn - 1, manifest.as_of.seqs[1]);
     let writer = Writer::new(identity.clone(), last_seq, carry);
     let background = Background::new(identity.clone(), rng, manifest.as_of.seqs[1]);
-    Ok((Parts { identity, index, table, writer, background, next_lsn, lock: None }, report))
+    Ok((Parts { keyring, identity, index, table, writer, background, next_lsn, lock: None }, report))
 }
 
 /// Makes the frames beyond the proven mark durable: nobody may see what a power cut could still take back. They are
@@ -321,6 +328,7 @@ pub(crate) fn frames_in(segment: &Arc<Segment>, store: u128, segment_bytes: u64)
 /// Opens the files that the manifest lists; one that is missing or of another length is corruption.
 fn open_segments(
     options: &Options,
+    keyring: &Arc<Keyring>,
     manifest: &Manifest,
     read_only: bool,
 ) -> Result<BTreeMap<u32, Arc<Segment>>> {
@@ -343,9 +351,30 @@ fn open_segments(
                 manifest.segment_bytes
             )));
         }
-        segments.insert(listed.id, Arc::new(Segment::new(listed.id, listed.epoch, path, file)));
+        segments.insert(listed.id, Arc::new(listed_segment(keyring, manifest, listed, path, file)?));
     }
     Ok(segments)
+}
+
+/// A segment as a manifest lists it, with what it takes to tell its own frames from others' and to open them.
+pub(crate) fn listed_segment(
+    keyring: &Arc<Keyring>,
+    manifest: &Manifest,
+    listed: &ListedSegment,
+    path: PathBuf,
+    file: Arc<dyn File>,
+) -> Result<Segment> {
+    let ListedSegment { id, epoch, incarnation, key_id, .. } = *listed;
+    let expected = match listed.listing {
+        Listing::Prepared => Expected::Unused { encrypted: manifest.key_id > 0 },
+        Listing::Active | Listing::Sealed => Expected::Written { key_id, incarnation },
+    };
+    let segment = Segment::new(id, epoch, path, file).guarded(Guard::new(keyring.clone(), expected));
+    if key_id > 0 && !keyring.is_blind() {
+        let of = Use { store: manifest.store, epoch, segment: id, incarnation };
+        segment.set_seal(Some(keyring.seal(KeyId(key_id), &of)?));
+    }
+    Ok(segment)
 }
 
 /// Frames know which checkpoint was durable before them. With both manifests in place the newest one that a frame knows

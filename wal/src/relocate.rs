@@ -39,10 +39,12 @@ use pontoon_proto::GroupId;
 use crate::{
     Durability, Error, GcStats, WalEvent,
     codec::put_varint,
+    crypt::TAG,
     frame::{self, BLOCK, COLD, FrameHeader},
     fs::{FileOp, Ticket},
     index::Spot,
     read::{Extent, note_damage},
+    record::{self, Head},
     rules::{Rule, is_broken},
     segment::Segment,
     shared::Shared,
@@ -251,11 +253,15 @@ impl Relocator {
         if self.load.moved.is_empty() {
             self.load.first_lsn = lsn;
         }
+        // It is sealed anew at its new place, and is as long as it will be there.
+        let Some(plain) = record::decode_head(&bytes) else { return };
+        let tag_len = if shared.keyring.is_on() { TAG } else { 0 };
+        let head = Head { len: plain.len + tag_len as u32, ..head };
         head.encode_dir(&mut self.load.dir);
         put_varint(&mut self.load.dir, lsn);
         let moved = Moved { group: head.group, first: head.index, from: offset, at: self.load.bytes };
         self.load.moved.push(moved);
-        self.load.bytes += bytes.len() as u32;
+        self.load.bytes += head.padded() as u32;
         self.load.records.push(bytes);
     }
 
@@ -318,7 +324,8 @@ impl Relocator {
             checkpoint: shared.table().manifest_seqs.into_iter().max().unwrap_or(0),
             ..FrameHeader::default()
         };
-        let plan = frame::plan(header, &[], [&load.dir[..]].into_iter(), records_len as usize);
+        let seal = segment.seal().cloned();
+        let plan = frame::plan(header, &[], [&load.dir[..]].into_iter(), records_len as usize, seal);
         debug_assert_eq!(plan.header.blocks, blocks, "the frame fits the place that was chosen for it");
         let memory = self.slabs.take(blocks as usize * BLOCK);
         let data = plan.lay_out(memory, load.records.iter().map(|record| &record[..]));
@@ -350,6 +357,7 @@ impl Relocator {
         let next = if spare { table.take_usable() } else { None };
         table.cold_waits = next.is_none();
         let next = next?;
+        self.identity.seal(&shared.keyring, &next);
         let active = Active {
             segment: next.clone(),
             incarnation: self.identity.incarnation,

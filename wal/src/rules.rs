@@ -58,6 +58,10 @@ pub enum Rule {
     ColdUpToCheckpoint,
     /// A checkpoint that forgets a segment states the cold frames that its records went to.
     ColdSeqStated,
+    /// Each use of a segment has a key of its own.
+    EpochInKey,
+    /// What is encrypted is opened only if its tag is right.
+    TagsChecked,
 }
 
 #[cfg(feature = "testing")]
@@ -69,6 +73,13 @@ thread_local! {
 #[cfg(feature = "testing")]
 pub fn break_rule(rule: Option<Rule>) {
     BROKEN.set(rule);
+}
+
+/// Lets this thread remember what it seals from now on, or no longer, so that a key that meets a nonce with two contents
+/// panics. How many nonces were remembered until now.
+#[cfg(feature = "testing")]
+pub fn watch_nonces(on: bool) -> usize {
+    crate::crypt::watch::watch_nonces(on)
 }
 
 /// Whether a test asks for this rule to be broken.

@@ -1,18 +1,22 @@
 //! What the doors, the writer and the background share.
 
-use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
 use pontoon_proto::GroupId;
 
 use crate::{
-    Batch, Error, Lsn, MAX_BATCH_BYTES, Options, Pinned, Result, Usage, WalEvent,
+    Batch, Error, KeyId, Lsn, MAX_BATCH_BYTES, Options, Pinned, Result, Usage, WalEvent,
     background::Background,
     cache::Cache,
     compress,
+    crypt::{self, Keyring},
     fetch::Fetches,
     frame::COLD,
     fs::LockGuard,
@@ -39,6 +43,7 @@ const RESERVE_SEGMENTS: u64 = 2;
 /// the cache's, never during I/O.
 pub(crate) struct Shared {
     pub(crate) options: Options,
+    pub(crate) keyring: Arc<Keyring>,
     pub(crate) identity: Identity,
     pub(crate) index: Index,
     pub(crate) space: Arc<Space>,
@@ -70,6 +75,7 @@ pub(crate) struct BackgroundSignal {
 
 /// What recovery hands over.
 pub(crate) struct Parts {
+    pub(crate) keyring: Arc<Keyring>,
     pub(crate) identity: Identity,
     pub(crate) index: Index,
     pub(crate) table: Table,
@@ -88,6 +94,7 @@ impl Shared {
             counters: Counters::default(),
             fetches: Fetches::default(),
             options,
+            keyring: parts.keyring,
             identity: parts.identity,
             index: parts.index,
             space,
@@ -220,13 +227,18 @@ impl Shared {
         if let Some(mistake) = batch.mistake.take() {
             return Err(mistake);
         }
+        // Sealed records are longer, by a tag each: on their way to the disk, where nothing is held up by the work.
+        let tags_len = if self.keyring.is_on() { batch.records as usize * crypt::TAG } else { 0 };
         // As it was handed in: what one log takes, every log takes, however well it compresses.
-        let (size, limit) = (batch.size_bytes(), self.max_batch_bytes());
+        let (size, limit) = (batch.size_bytes() + tags_len as u64, self.max_batch_bytes());
         if size > limit {
             return Err(Error::TooLarge { what: "a batch", size, limit });
         }
         let mut batch = compress::batch(batch, self.options.compression, self.options.compress_above_bytes);
-        reservation.cover(batch.size_bytes());
+        if tags_len > 0 {
+            crypt::sealed_dir(&batch.data, &mut batch.dir);
+        }
+        reservation.cover(batch.size_bytes() + tags_len as u64);
         let is_commit = matches!(ack, Ack::Waiter(_));
         let (records, relaxed) = (batch.records, batch.relaxed);
         let dir = std::mem::take(&mut batch.dir);
@@ -237,10 +249,11 @@ impl Shared {
         let first_lsn = queue.next_lsn;
         show_all(&self.index, &data, first_lsn);
         queue.next_lsn += u64::from(records);
-        let queued = Queued { data, dir, records, first_lsn, relaxed, ack, _reservation: reservation };
+        let queued =
+            Queued { data, tags_len, dir, records, first_lsn, relaxed, ack, _reservation: reservation };
         let lsn = Lsn(queued.last_lsn());
         queue.urgent += usize::from(!relaxed);
-        queue.bytes += queued.data.len();
+        queue.bytes += queued.records_len();
         queue.batches.push_back(queued);
         let leads = is_commit && queue.wants_write();
         if !leads {
@@ -315,6 +328,16 @@ impl Shared {
             pinned_bytes,
             ..self.counters.copy()
         }
+    }
+
+    /// The keys without which what is on disk cannot be opened.
+    pub(crate) fn key_ids_on_disk(&self) -> BTreeSet<KeyId> {
+        let table = self.table();
+        let sealed = table.sealed.values().map(|sealed| &sealed.segment);
+        let active = table.active.iter().chain(&table.cold).map(|active| &active.segment);
+        let segments = sealed.chain(active).chain(&table.retired);
+        let keys = segments.filter_map(|segment| segment.seal()).map(|seal| seal.key_id);
+        keys.chain(table.manifest_keys.iter().flatten().copied()).collect()
     }
 
     pub(crate) fn pinned(&self, n: usize) -> Vec<Pinned> {

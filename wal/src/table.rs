@@ -15,6 +15,7 @@ use std::{
 };
 
 use crate::{
+    KeyId,
     frame::{COLD, HOT},
     manifest::{ListedSegment, Listing},
     rules::{Rule, is_broken},
@@ -67,6 +68,8 @@ pub(crate) struct Table {
     pub(crate) listed: [BTreeSet<u32>; 2],
     /// The numbers of the two manifests, 0 for one that is not readable.
     pub(crate) manifest_seqs: [u64; 2],
+    /// The keys without which the two manifests cannot be used: their own and those of the segments that they list.
+    pub(crate) manifest_keys: [BTreeSet<KeyId>; 2],
     pub(crate) next_id: u32,
     /// The last hot frame that is written and, where syncs are asked for, durable; and its last LSN.
     pub(crate) done_seq: u64,
@@ -134,7 +137,8 @@ impl Table {
     pub(crate) fn listing(&self) -> Vec<ListedSegment> {
         let new = |segment: &Segment, listing, stream| {
             let Segment { id, epoch, .. } = *segment;
-            ListedSegment { id, epoch, listing, stream, incarnation: 0, first_seq: 0, last_seq: 0 }
+            let key_id = segment.seal().map_or(0, |seal| seal.key_id.0);
+            ListedSegment { id, epoch, listing, stream, incarnation: 0, first_seq: 0, last_seq: 0, key_id }
         };
         let sealed = self.sealed.values().map(|sealed| {
             let Sealed { incarnation, first_seq, last_seq, .. } = *sealed;

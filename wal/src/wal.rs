@@ -1,6 +1,7 @@
 //! The log's front.
 
 use std::{
+    collections::BTreeSet,
     ops::Range,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -11,8 +12,9 @@ use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use crate::{
-    Batch, DriverMode, Error, GcStats, GroupView, Lsn, Metrics, Options, PersistSink, Pinned, RealFs,
+    Batch, DriverMode, Error, GcStats, GroupView, KeyId, Lsn, Metrics, Options, PersistSink, Pinned, RealFs,
     RecoveryReport, Result, ScrubReport, Storage, Submitter, Usage, WalReader, create,
+    crypt::Keyring,
     driver::{self, Threads},
     fetch::{Fetch, Fetches},
     queue::{Ack, SinkSlot, Waiter},
@@ -66,11 +68,13 @@ impl Wal {
     ///
     /// # Errors
     /// [`Error::Locked`], [`Error::Foreign`], [`Error::NewerFormat`], [`Error::Corrupt`] (damage of which nobody knows whom
-    /// it hits), [`Error::Io`], [`Error::BadOption`].
+    /// it hits), [`Error::Io`], [`Error::BadOption`]; [`Error::Key`] if it is encrypted and a key is missing or wrong, which
+    /// is found before anything is written; [`Error::KeySource`].
     pub fn open(mut options: Options) -> Result<(Wal, RecoveryReport)> {
         options.check()?;
-        let (lock, loaded, created) = create::enter(&options)?;
-        let (mut parts, mut report) = recovery::recover(&mut options, loaded, false)?;
+        let keyring = Keyring::new(&options.dir, options.keys.clone())?;
+        let (lock, loaded, created) = create::enter(&options, &keyring)?;
+        let (mut parts, mut report) = recovery::recover(&mut options, keyring, loaded, false)?;
         report.created = created;
         parts.lock = Some(lock);
         let driver = options.driver;
@@ -143,7 +147,8 @@ impl Wal {
         }
     }
 
-    /// The largest batch by [`Batch::size_bytes`]: 16 MiB or a quarter of a segment.
+    /// The largest batch by [`Batch::size_bytes`]: 16 MiB or a quarter of a segment; in an encrypted log 16 bytes less for each
+    /// record.
     pub fn max_batch_bytes(&self) -> u64 {
         self.shared().max_batch_bytes()
     }
@@ -303,6 +308,24 @@ impl Wal {
         shared.update_room(&mut table);
         drop(table);
         shared.wake_background();
+    }
+
+    /// Asks the provider of keys which key is the current one, without waiting for the log to do so. That key is used for the
+    /// next manifest and the next segment; what is written already stays as it is until it is collected. `None` in a log that
+    /// is not encrypted.
+    ///
+    /// # Errors
+    /// [`Error::KeySource`]; the log goes on with the key that it has.
+    pub fn rotate_key(&self) -> Result<Option<KeyId>> {
+        self.shared().keyring.refresh()
+    }
+
+    /// The keys without which the log could not be opened now, or not after the loss of either manifest, and the one that it
+    /// writes with; empty in a log that is not encrypted. A key that is not among them may be removed from the provider.
+    pub fn key_ids_in_use(&self) -> BTreeSet<KeyId> {
+        let mut ids = self.shared().key_ids_on_disk();
+        ids.extend(self.shared().keyring.current_id());
+        ids
     }
 
     /// Writes what was submitted and a watermark, ends the threads and lets the directory go. Other clones and submitters

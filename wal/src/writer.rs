@@ -31,6 +31,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{
     Durability, Error, Lsn, Persisted, Result, WalEvent, create,
+    crypt::{Keyring, Use},
     frame::{self, BLOCK, Cut, FLAG_OPENING, FLAG_WATERMARK, FrameHeader, HOT, Plan},
     fs::{FileOp, Ticket},
     metrics::add,
@@ -140,6 +141,15 @@ pub(crate) struct Identity {
     pub(crate) ordinal: u64,
     /// Where the opening frame cuts the streams.
     pub(crate) cuts: [Cut; 2],
+}
+
+impl Identity {
+    /// Gives a segment that this open takes into use its key, if there are keys.
+    pub(crate) fn seal(&self, keyring: &Keyring, segment: &Segment) {
+        let Segment { id, epoch, .. } = *segment;
+        let Identity { store, incarnation, .. } = *self;
+        segment.set_seal(keyring.seal_new(&Use { store, epoch, segment: id, incarnation }));
+    }
 }
 
 /// A frame between its write and its acknowledgement.
@@ -346,7 +356,7 @@ impl Writer {
         };
         let room = shared.options.segment_bytes as usize / BLOCK - block as usize;
         let batches = self.gather(shared, flags, room, stepper);
-        let records_len = batches.iter().map(|batch| batch.data.len()).sum();
+        let records_len = batches.iter().map(Queued::records_len).sum();
         let dir_len = batches.iter().map(|batch| batch.dir.len()).sum();
         let must_sync = match flags & FLAG_OPENING != 0 {
             true => !is_broken(Rule::OpeningAlone),
@@ -375,7 +385,7 @@ impl Writer {
         };
         let memory = self.slabs.take(frame::frame_blocks(dir_len, self.carry.len(), records_len) * BLOCK);
         let dirs = batches.iter().map(|batch| &batch.dir[..]);
-        let mut plan = frame::plan(header, &self.carry, dirs, records_len);
+        let mut plan = frame::plan(header, &self.carry, dirs, records_len, segment.seal().cloned());
         debug_assert!(plan.header.blocks as usize <= room, "a frame never leaves its segment");
         self.carry = plan.carry.take().unwrap_or_default();
         self.next_seq += 1;
@@ -407,7 +417,7 @@ impl Writer {
             let queue = shared.queue();
             let batch = queue.batches.front().filter(|_| flags == 0);
             batch.map_or(frame::frame_blocks(0, self.carry.len(), 0), |batch| {
-                frame::frame_blocks(batch.dir.len(), self.carry.len(), batch.data.len())
+                frame::frame_blocks(batch.dir.len(), self.carry.len(), batch.records_len())
             })
         };
         let tail = if flags == 0 { TAIL_BLOCKS as u64 } else { 0 };
@@ -433,6 +443,7 @@ impl Writer {
             return None;
         };
         self.waits_for_segment = false;
+        self.identity.seal(&shared.keyring, &next);
         let active = Active {
             segment: next.clone(),
             incarnation: self.identity.incarnation,
@@ -463,7 +474,7 @@ impl Writer {
         let (mut dir_len, mut data_len) = (0, 0);
         let limit = shared.options.max_frame_bytes as usize;
         while let Some(batch) = queue.batches.pop_front_if(|batch| {
-            let (dir, data) = (dir_len + batch.dir.len(), data_len + batch.data.len());
+            let (dir, data) = (dir_len + batch.dir.len(), data_len + batch.records_len());
             // The first one fits: its place was chosen for it.
             batches.is_empty()
                 || (stepper == Stepper::Driver || batch.is_commit())
@@ -471,7 +482,7 @@ impl Writer {
                     && frame::frame_blocks(dir, self.carry.len(), data) <= room_blocks - TAIL_BLOCKS
         }) {
             dir_len += batch.dir.len();
-            data_len += batch.data.len();
+            data_len += batch.records_len();
             queue.urgent -= usize::from(!batch.relaxed);
             batches.push(batch);
         }
@@ -579,14 +590,15 @@ pub(crate) fn wake(woken: Vec<Arc<Waiter>>) {
 
 /// Points the index at the records on disk.
 fn settle(shared: &Shared, segment: &Arc<Segment>, mut offset: u32, batches: &[Queued]) {
+    let tag_len = segment.tag_len();
     for batch in batches {
         let (mut at, mut lsn) = (0, batch.first_lsn);
         while let Some(head) = record::decode_head(&batch.data[at..]) {
-            let len = head.padded();
+            let len = head.padded() + tag_len;
             if head.kind == Kind::Entries {
                 shared.index.with_mut(head.group, |group| group.settle(lsn, segment, offset, len as u32));
             }
-            at += len;
+            at += head.padded();
             offset += len as u32;
             lsn += 1;
         }

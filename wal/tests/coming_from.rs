@@ -13,8 +13,8 @@ use std::{
 };
 
 use pontoon_wal::{
-    Batch, ConfState, DriverMode, Durability, Entry, Error, Fs, GroupId, HardState, MetaInt, Options,
-    PersistSink, Persisted, RealFs, SnapshotMeta, Wal, WalReader,
+    Batch, ConfState, DriverMode, Durability, Entry, Error, Fs, GroupId, HardState, KeyFile, KeyProvider,
+    MetaInt, Options, PersistSink, Persisted, RealFs, SnapshotMeta, Wal, WalReader,
     sim::{Fault, OpKind},
     tools,
 };
@@ -86,6 +86,21 @@ rows! {
         assert!(report.created);
         wal.close().unwrap();
         assert!(!Wal::open(small(dir.path())).unwrap().1.created);
+    }
+
+    fn an_encrypted_one() {
+        let dir = scratch();
+        let file = dir.path().join("keys");
+        KeyFile::create(&file).unwrap();
+        let options = || {
+            let keys: Arc<dyn KeyProvider> = Arc::new(KeyFile::open(&file).unwrap());
+            Options { keys: Some(keys), ..small(dir.path()) }
+        };
+        let (wal, _) = Wal::open(options()).unwrap();
+        wal.storage(GROUP).save(&state(2), &entries(2), None).unwrap();
+        wal.close().unwrap();
+        assert!(matches!(Wal::open(small(dir.path())), Err(Error::Key { .. })));
+        assert_eq!(Wal::open(options()).unwrap().0.storage(GROUP).last_index().unwrap(), 2);
     }
 
     fn without_syncs() {
@@ -210,7 +225,7 @@ rows! {
         wal.storage(GROUP).save(&state(2), &[Entry { data: vec![1; 9_000].into(), ..entry(2) }], None).unwrap();
         drop(wal);
         fs.kill();
-        let torn = tools::check(Arc::new(fs.clone()), Path::new(support::DIR)).unwrap();
+        let torn = tools::check(Arc::new(fs.clone()), Path::new(support::DIR), None).unwrap();
         let path = fs.files().into_iter().map(|(path, _)| path).find(|path| path.ends_with("seg-00000001.wal"));
         fs.tamper(&path.unwrap(), |bytes| {
             let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
@@ -302,9 +317,9 @@ rows! {
         wal.storage(GROUP).save(&state(2), &[entry(1), Entry { data: "needle".into(), ..entry(2) }], None).unwrap();
         wal.close().unwrap();
         let log = dir.path().join("log");
-        assert!(tools::check(Arc::new(RealFs), &log).unwrap().is_whole());
+        assert!(tools::check(Arc::new(RealFs), &log, None).unwrap().is_whole());
         rot(dir.path(), b"needle");
-        let report = tools::check(Arc::new(RealFs), &log).unwrap();
+        let report = tools::check(Arc::new(RealFs), &log, None).unwrap();
         let [hit] = &report.damaged[..] else { panic!("{report:?}") };
         assert_eq!((hit.group, hit.entries), (GROUP, Some((1, 3))));
     }

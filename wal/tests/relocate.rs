@@ -81,7 +81,7 @@ fn what_a_few_groups_keep_moves_and_the_rest_is_freed() {
     let (wal, report) = open(&fs, &clock, 2).unwrap();
     assert!(report.damaged.is_empty() && report.damaged_groups.is_empty(), "{report:?}");
     assert_eq!(model.differs(&wal), None);
-    let checked = tools::check(Arc::new(fs.clone()), DIR.as_ref()).unwrap();
+    let checked = tools::check(Arc::new(fs.clone()), DIR.as_ref(), None).unwrap();
     assert!(checked.is_whole(), "{checked:?}");
     let scrubbed = wal.scrub().unwrap();
     assert!(scrubbed.damaged.is_empty() && scrubbed.damaged_heads.is_empty(), "{scrubbed:?}");

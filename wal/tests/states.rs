@@ -54,12 +54,13 @@ fn explore(first_seed: u64, share: usize, plan: impl Fn(u64) -> Plan) -> Happene
         happened.used_again += here.used_again;
         happened.torn += here.torn;
         happened.opens += here.opens;
+        happened.keys += here.keys;
     }
     println!("{runs} runs, {all:?}, {happened:?}");
     if runs > 15 {
         assert!(all.torn > 100 && all.second_cuts > 100 && all.exhausted > 100, "{all:?}");
         assert!(happened.checkpoints > 100 && happened.rotations > 30, "{happened:?}");
-        assert!(happened.used_again > 5 && happened.opens > 20, "{happened:?}");
+        assert!(happened.used_again > 5 && happened.opens > 20 && happened.keys > 5, "{happened:?}");
     }
     happened
 }

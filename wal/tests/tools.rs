@@ -55,7 +55,7 @@ fn find(fs: &SimFs, what: &str) -> (PathBuf, usize) {
 }
 
 fn check(fs: &SimFs) -> CheckReport {
-    tools::check(Arc::new(fs.clone()), Path::new(DIR)).unwrap()
+    tools::check(Arc::new(fs.clone()), Path::new(DIR), None).unwrap()
 }
 
 fn reader(fs: &SimFs, dir: &str) -> WalReader {
@@ -335,7 +335,7 @@ fn a_power_cut_while_copying_leaves_no_copy_or_a_whole_one() {
         match there {
             false => none += 1,
             true => {
-                let report = tools::check(Arc::new(fs.clone()), Path::new(COPY)).unwrap();
+                let report = tools::check(Arc::new(fs.clone()), Path::new(COPY), None).unwrap();
                 assert!(report.is_whole() && report.entries == 200, "change {nth}: {report:?}");
                 whole += 1;
             }

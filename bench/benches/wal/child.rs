@@ -31,8 +31,8 @@ pub(crate) fn run(kind: Kind, case: Case, dir: &Path) -> Outcome<()> {
             let mut turns: Vec<Turn> = (0..case.submitters).map(|nth| Turn::new(&case, nth)).collect();
             Box::new(move |time| append(&*engine, &case, dir, &mut turns, time))
         }
-        Scene::Outstanding if kind == Kind::Pontoon => {
-            let ours = Ours::open(dir, &case, true)?.with_door();
+        Scene::Outstanding if kind.is_ours() => {
+            let ours = Ours::open(kind, dir, &case, true)?.with_door();
             let mut turn = Turn::new(&case, 0);
             let mut sent = 0;
             Box::new(move |time| outstanding(&ours, &case, dir, &mut turn, &mut sent, time))
@@ -90,7 +90,7 @@ pub(crate) fn reopen(kind: Kind, case: Case, dir: &Path) -> Outcome<()> {
     let start = Instant::now();
     let engine: Box<dyn Engine> = match kind {
         // What the index takes, not the cache.
-        Kind::Pontoon => Box::new(Ours::open(dir, &case, false)?),
+        Kind::Pontoon | Kind::PontoonEncrypted => Box::new(Ours::open(kind, dir, &case, false)?),
         kind => engine::open(kind, &case, dir)?,
     };
     let seconds = start.elapsed().as_secs_f64();

@@ -39,6 +39,6 @@ pub(crate) fn open(kind: Kind, case: &Case, dir: &Path) -> Outcome<Box<dyn Engin
         Kind::RaftEngineMerged => Box::new(Peer::open(dir, false, true, sync, file)?),
         Kind::RaftEngineTuned => Box::new(Peer::open(dir, true, false, sync, file)?),
         Kind::RaftEngineTunedMerged => Box::new(Peer::open(dir, true, true, sync, file)?),
-        Kind::Pontoon => Box::new(Ours::open(dir, case, true)?),
+        Kind::Pontoon | Kind::PontoonEncrypted => Box::new(Ours::open(kind, dir, case, true)?),
     })
 }

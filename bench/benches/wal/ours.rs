@@ -6,12 +6,13 @@ use std::{
 };
 
 use pontoon_wal::{
-    Batch, Durability, Entry, Error, GroupId, HardState, Options, PersistSink, Persisted, Submitter, Wal,
+    Batch, DataKey, Durability, Entry, Error, GroupId, HardState, KEY_BYTES, KeyId, KeySet, Options,
+    PersistSink, Persisted, Submitter, Wal,
 };
 
 use crate::{
     engine::Engine,
-    work::{Case, Item, Outcome},
+    work::{Case, Item, Kind, Outcome},
 };
 
 pub(crate) struct Ours {
@@ -38,7 +39,7 @@ impl PersistSink for Count {
 }
 
 impl Ours {
-    pub(crate) fn open(dir: &Path, case: &Case, cache: bool) -> Outcome<Ours> {
+    pub(crate) fn open(kind: Kind, dir: &Path, case: &Case, cache: bool) -> Outcome<Ours> {
         let Case { sync, file_bytes, depth, .. } = *case;
         let mut options = Options::new(dir.join("pontoon"));
         options.durability = if sync { Durability::Sync } else { Durability::System };
@@ -47,6 +48,9 @@ impl Ours {
         }
         if depth > 0 {
             options.write_depth = depth;
+        }
+        if kind == Kind::PontoonEncrypted {
+            options.keys = Some(Arc::new(KeySet::new(KeyId(1), DataKey::new([7; KEY_BYTES]))));
         }
         if !cache {
             options.cache_bytes = 0;

@@ -81,10 +81,10 @@ pub(crate) fn run(
 ) -> Outcome<()> {
     let mut ratios: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for case in cases {
-        let chosen = case
-            .engines()
-            .iter()
-            .filter(|kind| engines.is_empty() || engines.iter().any(|name| name == kind.name()));
+        let chosen = case.engines().iter().filter(|kind| match engines {
+            [] => **kind != Kind::PontoonEncrypted,
+            names => names.iter().any(|name| name == kind.name()),
+        });
         let mut runners = Vec::new();
         for kind in chosen {
             runners.push(Runner::start(*kind, case, parent)?);

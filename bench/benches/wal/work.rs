@@ -24,10 +24,12 @@ pub(crate) enum Kind {
     RaftEngineTunedMerged,
     /// Ours.
     Pontoon,
+    /// Ours, encrypted. Only if it is asked for by name.
+    PontoonEncrypted,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 7] = [
+    pub(crate) const ALL: [Kind; 8] = [
         Kind::IdealBuffered,
         Kind::IdealDirect,
         Kind::RaftEngine,
@@ -35,7 +37,13 @@ impl Kind {
         Kind::RaftEngineTuned,
         Kind::RaftEngineTunedMerged,
         Kind::Pontoon,
+        Kind::PontoonEncrypted,
     ];
+
+    /// Whether it is ours.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Kind::Pontoon | Kind::PontoonEncrypted)
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -46,6 +54,7 @@ impl Kind {
             Kind::RaftEngineTuned => "raft-engine-tuned",
             Kind::RaftEngineTunedMerged => "raft-engine-tuned-merged",
             Kind::Pontoon => "pontoon",
+            Kind::PontoonEncrypted => "pontoon-encrypted",
         }
     }
 }
@@ -150,10 +159,14 @@ impl Case {
     pub(crate) fn engines(&self) -> &'static [Kind] {
         match self.scene {
             Scene::Append => &Kind::ALL,
-            Scene::Outstanding => {
-                &[Kind::RaftEngine, Kind::RaftEngineMerged, Kind::RaftEngineTuned, Kind::Pontoon]
-            }
-            _ => &[Kind::RaftEngine, Kind::Pontoon],
+            Scene::Outstanding => &[
+                Kind::RaftEngine,
+                Kind::RaftEngineMerged,
+                Kind::RaftEngineTuned,
+                Kind::Pontoon,
+                Kind::PontoonEncrypted,
+            ],
+            _ => &[Kind::RaftEngine, Kind::Pontoon, Kind::PontoonEncrypted],
         }
     }
 

@@ -24,6 +24,9 @@ pub(super) struct NodeArgs {
     /// Where the log lies, if not in the data directory.
     #[arg(long)]
     wal_dir: Option<PathBuf>,
+    /// The key file with which the log is encrypted (`pontoon wal key new` makes one). Engine and staged snapshots are not.
+    #[arg(long, value_name = "FILE")]
+    wal_keys: Option<PathBuf>,
     /// The node that is lost and whose place this one takes: it is removed for ever, its replicas are made anew.
     #[arg(long, value_name = "NODE", value_parser = node_id, requires = "join")]
     replace: Option<NodeId>,
@@ -51,6 +54,7 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
     config.join = args.join;
     config.engine = args.engine.engine;
     config.wal_dir = args.wal_dir;
+    config.wal_keys = args.wal_keys;
     config.replace = args.replace;
     config.disk_reserve_bytes = args.disk_reserve;
     config.labels = args.label.into_iter().collect::<BTreeMap<_, _>>();

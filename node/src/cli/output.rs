@@ -58,10 +58,22 @@ impl From<ClientError> for Failure {
     }
 }
 
+/// What a log says about a key, with the flag that gives one.
+pub(super) fn key_hint(error: &pontoon_wal::Error, flag: &str) -> String {
+    match error {
+        pontoon_wal::Error::Key { fault: pontoon_wal::KeyFault::NoKeys, .. } => format!("{error}: {flag}"),
+        error => error.to_string(),
+    }
+}
+
 impl From<NodeError> for Failure {
     fn from(error: NodeError) -> Self {
         let code = match error {
-            NodeError::NotLoopback { .. }
+            NodeError::Wal(error @ pontoon_wal::Error::Key { .. }) => {
+                return Failure::new(Self::REFUSED, key_hint(&error, "--wal-keys FILE"));
+            }
+            NodeError::Keys(_)
+            | NodeError::NotLoopback { .. }
             | NodeError::Resolve { .. }
             | NodeError::JoinRefused { .. }
             | NodeError::DiskFull { .. } => Self::REFUSED,

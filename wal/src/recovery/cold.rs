@@ -215,7 +215,8 @@ fn open(found: &Found) -> Result<Option<Opened>> {
         return Ok(None);
     };
     let places = [own, header.copy_block as usize * BLOCK];
-    let lines = places.iter().find_map(|at| header.lines(bytes.get(at + FRAME_HEADER..)?));
+    found.segment.adopt(&header)?;
+    let lines = places.iter().find_map(|at| found.segment.lines(&header, bytes.get(at + FRAME_HEADER..)?));
     let Some(lines) = lines else { return Ok(None) };
     let mut offset = header.records_offset;
     let place = |(head, lsn): (Head, u64)| {
@@ -231,11 +232,12 @@ fn frame_line(found: &Found, bytes: &Bytes, head: Head, lsn: u64, offset: u32) -
     let record = bytes
         .get(offset as usize..)
         .filter(|record| is_broken(Rule::RecordsChecked) || record::verify(record, &head));
-    let terms = record.and_then(|record| match head.kind {
-        Kind::Entries => record::terms(&head, record),
+    let offset = found.block * BLOCK as u32 + offset;
+    let plain = record.and_then(|record| found.segment.open(offset, bytes.slice_ref(record)));
+    let terms = plain.and_then(|plain| match head.kind {
+        Kind::Entries => record::terms(&record::decode_head(&plain)?, &plain),
         // Nothing else is relocated.
         _ => Some(Terms::One(0)),
     });
-    let offset = found.block * BLOCK as u32 + offset;
     Line { lsn, head, segment: found.segment.clone(), offset, terms }
 }

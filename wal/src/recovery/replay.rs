@@ -174,8 +174,9 @@ impl<'a> Replay<'a> {
             let lsn = opened.header.first_lsn + nth as u64;
             report.records += 1;
             let decoded = good(&(*head, *offset))
-                .then(|| record::decode(&opened.bytes.slice(*offset as usize..)))
-                .flatten();
+                .then(|| found.segment.open(base + offset, opened.bytes.slice(*offset as usize..)))
+                .flatten()
+                .and_then(|plain| record::decode(&plain));
             self.record(lsn, head, decoded.map(|(_, body)| body), &found.segment, base + offset, report);
             self.last_lsn = self.last_lsn.max(lsn);
         }
@@ -381,7 +382,8 @@ fn open_frame(chain: &Chain, found: &Found, beyond: bool) -> Result<Option<Opene
         // It was there a moment ago.
         return Ok(None);
     };
-    let mut heads = header.directory(&bytes[head_at + FRAME_HEADER..]);
+    found.segment.adopt(&header)?;
+    let mut heads = found.segment.directory(&header, &bytes[head_at + FRAME_HEADER..]);
     if heads.is_none() && !beyond {
         let copy = header.copy_block as usize * BLOCK;
         heads = match copy {
@@ -392,7 +394,7 @@ fn open_frame(chain: &Chain, found: &Found, beyond: bool) -> Result<Option<Opene
                 .transpose()?
                 .flatten()
                 .map(|(_, heads)| heads.into_iter().map(|(head, _)| head).collect()),
-            copy => header.directory(&bytes[copy + FRAME_HEADER..]),
+            copy => found.segment.directory(&header, &bytes[copy + FRAME_HEADER..]),
         };
     }
     Ok(heads.map(|heads| {
@@ -419,8 +421,9 @@ fn carried(next: &Found, seq: u64) -> Result<Option<PlacedHeads>> {
         return Ok(None);
     };
     let carry = &bytes[outer.carry_offset as usize..][..outer.carry_len as usize];
+    next.segment.adopt(&outer)?;
     let Probe::Copy(header) = FrameHeader::probe(carry) else { return Ok(None) };
-    if header.seq != seq {
+    if header.seq != seq || !next.segment.vouches_for_carry(&outer, carry) {
         return Ok(None);
     }
     let heads = header.directory(&carry[FRAME_HEADER..]);

@@ -95,7 +95,16 @@ impl Scan {
             let mine = |header: &FrameHeader| {
                 header.store == store && header.epoch == segment.epoch && header.segment == segment.id
             };
-            block = match FrameHeader::probe(window.block(block)?) {
+            let probe = match FrameHeader::probe(window.block(block)?) {
+                // What this log did not write is nothing, however right its CRC is.
+                Probe::Frame(header) | Probe::Copy(header)
+                    if mine(&header) && !segment.admits(&header)? =>
+                {
+                    Probe::Nothing
+                }
+                probe => probe,
+            };
+            block = match probe {
                 Probe::Frame(header)
                     if mine(&header) && header.block == block && block + header.blocks <= total =>
                 {

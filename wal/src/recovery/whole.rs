@@ -162,7 +162,8 @@ fn take_apart(piece: &Piece<'_>, as_of_lsn: u64, threads: usize) -> Result<Optio
         if (header.seq, header.blocks) != (found.seq, found.blocks) {
             return Ok(None);
         }
-        let Some(heads) = header.directory(&frame[FRAME_HEADER..]) else { return Ok(None) };
+        piece.segment.adopt(&header)?;
+        let Some(heads) = piece.segment.directory(&header, &frame[FRAME_HEADER..]) else { return Ok(None) };
         let mut at = header.records_offset as usize;
         for (nth, head) in heads.into_iter().enumerate() {
             if !record::verify(&frame[at..], &head) {
@@ -170,8 +171,11 @@ fn take_apart(piece: &Piece<'_>, as_of_lsn: u64, threads: usize) -> Result<Optio
             }
             let lsn = header.first_lsn + nth as u64;
             if head.kind == Kind::Entries || lsn > as_of_lsn {
-                let Some(outline) = Outline::of(head, &frame.slice(at..)) else { return Ok(None) };
                 let offset = found.block * BLOCK as u32 + at as u32;
+                let plain = piece.segment.open(offset, frame.slice(at..));
+                let Some(outline) = plain.and_then(|plain| Outline::of(head, &plain)) else {
+                    return Ok(None);
+                };
                 taken.shares[share_of(&outline, threads)].push(Line { lsn, offset, outline });
             }
             (taken.records, taken.last_lsn) = (taken.records + 1, taken.last_lsn.max(lsn));

@@ -30,7 +30,7 @@ pub(super) struct Taken {
     pub(super) head: Head,
     pub(super) lsn: u64,
     pub(super) offset: u32,
-    /// The record and its padding.
+    /// The plain record and its padding, or what stands there instead.
     pub(super) bytes: Bytes,
 }
 
@@ -125,8 +125,11 @@ impl Walk {
         self.wanted.pop_front();
         let bytes = self.bytes(u64::from(offset), head.padded())?;
         let is_good = record::verify(&bytes, &head);
-        let taken = Taken { head, lsn, offset, bytes };
-        Ok(if is_good { Turn::Record(taken) } else { Turn::Bad(taken) })
+        let plain = is_good.then(|| self.segment.open(offset, bytes.clone())).flatten();
+        Ok(match plain {
+            Some(bytes) => Turn::Record(Taken { head, lsn, offset, bytes }),
+            None => Turn::Bad(Taken { head, lsn, offset, bytes }),
+        })
     }
 
     /// Passes to the next frame, whose directory is read if this offset is in it; `false` if no head is readable there.
@@ -143,6 +146,7 @@ impl Walk {
             && header.segment == self.segment.id
             && header.block == self.block
             && header.incarnation == self.incarnation
+            && self.segment.admits(&header)?
             && header.seq == *self.seqs.start()
             && !self.seqs.is_empty()
             && end <= self.segment_bytes;
@@ -152,7 +156,7 @@ impl Walk {
         let mut frame = Frame { end, lines: VecDeque::new() };
         if offset < end {
             let dir = self.bytes(start + FRAME_HEADER as u64, header.dir_len as usize)?;
-            let Some(lines) = header.lines(&dir) else { return Ok(false) };
+            let Some(lines) = self.segment.lines(&header, &dir) else { return Ok(false) };
             let mut at = start as u32 + header.records_offset;
             frame.lines.extend(lines.into_iter().map(|(head, lsn)| {
                 let line = (head, lsn, at);

@@ -6,7 +6,9 @@ use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use super::frames::{Fault, FaultKind, FrameInfo, RecordInfo, Survey};
-use crate::{Damage, DamagedRecord, Error, Fs, Result, TornTail, WalReader, frame::BLOCK};
+use crate::{
+    Damage, DamagedRecord, Error, Fs, KeyId, KeyProvider, Result, TornTail, WalReader, frame::BLOCK,
+};
 
 /// Bytes of entries that are read at a time.
 const PAGE_BYTES: u64 = 4 << 20;
@@ -43,10 +45,12 @@ pub struct CheckReport {
     pub lost: BTreeMap<GroupId, Damage>,
     /// Why the log does not open.
     pub refused: Option<Error>,
+    /// The log is encrypted, newest with this key, and no keys were given: `entries` and `lost` could not be looked at.
+    pub sealed: Option<KeyId>,
 }
 
 impl CheckReport {
-    /// Whether everything is as it was written. A torn tail or one manifest that a crash left torn is no damage.
+    /// Whether everything that was looked at is as it was written. A torn tail or one manifest that a crash left torn is no damage.
     pub fn is_whole(&self) -> bool {
         self.faults.is_empty() && self.damaged.is_empty() && self.lost.is_empty() && self.refused.is_none()
     }
@@ -58,7 +62,10 @@ impl CheckReport {
 /// # Errors
 /// As [`Wal::open_read_only`](crate::Wal::open_read_only) where there is nothing to report on: no manifest, a newer format,
 /// a read that fails. Damage is no error.
-pub fn check(fs: Arc<dyn Fs>, dir: &Path) -> Result<CheckReport> {
+///
+/// Without the keys of an encrypted log, everything that has a CRC is checked; what its groups hold cannot be, and
+/// [`CheckReport::sealed`] says so.
+pub fn check(fs: Arc<dyn Fs>, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) -> Result<CheckReport> {
     let survey = Survey::new(&*fs, dir)?;
     let mut report = CheckReport {
         store: Uuid::from_u128(survey.manifest.store),
@@ -75,12 +82,17 @@ pub fn check(fs: Arc<dyn Fs>, dir: &Path) -> Result<CheckReport> {
         damaged: Vec::new(),
         lost: BTreeMap::new(),
         refused: None,
+        sealed: None,
     };
     check_frames(&survey, &mut report)?;
     check_missing(&survey, &mut report)?;
     report.faults.sort_by_key(|fault| (fault.segment, fault.offset));
     report.damaged.sort_by_key(|record| (record.segment, record.offset));
-    match WalReader::open(fs, dir) {
+    if keys.is_none() && survey.manifest.key_id > 0 {
+        report.sealed = Some(KeyId(survey.manifest.key_id));
+        return Ok(report);
+    }
+    match WalReader::open_with(fs, dir, keys) {
         Ok(reader) => check_groups(&reader, &mut report)?,
         Err(error) => report.refused = Some(error),
     }

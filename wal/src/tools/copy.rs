@@ -93,7 +93,8 @@ fn plan_group(reader: &WalReader, group: GroupId, view: &GroupView) -> Result<Gr
 
 /// Copies what is readable of the log in `source` into a new one, whose directory and segment size `target` names and which
 /// is durable on return. The source is locked meanwhile if it has a lock file, and never written to. The copy has an id of
-/// its own; groups, metadata, snapshots and tombstones are the same. A torn tail is left out, as the next open would.
+/// its own; groups, metadata, snapshots and tombstones are the same. A torn tail is left out, as the next open would. The
+/// target's keys open the source as well; with keys the copy is encrypted, whatever the source was.
 ///
 /// # Errors
 /// [`Error::Locked`] if a process has the source open. [`Error::BadOption`] if the target exists or a copy that was
@@ -111,7 +112,7 @@ pub fn copy(source: &Path, mut target: Options) -> Result<CopyReport> {
         refuse_existing(&*fs, path)?;
     }
     let lock = lock(&*fs, source)?;
-    let reader = WalReader::open(fs.clone(), source)?;
+    let reader = WalReader::open_with(fs.clone(), source, target.keys.clone())?;
     let report = plan_copy(&reader)?;
     target.dir.clone_from(&making);
     let (wal, _) = Wal::open(target)?;
@@ -183,7 +184,7 @@ fn write(wal: &Wal, reader: &WalReader, report: &CopyReport) -> Result<()> {
     loop {
         wal.gc_once()?;
         let options = &wal.shared().options;
-        let loaded = recovery::load(&*options.fs, &options.dir)?;
+        let loaded = recovery::load(&*options.fs, &options.dir, &wal.shared().keyring)?;
         let mut manifests = loaded.into_iter().flat_map(|loaded| loaded.manifests);
         let remembers = |manifest: Option<Manifest>| {
             let groups = manifest.into_iter().flat_map(|manifest| manifest.groups);

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use pontoon_proto::GroupId;
 
 use crate::{
-    Error, Fs, Lsn, Result,
-    frame::{BLOCK, FLAG_OPENING, FLAG_WATERMARK, FRAME_HEADER, FrameHeader, HOT, Probe},
+    Error, Fs, KeyId, Lsn, Result,
+    crypt::Keyring,
+    frame::{BLOCK, CIPHER_NONE, FLAG_OPENING, FLAG_WATERMARK, FRAME_HEADER, FrameHeader, HOT, Probe},
     fs::OpenMode,
     manifest::{MANIFEST_NAMES, Manifest},
     record::{self, Head, Kind},
@@ -17,7 +18,7 @@ use crate::{
         cold::Cold,
         scan::{Found, Scan, read_frame},
     },
-    segment::{Segment, segment_name},
+    segment::segment_name,
 };
 
 /// Whether a frame counts.
@@ -77,6 +78,8 @@ pub struct FrameInfo {
     pub checkpoint: u64,
     /// The LSN of its first record.
     pub first_lsn: Lsn,
+    /// The key with which its records are encrypted; `None` if they are not.
+    pub key: Option<KeyId>,
     /// Its own head is readable, directory included.
     pub is_head_intact: bool,
     /// The copy of its head is readable; `None` if there is none yet.
@@ -212,7 +215,9 @@ pub(super) struct Survey {
 
 impl Survey {
     pub(super) fn new(fs: &dyn Fs, dir: &Path) -> Result<Survey> {
-        let loaded = recovery::load(fs, dir)?;
+        // What is looked at here is in the clear, and CRCs cover what is not.
+        let keyring = Keyring::blind(dir);
+        let loaded = recovery::load(fs, dir, &keyring)?;
         let unreadable_manifest = loaded.as_ref().and_then(|loaded| loaded.unreadable.clone());
         let manifests = loaded.into_iter().flat_map(|loaded| loaded.manifests).flatten();
         let newest = manifests.max_by_key(|manifest| manifest.seq);
@@ -237,7 +242,8 @@ impl Survey {
                 absent.push(fault(FaultKind::SegmentLength { bytes }));
                 continue;
             }
-            let segment = Arc::new(Segment::new(listed.id, listed.epoch, path.clone(), file));
+            let segment = recovery::listed_segment(&keyring, &manifest, listed, path.clone(), file)?;
+            let segment = Arc::new(segment);
             scan.segment(&segment, manifest.store, manifest.segment_bytes)?;
         }
         let mut found = [&scan.frames[..], &scan.cold[..]].concat();
@@ -330,6 +336,7 @@ impl Survey {
             is_watermark: header.flags & FLAG_WATERMARK != 0,
             checkpoint: header.checkpoint,
             first_lsn: Lsn(header.first_lsn),
+            key: (header.cipher != CIPHER_NONE).then_some(KeyId(header.key_id)),
             is_head_intact,
             is_copy_intact,
             records,

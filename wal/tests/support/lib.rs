@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses a part of it")]
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     path::Path,
     sync::{
@@ -14,8 +15,9 @@ use std::{
 
 use bytes::Bytes;
 use pontoon_wal::{
-    Batch, Clock, ConfState, DriverMode, Entry, Error, GroupId, HardState, Options, PersistSink, Persisted,
-    RecoveryReport, Result, SnapshotMeta, Wal, sim::SimFs,
+    Batch, Clock, ConfState, DataKey, DriverMode, Entry, Error, GroupId, HardState, KEY_BYTES, KeyId,
+    KeyProvider, KeySet, Options, PersistSink, Persisted, RecoveryReport, Result, SnapshotMeta, Wal,
+    sim::SimFs,
 };
 
 pub const DIR: &str = "/log";
@@ -35,6 +37,25 @@ impl Clock for HandClock {
     }
 }
 
+thread_local! {
+    static KEYS: RefCell<Option<Arc<KeySet>>> = const { RefCell::new(None) };
+}
+
+/// From now on the logs of this thread are opened with these keys, or none.
+pub fn encrypt(keys: Option<Arc<KeySet>>) {
+    KEYS.set(keys);
+}
+
+/// Some key, and its number.
+pub fn key(nth: u32) -> (KeyId, DataKey) {
+    (KeyId(nth), DataKey::new([nth as u8; KEY_BYTES]))
+}
+
+pub fn one_key() -> Arc<KeySet> {
+    let (id, key) = key(1);
+    Arc::new(KeySet::new(id, key))
+}
+
 pub fn options(fs: &SimFs, clock: &Arc<HandClock>, seed: u64) -> Options {
     Options {
         fs: Arc::new(fs.clone()),
@@ -44,6 +65,7 @@ pub fn options(fs: &SimFs, clock: &Arc<HandClock>, seed: u64) -> Options {
         clock: clock.clone(),
         driver: DriverMode::Manual,
         prepared_segments: 1,
+        keys: KEYS.with_borrow(|keys| keys.clone().map(|keys| keys as Arc<dyn KeyProvider>)),
         ..Options::new(DIR)
     }
 }

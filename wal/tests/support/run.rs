@@ -12,12 +12,12 @@ use std::{
 };
 
 use pontoon_wal::{
-    Batch, Compression, Durability, Error, GroupId, Options, PersistSink, Persisted, RecoveryReport,
-    Submitter, Wal, WalEvent,
+    Batch, Compression, Durability, Error, GroupId, KeyProvider, KeySet, Options, PersistSink, Persisted,
+    RecoveryReport, Submitter, Wal, WalEvent,
     sim::{Fault, OpKind, SimFs, SimImage},
 };
 
-use super::support::{HandClock, Model, Op, Rng, options};
+use super::support::{HandClock, Model, Op, Rng, encrypt, key, one_key, options};
 
 /// What a run does next. A new ability of the log gets a line here, a weight in [`Step::draw`] and an arm in
 /// [`Run::step`].
@@ -37,6 +37,8 @@ pub enum Step {
     Idle,
     /// Collects garbage.
     Collect,
+    /// An encrypted log gets another key.
+    Rotate,
     /// Closes the log and opens it again.
     Close,
     /// The process dies and starts again; the system keeps what it was given.
@@ -57,7 +59,8 @@ impl Step {
             34..=41 => Step::Nudge,
             42..=52 => Step::Settle,
             53 => Step::Fail,
-            54..=56 => Step::Idle,
+            54..=55 => Step::Idle,
+            56 => Step::Rotate,
             57..=58 => Step::Collect,
             59..=60 => Step::Close,
             61 => Step::PowerCut,
@@ -148,6 +151,8 @@ pub struct Happened {
     pub relocated: u64,
     pub torn: usize,
     pub opens: usize,
+    /// Keys of encrypted logs.
+    pub keys: usize,
 }
 
 /// A run under way.
@@ -157,6 +162,8 @@ pub struct Run {
     clock: Arc<HandClock>,
     rng: Rng,
     options: Options,
+    /// Of five runs one is encrypted, and one becomes so when it opens the log for the second time.
+    keys: Option<Arc<KeySet>>,
     wal: Option<(Wal, Submitter)>,
     progress: Arc<Progress>,
     /// The state after each batch; earlier ones are the past that no crash brings back.
@@ -174,6 +181,8 @@ impl Run {
     pub fn new(plan: Plan) -> Run {
         let (fs, clock) = (SimFs::new(), Arc::new(HandClock::default()));
         let mut rng = Rng(plan.seed);
+        let keys = plan.seed.is_multiple_of(5).then(one_key);
+        encrypt(keys.clone());
         let options = Options {
             prepared_segments: 1 + rng.below(2) as usize,
             max_frame_bytes: [4 << 10, 32 << 10, 1 << 20][rng.below(3) as usize],
@@ -194,8 +203,9 @@ impl Run {
             let (acknowledged, submitted) = seen.now();
             noted.lock().unwrap().push(Moment { image: image.clone(), acknowledged, submitted });
         });
-        let (lineage, happened) = (vec![Model::default()], Happened::default());
-        Run { plan, fs, clock, rng, options, wal: None, progress, lineage, moments, happened }
+        let happened = Happened { keys: usize::from(keys.is_some()), ..Happened::default() };
+        let lineage = vec![Model::default()];
+        Run { plan, fs, clock, rng, options, keys, wal: None, progress, lineage, moments, happened }
     }
 
     /// Plays it to the end, showing each moment.
@@ -283,6 +293,15 @@ impl Run {
                 if let Some(difference) = shown {
                     return Err(format!("after a collection the log shows: {difference}"));
                 }
+            }
+            Step::Rotate => {
+                if let Some(keys) = &self.keys {
+                    self.happened.keys += 1;
+                    let (id, key) = key(self.happened.keys as u32);
+                    keys.add(id, key);
+                    self.wal().rotate_key().map_err(|error| format!("cannot take another key: {error}"))?;
+                }
+                self.settle();
             }
             Step::Close => {
                 self.settle();
@@ -400,6 +419,12 @@ impl Run {
     /// Opens the log, which must hold one of the states from `floor` on; that one is what counts from now on.
     fn open(&mut self, look: &mut impl Look, floor: usize) -> Result<(), String> {
         self.options.seed = self.rng.next();
+        if self.happened.opens == 1 && self.plan.seed % 5 == 1 {
+            self.happened.keys += 1;
+            self.keys = Some(one_key());
+            encrypt(self.keys.clone());
+            self.options.keys = self.keys.clone().map(|keys| keys as Arc<dyn KeyProvider>);
+        }
         let (wal, report) = Wal::open(self.options.clone())
             .map_err(|error| format!("the run cannot open the log: {error}"))?;
         self.show(look)?;

@@ -1,6 +1,6 @@
 //! `pontoon wal dump`: entries by group and index, or frames by segment and offset.
 
-use std::{ops::ControlFlow, path::PathBuf};
+use std::ops::ControlFlow;
 
 use clap::{Args, ValueEnum};
 use pontoon_wal::{
@@ -9,7 +9,7 @@ use pontoon_wal::{
 };
 use serde_json::{Value, json};
 
-use super::{Done, Failure, Log};
+use super::{Done, Failure, Log, LogArgs};
 use crate::cli::output::{bytes, table, text_of};
 
 /// Payload that is read at a time.
@@ -17,8 +17,8 @@ const PAGE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct DumpArgs {
-    /// A node's data directory, or the log's own.
-    dir: PathBuf,
+    #[command(flatten)]
+    log: LogArgs,
     /// Only this group. Entries of all groups otherwise.
     #[arg(long)]
     group: Option<u64>,
@@ -50,7 +50,7 @@ enum Payload {
 }
 
 pub(super) fn run(args: &DumpArgs) -> Result<Done, Failure> {
-    let log = Log::at(&args.dir);
+    let log = Log::at(&args.log)?;
     let done = if args.frames { frames(&log, args)? } else { entries(&log.open()?, args)? };
     Ok(log.finish(done))
 }
@@ -167,7 +167,7 @@ fn frame_text(frame: &FrameInfo) -> String {
     ];
     let marks: String = marks.iter().filter(|(on, _)| *on).map(|(_, word)| format!(" {word}")).collect();
     let mut lines = vec![format!(
-        "segment {:08x} offset {}: {} frame {} of open {}, {}, durable to {}{marks}",
+        "segment {:08x} offset {}: {} frame {} of open {}, {}, durable to {}{}{marks}",
         frame.segment,
         frame.offset,
         frame.state,
@@ -175,6 +175,7 @@ fn frame_text(frame: &FrameInfo) -> String {
         frame.ordinal,
         bytes(frame.bytes),
         frame.durable_seq,
+        frame.key.map(|key| format!(", key {key}")).unwrap_or_default(),
     )];
     for record in frame.records.iter().flatten() {
         let what = match record.entries {
@@ -212,6 +213,6 @@ fn frame_json(frame: &FrameInfo) -> Value {
         "durable_seq": frame.durable_seq, "incarnation": format!("{:016x}", frame.incarnation),
         "ordinal": frame.ordinal, "opening": frame.is_opening, "watermark": frame.is_watermark,
         "checkpoint": frame.checkpoint, "first_lsn": frame.first_lsn.0, "head_intact": frame.is_head_intact,
-        "copy_intact": frame.is_copy_intact, "records": records,
+        "copy_intact": frame.is_copy_intact, "key": frame.key.map(|key| key.0), "records": records,
     })
 }

@@ -6,20 +6,21 @@ use clap::Args;
 use pontoon_wal::{Error, Options, tools};
 use serde_json::{Value, json};
 
-use super::{Done, Failure, Log};
+use super::{Done, Failure, Log, LogArgs};
 use crate::cli::output::table;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RepairArgs {
-    /// A node's data directory, or the log's own. No node may run on it.
-    dir: PathBuf,
+    /// No node may run on it. With the keys of an encrypted log the copy is encrypted, too.
+    #[command(flatten)]
+    log: LogArgs,
     /// Copy what is readable to this new directory. Without it nothing is written.
     #[arg(long, value_name = "TARGET")]
     write: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &RepairArgs) -> Result<Done, Failure> {
-    let log = Log::at(&args.dir);
+    let log = Log::at(&args.log)?;
     let in_use = || {
         Failure::new(
             Failure::REFUSED,
@@ -33,7 +34,11 @@ pub(super) fn run(args: &RepairArgs) -> Result<Done, Failure> {
     let report = match &args.write {
         None => tools::plan_copy(&reader),
         Some(target) => {
-            let options = Options { segment_bytes: reader.segment_bytes(), ..Options::new(target) };
+            let options = Options {
+                segment_bytes: reader.segment_bytes(),
+                keys: log.keys.clone(),
+                ..Options::new(target)
+            };
             drop(reader);
             tools::copy(&log.dir, options)
         }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Done, Failure, Log};
 
 pub(super) fn run(log: &Log) -> Result<Done, Failure> {
-    let check = || tools::check(Arc::new(RealFs), &log.dir);
+    let check = || tools::check(Arc::new(RealFs), &log.dir, log.keys.clone());
     let mut report = check();
     for _ in 1..log.tries() {
         if report.as_ref().is_ok_and(tools::CheckReport::is_whole) {
@@ -34,12 +34,16 @@ pub(super) fn run(log: &Log) -> Result<Done, Failure> {
     }));
     lines.extend(report.faults.iter().map(|fault| format!("damaged: {fault}")));
     lines.extend(report.damaged.iter().map(|hit| format!("damaged: {}", words_of(hit))));
+    lines.extend(report.sealed.map(|key| {
+        format!("encrypted, newest with key {key}: CRCs were checked, entries were not read; --keys FILE reads them")
+    }));
     let lost: Vec<String> =
         report.lost.iter().map(|(group, damage)| format!("group {} lost {damage}", group.0)).collect();
     lines.extend(lost.clone());
     lines.push(
         match (&report.refused, report.is_whole(), lost.is_empty()) {
             (Some(error), _, _) => return Ok(refused(lines, error, &report)),
+            (None, true, _) if report.sealed.is_some() => "every CRC is right",
             (None, true, _) => "everything is as it was written",
             (None, false, true) => "no group needs what was lost",
             (None, false, false) => {
@@ -106,6 +110,7 @@ fn json_of(report: &tools::CheckReport) -> Value {
         "faults": faults.collect::<Vec<_>>(),
         "damaged": damaged.collect::<Vec<_>>(),
         "lost": lost.collect::<Vec<_>>(),
+        "hidden": report.sealed.is_some(),
         "refused": report.refused.as_ref().map(ToString::to_string),
     })
 }

@@ -30,9 +30,12 @@ impl Group {
         let Some((at, nth)) = self.find(from) else { return false };
         let run = &mut self.runs[at];
         let extent = run.extents[nth];
-        let copy = Extent::new(offset, extent.len(), extent.count() as u16);
+        // A log that was plain is encrypted by and by: then the copy is longer than the original.
+        let len = extent.len() + to.tag_len() as u32 - run.segment.tag_len() as u32;
+        let copy = Extent::new(offset, len, extent.count() as u16);
+        self.disk_bytes = self.disk_bytes + u64::from(len) - u64::from(extent.len());
         // Counted at its new place first: a segment that is needed never counts as dead.
-        to.add_live(u64::from(extent.len()));
+        to.add_live(u64::from(len));
         run.segment.sub_live(u64::from(extent.len()));
         let (first, end) = (from.first, from.first + extent.count());
         let behind = Run {
