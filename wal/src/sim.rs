@@ -9,6 +9,7 @@
 use std::{
     collections::BTreeSet,
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -143,6 +144,8 @@ struct State {
     waiting: Vec<(u64, u64, FileOp, Ticket)>,
     capacity: Option<u64>,
     cold: bool,
+    /// Places of files that cannot be read.
+    unreadable: Vec<(u64, Range<u64>)>,
     patience: Option<u64>,
 }
 
@@ -199,6 +202,14 @@ impl SimFs {
     /// With `true`, no bytes are at hand: [`File::read_now`] finds nothing, and whoever wants them waits for the disk.
     pub fn set_cold(&self, cold: bool) {
         self.state().cold = cold;
+    }
+
+    /// From now on each read that touches these bytes of a file fails, whoever asks. `None` if there is no such file.
+    pub fn set_unreadable(&self, path: &Path, bytes: Range<u64>) -> Option<()> {
+        let mut state = self.state();
+        let inode = state.disk.lookup(path)?;
+        state.unreadable.push((inode, bytes));
+        Some(())
     }
 
     /// Panics at the operation that is the `changes`th from now on to change the disk: a log that never comes to rest is
@@ -550,6 +561,13 @@ impl File for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.fs.state();
         state.begin_whole(OpKind::Read)?;
+        let end = offset + buf.len() as u64;
+        let hits = |(inode, bytes): &(u64, Range<u64>)| {
+            *inode == self.inode && bytes.start < end && offset < bytes.end
+        };
+        if state.unreadable.iter().any(hits) {
+            return Err(error_of(Fault::Io));
+        }
         let file = state.file(self.life, self.inode)?;
         Ok(file.current().read(offset as usize, buf))
     }

@@ -7,7 +7,9 @@
 mod check;
 mod copy;
 mod frames;
+mod lenient;
 
 pub use check::{CheckReport, check};
 pub use copy::{CopyReport, GroupCopy, copy, plan_copy};
 pub use frames::{Fault, FaultKind, FrameInfo, FrameState, RecordInfo, frames};
+pub use lenient::Unreadable;

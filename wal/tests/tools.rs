@@ -11,7 +11,7 @@ use std::{
 use pontoon_wal::{
     Batch, Entry, Error, GroupId, HardState, Options, Wal, WalReader,
     sim::{Fault, OpKind, SimFs},
-    tools::{self, CheckReport, FaultKind, FrameInfo, FrameState},
+    tools::{self, CheckReport, FaultKind, FrameInfo, FrameState, Unreadable},
 };
 
 #[path = "support/lib.rs"]
@@ -60,6 +60,13 @@ fn check(fs: &SimFs) -> CheckReport {
 
 fn reader(fs: &SimFs, dir: &str) -> WalReader {
     WalReader::open(Arc::new(fs.clone()), Path::new(dir)).unwrap()
+}
+
+fn all(reader: &WalReader, group: GroupId) -> Vec<Entry> {
+    let view = reader.group(group).unwrap();
+    let mut entries = Vec::new();
+    reader.entries(group, view.first_index..view.last_index + 1, u64::MAX, &mut entries).unwrap();
+    entries
 }
 
 fn all_frames(fs: &SimFs) -> Vec<FrameInfo> {
@@ -206,7 +213,7 @@ fn a_torn_tail_and_a_torn_manifest_are_no_damage() {
     assert!(torn.path == path && torn.offset < at as u64);
     assert_eq!(report.unreadable_manifest.as_deref(), Some(Path::new("/log/manifest-a")));
     assert_eq!(all_frames(&fs).last().unwrap().state, FrameState::Torn);
-    let plan = tools::plan_copy(&reader(&fs, DIR)).unwrap();
+    let plan = tools::plan_copy(Arc::new(fs.clone()), Path::new(DIR), None).unwrap();
     assert_eq!((plan.losing().count(), plan.torn.unwrap()), (0, torn));
     // What a later open cuts is void from then on.
     let (wal, _) = open(&fs, &clock, 2).unwrap();
@@ -358,4 +365,39 @@ fn what_is_read_while_the_log_is_written_is_the_log_of_a_moment() {
         assert!(report.is_whole(), "{report:?}");
         assert_eq!(report.entries, 200 + index - 40);
     }
+}
+
+#[test]
+fn a_disk_that_does_not_answer_everywhere_is_read_around() {
+    let fs = closed();
+    let before = reader(&fs, DIR);
+    let groups: Vec<(GroupId, Vec<Entry>)> =
+        before.groups().into_iter().map(|group| (group, all(&before, group))).collect();
+    let (path, at) = find(&fs, "<3:20>");
+    let block = at as u64 / 4096 * 4096;
+    fs.set_unreadable(&path, block + 512..block + 1024).unwrap();
+    // An open for use ends there, and says where.
+    let refused = WalReader::open(Arc::new(fs.clone()), Path::new(DIR)).map(drop).unwrap_err();
+    assert!(matches!(&refused, Error::Io { path: named, .. } if *named == path), "{refused}");
+    let report = check(&fs);
+    assert!(!report.is_whole() && report.refused.is_none(), "{report:?}");
+    let [Unreadable { path: named, offset, bytes: 4096, .. }] = &report.unreadable[..] else {
+        panic!("{report:?}")
+    };
+    assert_eq!((named, *offset), (&path, block));
+    let hit: Vec<GroupId> = report.lost.keys().copied().collect();
+    assert!(!hit.is_empty(), "{report:?}");
+    // What is not on that place is copied.
+    let copied = tools::copy(Path::new(DIR), target(&fs)).unwrap();
+    assert_eq!(copied.unreadable, report.unreadable);
+    assert_eq!(copied.losing().map(|copied| copied.group).collect::<Vec<_>>(), hit);
+    let copy = reader(&fs, COPY);
+    for (group, entries) in groups.iter().filter(|(group, _)| !hit.contains(group)) {
+        assert_eq!(all(&copy, *group), *entries);
+    }
+    // A manifest on such a place is one that a crash might have left.
+    let fs = closed();
+    fs.set_unreadable(&Path::new(DIR).join("manifest-a"), 0..1).unwrap();
+    let report = check(&fs);
+    assert!(report.unreadable_manifest.is_some() && report.unreadable.len() == 1 && report.faults.is_empty());
 }

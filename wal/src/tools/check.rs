@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::Path, path::PathBuf, sync::Arc};
 use pontoon_proto::GroupId;
 use uuid::Uuid;
 
-use super::frames::{Fault, FaultKind, FrameInfo, RecordInfo, Survey};
+use super::{
+    frames::{Fault, FaultKind, FrameInfo, RecordInfo, Survey},
+    lenient::{Lenient, Unreadable},
+};
 use crate::{
     Damage, DamagedRecord, Error, Fs, KeyId, KeyProvider, Result, TornTail, WalReader, frame::BLOCK,
 };
@@ -37,6 +40,8 @@ pub struct CheckReport {
     pub torn: Option<TornTail>,
     /// A manifest file that cannot be read. A crash may leave one; no damage, the other is complete.
     pub unreadable_manifest: Option<PathBuf>,
+    /// What the disk did not give; everything else was checked as if zeros stood there.
+    pub unreadable: Vec<Unreadable>,
     /// Everything that is not as it was written.
     pub faults: Vec<Fault>,
     /// The records among it, whether or not anything still needs them.
@@ -52,7 +57,11 @@ pub struct CheckReport {
 impl CheckReport {
     /// Whether everything that was looked at is as it was written. A torn tail or one manifest that a crash left torn is no damage.
     pub fn is_whole(&self) -> bool {
-        self.faults.is_empty() && self.damaged.is_empty() && self.lost.is_empty() && self.refused.is_none()
+        self.unreadable.is_empty()
+            && self.faults.is_empty()
+            && self.damaged.is_empty()
+            && self.lost.is_empty()
+            && self.refused.is_none()
     }
 }
 
@@ -60,12 +69,14 @@ impl CheckReport {
 /// Whatever an open may take on trust, this does not.
 ///
 /// # Errors
-/// As [`Wal::open_read_only`](crate::Wal::open_read_only) where there is nothing to report on: no manifest, a newer format,
-/// a read that fails. Damage is no error.
+/// As [`Wal::open_read_only`](crate::Wal::open_read_only) where there is nothing to report on: no manifest, a newer format.
+/// Damage is no error, nor is a disk that does not answer everywhere.
 ///
 /// Without the keys of an encrypted log, everything that has a CRC is checked; what its groups hold cannot be, and
 /// [`CheckReport::sealed`] says so.
 pub fn check(fs: Arc<dyn Fs>, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) -> Result<CheckReport> {
+    let lenient = Lenient::new(fs);
+    let fs: Arc<dyn Fs> = Arc::new(lenient.clone());
     let survey = Survey::new(&*fs, dir)?;
     let mut report = CheckReport {
         store: Uuid::from_u128(survey.manifest.store),
@@ -78,6 +89,7 @@ pub fn check(fs: Arc<dyn Fs>, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) ->
         entries: 0,
         torn: None,
         unreadable_manifest: survey.unreadable_manifest.clone(),
+        unreadable: Vec::new(),
         faults: survey.absent.clone(),
         damaged: Vec::new(),
         lost: BTreeMap::new(),
@@ -96,6 +108,7 @@ pub fn check(fs: Arc<dyn Fs>, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) ->
         Ok(reader) => check_groups(&reader, &mut report)?,
         Err(error) => report.refused = Some(error),
     }
+    report.unreadable = lenient.unreadable();
     Ok(report)
 }
 

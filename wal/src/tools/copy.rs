@@ -7,12 +7,16 @@
 //! Crash argument: the copy is made as `NAME.repairing` and renamed to `NAME` when it is closed, and the names are synced
 //! after. Until then there is nothing under `NAME`, and the original is only read.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use pontoon_proto::GroupId;
 
+use super::lenient::{Lenient, Unreadable};
 use crate::{
-    Batch, Damage, Entry, Error, GroupView, Options, Result, TornTail, Wal, WalReader,
+    Batch, Damage, Entry, Error, GroupView, KeyProvider, Options, Result, TornTail, Wal, WalReader,
     create::LOCK_NAME,
     fs::{Fs, LockGuard},
     manifest::Manifest,
@@ -47,8 +51,11 @@ pub struct GroupCopy {
 pub struct CopyReport {
     /// All groups, ascending.
     pub groups: Vec<GroupCopy>,
-    /// Unacknowledged bytes that are left out, as the next open would.
+    /// Unacknowledged bytes that are left out, as the next open would. With unreadable bytes from there on, what was left out
+    /// may have been acknowledged.
     pub torn: Option<TornTail>,
+    /// What the disk did not give.
+    pub unreadable: Vec<Unreadable>,
 }
 
 impl CopyReport {
@@ -58,17 +65,24 @@ impl CopyReport {
     }
 }
 
-/// What a copy would hold. Reads every entry, writes nothing.
+/// What a copy of the log in a directory would hold. Reads every entry, writes and locks nothing.
 ///
 /// # Errors
-/// As [`WalReader::salvage`].
-pub fn plan_copy(reader: &WalReader) -> Result<CopyReport> {
+/// As [`WalReader::open`], but not for a disk that does not answer everywhere.
+pub fn plan_copy(fs: Arc<dyn Fs>, source: &Path, keys: Option<Arc<dyn KeyProvider>>) -> Result<CopyReport> {
+    let lenient = Lenient::new(fs);
+    let reader = WalReader::open_with(Arc::new(lenient.clone()), source, keys)?;
+    plan(&reader, &lenient)
+}
+
+fn plan(reader: &WalReader, lenient: &Lenient) -> Result<CopyReport> {
     let mut groups = Vec::new();
     for group in reader.groups() {
         let Some(view) = reader.group(group) else { continue };
         groups.push(plan_group(reader, group, &view)?);
     }
-    Ok(CopyReport { groups, torn: reader.report().torn.clone() })
+    let (torn, unreadable) = (reader.report().torn.clone(), lenient.unreadable());
+    Ok(CopyReport { groups, torn, unreadable })
 }
 
 fn plan_group(reader: &WalReader, group: GroupId, view: &GroupView) -> Result<GroupCopy> {
@@ -91,10 +105,11 @@ fn plan_group(reader: &WalReader, group: GroupId, view: &GroupView) -> Result<Gr
     })
 }
 
-/// Copies what is readable of the log in `source` into a new one, whose directory and segment size `target` names and which
-/// is durable on return. The source is locked meanwhile if it has a lock file, and never written to. The copy has an id of
-/// its own; groups, metadata, snapshots and tombstones are the same. A torn tail is left out, as the next open would. The
-/// target's keys open the source as well; with keys the copy is encrypted, whatever the source was.
+/// Copies what is readable of the log in `source` into a new one, whose directory `target` names and which is durable on
+/// return. Its segments are as large as the original's. The source is locked meanwhile if it has a lock file, and never
+/// written to. The copy has an id of its own; groups, metadata, snapshots and tombstones are the same. A torn tail is left
+/// out, as the next open would. The target's keys open the source as well; with keys the copy is encrypted, whatever the
+/// source was.
 ///
 /// # Errors
 /// [`Error::Locked`] if a process has the source open. [`Error::BadOption`] if the target exists or a copy that was
@@ -112,9 +127,11 @@ pub fn copy(source: &Path, mut target: Options) -> Result<CopyReport> {
         refuse_existing(&*fs, path)?;
     }
     let lock = lock(&*fs, source)?;
-    let reader = WalReader::open_with(fs.clone(), source, target.keys.clone())?;
-    let report = plan_copy(&reader)?;
+    let lenient = Lenient::new(fs.clone());
+    let reader = WalReader::open_with(Arc::new(lenient.clone()), source, target.keys.clone())?;
+    let report = plan(&reader, &lenient)?;
     target.dir.clone_from(&making);
+    target.segment_bytes = reader.segment_bytes();
     let (wal, _) = Wal::open(target)?;
     write(&wal, &reader, &report)?;
     wal.close()?;

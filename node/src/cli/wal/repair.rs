@@ -1,12 +1,15 @@
 //! `pontoon wal repair`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
-use pontoon_wal::{Error, Options, tools};
+use pontoon_wal::{Error, Options, RealFs, tools};
 use serde_json::{Value, json};
 
-use super::{Done, Failure, Log, LogArgs};
+use super::{
+    Done, Failure, Log, LogArgs,
+    verify::{json_of_unreadable, words_of_unreadable},
+};
 use crate::cli::output::table;
 
 #[derive(Debug, Args)]
@@ -30,18 +33,9 @@ pub(super) fn run(args: &RepairArgs) -> Result<Done, Failure> {
     if log.running {
         return Err(in_use());
     }
-    let reader = log.open()?;
     let report = match &args.write {
-        None => tools::plan_copy(&reader),
-        Some(target) => {
-            let options = Options {
-                segment_bytes: reader.segment_bytes(),
-                keys: log.keys.clone(),
-                ..Options::new(target)
-            };
-            drop(reader);
-            tools::copy(&log.dir, options)
-        }
+        None => tools::plan_copy(Arc::new(RealFs), &log.dir, log.keys.clone()),
+        Some(target) => tools::copy(&log.dir, Options { keys: log.keys.clone(), ..Options::new(target) }),
     };
     let report = report.map_err(|error| match error {
         Error::Locked { .. } => in_use(),
@@ -71,6 +65,7 @@ fn show(report: &tools::CopyReport, target: Option<&PathBuf>) -> Done {
             torn.path.display()
         ));
     }
+    lines.extend(report.unreadable.iter().map(words_of_unreadable));
     if lost.is_empty() {
         lines.push(format!("all {} groups are whole: nothing needs repair", report.groups.len()));
     } else {
@@ -104,6 +99,7 @@ fn show(report: &tools::CopyReport, target: Option<&PathBuf>) -> Done {
         "needed": !lost.is_empty(),
         "groups": groups,
         "torn": report.torn.as_ref().map(|torn| json!({ "path": torn.path, "offset": torn.offset })),
+        "unreadable": report.unreadable.iter().map(json_of_unreadable).collect::<Vec<_>>(),
         "written": target,
     });
     Done::new(lines.join("\n"), json)

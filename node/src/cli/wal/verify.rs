@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use pontoon_wal::{DamagedRecord, RealFs, tools};
+use pontoon_wal::{
+    DamagedRecord, RealFs,
+    tools::{self, Unreadable},
+};
 use serde_json::{Value, json};
 
 use super::{Done, Failure, Log};
@@ -32,6 +35,7 @@ pub(super) fn run(log: &Log) -> Result<Done, Failure> {
     lines.extend(report.unreadable_manifest.as_ref().map(|path| {
         format!("{} cannot be read, as a crash may leave it; the other one is complete", path.display())
     }));
+    lines.extend(report.unreadable.iter().map(words_of_unreadable));
     lines.extend(report.faults.iter().map(|fault| format!("damaged: {fault}")));
     lines.extend(report.damaged.iter().map(|hit| format!("damaged: {}", words_of(hit))));
     lines.extend(report.sealed.map(|key| {
@@ -76,6 +80,18 @@ fn words_of(hit: &DamagedRecord) -> String {
     )
 }
 
+pub(super) fn words_of_unreadable(place: &Unreadable) -> String {
+    let Unreadable { path, offset, bytes, reason } = place;
+    format!(
+        "unreadable: {bytes} bytes at offset {offset} of {} ({reason}); the disk fails there, taken for zeros",
+        path.display()
+    )
+}
+
+pub(super) fn json_of_unreadable(place: &Unreadable) -> Value {
+    json!({ "path": place.path, "offset": place.offset, "bytes": place.bytes, "reason": place.reason })
+}
+
 fn json_of(report: &tools::CheckReport) -> Value {
     let faults = report.faults.iter().map(|fault| {
         json!({
@@ -107,6 +123,7 @@ fn json_of(report: &tools::CheckReport) -> Value {
         "entries": report.entries,
         "torn": report.torn.as_ref().map(|torn| json!({ "path": torn.path, "offset": torn.offset })),
         "unreadable_manifest": report.unreadable_manifest,
+        "unreadable": report.unreadable.iter().map(json_of_unreadable).collect::<Vec<_>>(),
         "faults": faults.collect::<Vec<_>>(),
         "damaged": damaged.collect::<Vec<_>>(),
         "lost": lost.collect::<Vec<_>>(),
