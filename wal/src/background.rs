@@ -421,10 +421,6 @@ impl Background {
             return if std::mem::take(&mut self.topping_up) { Step::Progress } else { Step::Blocked };
         }
         self.topping_up = for_nothing;
-        // A key that was added meanwhile comes into use with the segments that are prepared from now on.
-        if let Err(error) = shared.keyring.refresh() {
-            tracing::warn!(%error, "the log goes on with the key that it has");
-        }
         let (id, formed) = match table.free.pop() {
             Some(free) => (free.id, free.formed),
             None if shared.may_grow(&table) => {
@@ -434,6 +430,10 @@ impl Background {
             None => return Step::Blocked,
         };
         drop(table);
+        // A key that was added meanwhile comes into use with the next segment. Nobody waits for the provider: no lock is held.
+        if let Err(error) = shared.keyring.refresh() {
+            tracing::warn!(%error, "the log goes on with the key that it has");
+        }
         let path = shared.options.dir.join(segment_name(id));
         let file = match shared.options.fs.open(&path, OpenMode::Create) {
             Ok(file) => file,

@@ -12,7 +12,8 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    Batch, Clock, DriverMode, Entry, Fs, GroupId, HardState, Options, RecoveryReport, SnapshotMeta, Wal,
+    Batch, Clock, DataKey, DriverMode, Entry, Fs, GroupId, HardState, KEY_BYTES, KeyId, KeyProvider, KeySet,
+    Options, RecoveryReport, SnapshotMeta, Wal,
     codec::Decoder,
     crypt::Keyring,
     frame::{BLOCK, FRAME_HEADER, FrameHeader, Probe},
@@ -103,23 +104,23 @@ pub fn segment(input: &[u8]) {
 
 /// Recovery of a whole directory. The input is a row of edits of a small log that was closed.
 pub fn directory(input: &[u8]) {
-    static BASE: OnceLock<SimImage> = OnceLock::new();
-    let fs = SimFs::from_image(BASE.get_or_init(small_log));
-    let (mends, edits) = match input.split_first() {
-        Some((first, edits)) => (first & 1 == 1, edits),
-        None => (false, input),
+    static BASES: [OnceLock<SimImage>; 2] = [OnceLock::new(), OnceLock::new()];
+    let (mends, sealed, edits) = match input.split_first() {
+        Some((first, edits)) => (first & 1 == 1, first & 2 == 2, edits),
+        None => (false, false, input),
     };
+    let fs = SimFs::from_image(BASES[usize::from(sealed)].get_or_init(|| small_log(sealed)));
     edits.as_chunks::<8>().0.iter().take(64).for_each(|edit| apply(&fs, edit));
     if mends {
         mend_all(&fs);
     }
     fs.lose_patience_after(2_000);
-    let Ok((wal, report)) = open(&fs, 5) else { return };
+    let Ok((wal, report)) = open(&fs, 5, sealed) else { return };
     let damaged = use_all(&wal, &report);
     drop(wal);
     fs.crash(u64::from(input.len() as u32));
     // What was opened once opens again, and nobody is healed by that.
-    match open(&fs, 6) {
+    match open(&fs, 6, sealed) {
         Ok((wal, report)) => assert!(mends || use_all(&wal, &report) >= damaged),
         Err(error) => assert!(mends, "a log that opened does not open again: {error}"),
     }
@@ -151,8 +152,10 @@ impl Clock for NoTime {
     }
 }
 
-fn open(fs: &SimFs, seed: u64) -> crate::Result<(Wal, RecoveryReport)> {
+fn open(fs: &SimFs, seed: u64, sealed: bool) -> crate::Result<(Wal, RecoveryReport)> {
+    let keys = || Arc::new(KeySet::new(KeyId(1), DataKey::new([1; KEY_BYTES]))) as Arc<dyn KeyProvider>;
     Wal::open(Options {
+        keys: sealed.then(keys),
         fs: Arc::new(fs.clone()),
         segment_bytes: SEGMENT_BYTES as u64,
         cache_bytes: 0,
@@ -165,10 +168,10 @@ fn open(fs: &SimFs, seed: u64) -> crate::Result<(Wal, RecoveryReport)> {
 }
 
 /// A log with a bit of everything, of two opens.
-fn small_log() -> SimImage {
+fn small_log(sealed: bool) -> SimImage {
     let fs = SimFs::new();
     for open_nth in 0..2 {
-        let (wal, _) = open(&fs, open_nth).expect("the disk is sound");
+        let (wal, _) = open(&fs, open_nth, sealed).expect("the disk is sound");
         for round in 0..12 {
             let mut batch = Batch::new();
             let group = GroupId(1 + round % 4);
