@@ -15,6 +15,12 @@
 //!    writes it once more as it stands and syncs it before it touches the older one.
 //! 6. A full disk in the middle of a manifest's write: as 3, and the file is written again when there is room. Until then
 //!    the file counts as listing both the old set and the new.
+//! 7. While footers are written: they lie behind the last frame of segments that take no more frames. Whatever is there is
+//!    void (the opening frame that cut it is durable by then), or what an earlier try to write a footer left. No manifest
+//!    lists the footer yet, so nobody looks at it, and a later checkpoint writes over it.
+//! 8. After the footers, before the manifest that lists them: as 7. A footer is listed by its CRC, and only by manifests
+//!    whose state is at least as late as its capture; so the loss of the newer manifest leaves an older one, with footers
+//!    of its own time or none.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -23,12 +29,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use pontoon_proto::GroupId;
 
 use crate::{
     Durability, Error, GcStats, KeyId, Result, WalEvent,
+    checkpoint::{Capture, Footers},
     fs::{File, FileOp, OpenMode, Ticket, read_whole},
-    manifest::{AsOf, GroupState, MANIFEST_NAMES, Manifest},
+    manifest::{AsOf, MANIFEST_NAMES, Manifest},
     metrics::add,
     recovery,
     relocate::Relocator,
@@ -36,7 +42,7 @@ use crate::{
     rules::{Rule, is_broken},
     segment::{Segment, segment_name},
     shared::Shared,
-    table::{Free, Table},
+    table::{Free, SealedFooter, Table},
     writer::{Identity, Step},
 };
 
@@ -46,23 +52,18 @@ const FILL_BYTES: u64 = 256 << 10;
 const RETRY: Duration = Duration::from_millis(500);
 /// Dead segments that ask for a checkpoint even if prepared ones abound.
 const DEAD_ENOUGH: usize = 4;
-/// Segments sealed since the last checkpoint that ask for one, so that recovery replays no more.
-const REPLAY_ENOUGH: usize = 16;
+/// So many times the manifest's size is written to segments between two checkpoints that are made for the sake of the next
+/// open, so that many groups do not double what is written.
+const MANIFEST_SHARE: u64 = 8;
+/// Sealed segments without a footer that ask for a checkpoint however little they hold: each open leaves one behind, and
+/// scanning it costs what it could hold.
+const UNSETTLED_ENOUGH: usize = 4;
+/// A close leaves at most this part of a segment to be scanned by the next open, or makes a checkpoint.
+const CLOSE_PART: u64 = 16;
 /// Free files that are kept for later, since filling new ones costs as much as writing them; more are removed.
 const KEEP_FREE: usize = 16;
 /// How many more than asked for are prepared at once if that costs no filling, so that a busy log is listed seldom.
 const PREPARE_MORE: usize = 6;
-
-/// The state of all groups at one LSN.
-struct Capture {
-    lsn: u64,
-    groups: Vec<(GroupId, GroupState)>,
-    tombstones: Vec<(GroupId, u64)>,
-    /// Segments that hold nothing at that LSN.
-    dead: Vec<u32>,
-    /// The last durable cold frame: what made those segments dead is at or before it.
-    cold_seq: u64,
-}
 
 /// Operations on a row of files, one after the other.
 struct Job {
@@ -72,7 +73,12 @@ struct Job {
 }
 
 enum Goal {
-    Prepare { id: u32, file: Arc<dyn File> },
+    Prepare {
+        id: u32,
+        file: Arc<dyn File>,
+    },
+    /// The footers of some sealed segments.
+    Footers(Vec<(u32, SealedFooter)>),
     Checkpoint(Written),
 }
 
@@ -80,6 +86,7 @@ enum Goal {
 struct Written {
     slot: usize,
     seq: u64,
+    bytes: u64,
     listed: BTreeSet<u32>,
     keys: BTreeSet<KeyId>,
 }
@@ -95,7 +102,10 @@ pub(crate) struct Background {
     /// Checkpoints that were asked for.
     pub(crate) gc_wanted: bool,
     pub(crate) stats: GcStats,
-    sealed_at_checkpoint: usize,
+    /// `Table::written_bytes` when the last capture began.
+    written_at_capture: u64,
+    /// The size of the last manifest.
+    manifest_bytes: u64,
     /// Segments are prepared up to more than asked for.
     topping_up: bool,
     /// The newer manifest file was synced by this open.
@@ -113,7 +123,8 @@ impl Background {
             retry_at: None,
             gc_wanted: false,
             stats: GcStats::default(),
-            sealed_at_checkpoint: 0,
+            written_at_capture: 0,
+            manifest_bytes: 0,
             topping_up: false,
             newest_is_synced: false,
         }
@@ -147,6 +158,9 @@ impl Background {
             // Nothing is written before the first append.
             return Step::Blocked;
         }
+        if shared.table().ended {
+            return self.step_end(shared, now);
+        }
         self.release(shared);
         if let Some(at) = self.retry_at {
             if now < at {
@@ -154,7 +168,11 @@ impl Background {
             }
             self.retry_at = None;
         }
-        if self.capture.is_some() {
+        if let Some(capture) = &mut self.capture {
+            if !capture.is_complete() {
+                capture.step(shared);
+                return Step::Progress;
+            }
             return self.start_checkpoint(shared, now);
         }
         // Whatever else is to be done comes before a segment that has to be filled.
@@ -173,10 +191,36 @@ impl Background {
             }
         }
         if self.wants_checkpoint(shared) {
-            self.capture = Some(capture(shared));
+            self.capture(shared);
             return Step::Progress;
         }
         self.start_prepare(shared, now)
+    }
+
+    /// After the last frame: one more checkpoint if the next open would have much to scan, and nothing else. A disk that is
+    /// full now does not hold the close up.
+    fn step_end(&mut self, shared: &Shared, now: Duration) -> Step {
+        if self.retry_at.is_some() {
+            return Step::Blocked;
+        }
+        match &mut self.capture {
+            Some(capture) if capture.is_complete() => return self.start_checkpoint(shared, now),
+            Some(capture) => capture.step(shared),
+            None => {
+                let table = shared.table();
+                if !self.leaves_much_to_scan(shared, &table) {
+                    return Step::Blocked;
+                }
+                drop(table);
+                self.capture(shared);
+            }
+        }
+        Step::Progress
+    }
+
+    fn capture(&mut self, shared: &Shared) {
+        self.written_at_capture = shared.table().written_bytes;
+        self.capture = Some(Capture::begin(shared));
     }
 
     fn step_job(&mut self, shared: &Shared, now: Duration) -> Step {
@@ -198,6 +242,13 @@ impl Background {
         }
         match self.job.take().map(|job| job.goal) {
             Some(Goal::Prepare { id, file }) => self.finish_prepare(shared, id, file),
+            Some(Goal::Footers(done)) => {
+                let mut table = shared.table();
+                for (id, footer) in done {
+                    let sealed = table.sealed.get_mut(&id);
+                    sealed.into_iter().for_each(|sealed| sealed.footer = Some(footer));
+                }
+            }
             Some(Goal::Checkpoint(written)) => self.finish_checkpoint(shared, written),
             None => {}
         }
@@ -209,6 +260,7 @@ impl Background {
         let Some(job) = job else { return };
         let name = match &job.goal {
             Goal::Prepare { id, .. } => segment_name(*id),
+            Goal::Footers(done) => done.first().map_or_else(String::new, |(id, _)| segment_name(*id)),
             Goal::Checkpoint(written) => MANIFEST_NAMES[written.slot].to_owned(),
         };
         let error = Error::io("write", shared.options.dir.join(name), source);
@@ -247,13 +299,26 @@ impl Background {
             || table.listing_is_due()
             || (short || table.tight) && dead > 0
             || dead >= DEAD_ENOUGH
-            || table.sealed.len() >= self.sealed_at_checkpoint + REPLAY_ENOUGH
+            || self.leaves_much_to_scan(shared, &table)
+    }
+
+    /// Whether the next open should not have to scan what has come together since the last checkpoint.
+    fn leaves_much_to_scan(&self, shared: &Shared, table: &Table) -> bool {
+        let unsettled = table.unsettled().count();
+        let written = table.written_bytes - self.written_at_capture;
+        let segment = shared.options.segment_bytes;
+        let enough = match table.ended {
+            true => (segment / CLOSE_PART).max(self.manifest_bytes),
+            // The end of a segment may stay empty.
+            false => (segment / 2).max(MANIFEST_SHARE * self.manifest_bytes),
+        };
+        unsettled > 0 && (written >= enough || unsettled >= UNSETTLED_ENOUGH)
     }
 
     /// Writes what was captured once all of it is durable.
     fn start_checkpoint(&mut self, shared: &Shared, now: Duration) -> Step {
         let mut table = shared.table();
-        let waits = self.capture.as_ref().is_some_and(|capture| table.done_lsn < capture.lsn)
+        let waits = self.capture.as_ref().is_some_and(|capture| table.done_lsn < capture.lsns.most())
             && !is_broken(Rule::CaptureDurable);
         table.capture_waits = waits;
         if waits {
@@ -262,19 +327,26 @@ impl Background {
             // The writer may be waiting for a segment itself; then the capture would wait for ever.
             return if starving { self.list_segments(shared, now) } else { self.start_prepare(shared, now) };
         }
+        if let Some(capture) = &mut self.capture {
+            let Footers { ops, done } = capture.footers(shared, &mut table);
+            if !ops.is_empty() {
+                drop(table);
+                self.job = Some(Job { ops: ops.into(), ticket: None, goal: Goal::Footers(done) });
+                return self.step_job(shared, now);
+            }
+        }
         let Some(capture) = self.capture.take() else { return Step::Blocked };
         for id in capture.dead {
             if let Some(sealed) = table.sealed.remove(&id) {
                 table.retired.push(sealed.segment);
             }
         }
-        self.sealed_at_checkpoint = table.sealed.len();
         let manifest = Manifest {
             as_of: AsOf {
                 incarnation: self.identity.incarnation,
                 ordinal: self.identity.ordinal,
                 seqs: [table.done_seq, if is_broken(Rule::ColdSeqStated) { 0 } else { capture.cold_seq }],
-                lsn: capture.lsn,
+                lsns: capture.lsns,
             },
             groups: capture.groups,
             tombstones: capture.tombstones,
@@ -316,7 +388,7 @@ impl Background {
             store: self.identity.store,
             segment_bytes: shared.options.segment_bytes,
             next_segment: table.next_id,
-            segments: table.listing(),
+            segments: table.listing(state.as_of.lsns.least()),
             ..state
         };
         let listed: BTreeSet<u32> = manifest.segments.iter().map(|segment| segment.id).collect();
@@ -355,20 +427,18 @@ impl Background {
             ops.push_back((newest.clone(), FileOp::Write { offset: 0, data }));
             ops.push_back((newest, FileOp::Sync));
         }
+        let written = Written { slot, seq: manifest.seq, bytes: bytes.len() as u64, listed, keys };
         ops.push_back((file.clone(), FileOp::Write { offset: 0, data: bytes }));
         if !is_broken(Rule::ManifestSynced) {
             ops.push_back((file, FileOp::Sync));
         }
-        self.job = Some(Job {
-            ops,
-            ticket: None,
-            goal: Goal::Checkpoint(Written { slot, seq: manifest.seq, listed, keys }),
-        });
+        self.job = Some(Job { ops, ticket: None, goal: Goal::Checkpoint(written) });
         self.step_job(shared, now)
     }
 
     fn finish_checkpoint(&mut self, shared: &Shared, written: Written) {
-        let Written { slot, seq, listed, keys } = written;
+        let Written { slot, seq, bytes, listed, keys } = written;
+        self.manifest_bytes = bytes;
         let has_room;
         {
             let mut table = shared.table();
@@ -500,22 +570,4 @@ pub(crate) fn run(ops: Vec<(Arc<dyn File>, FileOp)>, path: &std::path::Path) -> 
         file.submit(op).wait().map_err(|source| Error::io("write", path, source))?;
     }
     Ok(())
-}
-
-/// Copies the state of all groups as of the last LSN that was given out. Submitters wait for it, readers do not.
-fn capture(shared: &Shared) -> Capture {
-    let mut queue = shared.queue();
-    let lsn = queue.next_lsn - 1;
-    let mut groups = Vec::new();
-    shared.index.for_each(|group, state| groups.push((group, state.checkpoint())));
-    let tombstones = shared.index.tombstones().into_iter().collect();
-    let (dead, cold_seq) = {
-        let table = shared.table();
-        (table.dead().collect(), table.cold_seq)
-    };
-    queue.flush = true;
-    drop(queue);
-    shared.wake_writer();
-    groups.sort_unstable_by_key(|(group, _)| *group);
-    Capture { lsn, groups, tombstones, dead, cold_seq }
 }

@@ -42,6 +42,8 @@ pub struct Batch {
     pub(crate) data: Vec<u8>,
     pub(crate) dir: Vec<u8>,
     pub(crate) records: u32,
+    /// How many of the records hold entries.
+    pub(crate) entry_records: u32,
     pub(crate) relaxed: bool,
     pub(crate) mistake: Option<Error>,
 }
@@ -164,6 +166,7 @@ impl Batch {
         }
         record::encode(&mut self.data, &mut self.dir, head, body);
         self.records += 1;
+        self.entry_records += u32::from(head.0 == Kind::Entries);
         self
     }
 

@@ -90,6 +90,7 @@ pub(crate) fn batch(batch: Batch, compression: Compression, above: usize) -> Bat
     }
     let mut out = Batch::default();
     (out.relaxed, out.records) = (batch.relaxed, batch.records);
+    out.entry_records = batch.entry_records;
     for (head, at) in Heads::of(&batch.data) {
         let record = &batch.data[at..at + head.len as usize];
         let squeezed =

@@ -115,6 +115,7 @@ fn make(options: &Options, keyring: &Keyring, making: &Path) -> Result<()> {
                 first_seq: 0,
                 last_seq: 0,
                 key_id: 0,
+                footer: None,
             }],
             ..Manifest::default()
         };

@@ -23,6 +23,7 @@
 mod background;
 mod batch;
 mod cache;
+mod checkpoint;
 mod codec;
 mod compress;
 mod create;
@@ -30,6 +31,7 @@ mod crypt;
 mod driver;
 mod error;
 mod fetch;
+mod footer;
 mod frame;
 pub mod fs;
 #[cfg(feature = "testing")]

@@ -1,7 +1,7 @@
 //! The checkpoint, which is the manifest too: which segments belong to the log, and what every group holds besides its
 //! entries. Two files are written in turn; `docs/wal-format.md` gives each byte.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::{BufMut, Bytes};
 use pontoon_proto::GroupId;
@@ -11,6 +11,7 @@ use crate::{
     codec::{Decoder, put_bytes, round_up},
     crypt::{self, BLOB_EXTRA, Keyring},
     frame::{BLOCK, COLD},
+    index::{Index, SHARDS},
     record::{MAX_INDEX, decode_snapshot, put_hard_state, put_snapshot},
     rng::Rng,
     types::{Damage, HardState, SnapshotMeta},
@@ -54,6 +55,45 @@ pub(crate) struct ListedSegment {
     pub(crate) last_seq: u64,
     /// The key with which its frames are encrypted, 0 for none.
     pub(crate) key_id: u32,
+    /// Where the extents of a sealed segment are listed.
+    pub(crate) footer: Option<FooterAt>,
+}
+
+/// Where a segment's footer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FooterAt {
+    /// The block where it begins.
+    pub(crate) block: u32,
+    pub(crate) len: u32,
+    /// Of all its bytes.
+    pub(crate) crc: u32,
+}
+
+/// The LSN of each shard of the groups at which a checkpoint describes it: they are captured one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ShardLsns(pub(crate) [u64; SHARDS]);
+
+impl Default for ShardLsns {
+    fn default() -> Self {
+        ShardLsns([0; SHARDS])
+    }
+}
+
+impl ShardLsns {
+    /// The LSN that counts for a group.
+    pub(crate) fn of(&self, group: GroupId) -> u64 {
+        self.0[Index::shard_of(group)]
+    }
+
+    /// When the capture began. Whatever is at or below is in the state.
+    pub(crate) fn least(&self) -> u64 {
+        self.0.into_iter().min().unwrap_or(0)
+    }
+
+    /// When it ended. Nothing above is in the state.
+    pub(crate) fn most(&self) -> u64 {
+        self.0.into_iter().max().unwrap_or(0)
+    }
 }
 
 /// The moment that the checkpoint describes.
@@ -64,8 +104,8 @@ pub(crate) struct AsOf {
     pub(crate) ordinal: u64,
     /// Per stream: all frames up to here are durable.
     pub(crate) seqs: [u64; 2],
-    /// All records up to here are durable and in the state; no later one is.
-    pub(crate) lsn: u64,
+    /// All records up to here are durable and in the state of their group's shard; no later one is.
+    pub(crate) lsns: ShardLsns,
 }
 
 /// A group's state besides its entries.
@@ -74,7 +114,7 @@ pub(crate) struct GroupState {
     pub(crate) hard_state: HardState,
     pub(crate) truncated: (u64, u64),
     pub(crate) last: (u64, u64),
-    pub(crate) snapshot: Option<SnapshotMeta>,
+    pub(crate) snapshot: Option<Arc<SnapshotMeta>>,
     pub(crate) meta: Vec<(Bytes, Bytes)>,
     pub(crate) damage: Option<Damage>,
 }
@@ -169,7 +209,7 @@ impl Manifest {
         out.put_u64_le(self.as_of.incarnation);
         out.put_u64_le(self.as_of.ordinal);
         self.as_of.seqs.iter().for_each(|seq| out.put_u64_le(*seq));
-        out.put_u64_le(self.as_of.lsn);
+        self.as_of.lsns.0.iter().for_each(|lsn| out.put_u64_le(*lsn));
         out.put_u32_le(self.segments.len() as u32);
         for segment in &self.segments {
             out.put_u32_le(segment.id);
@@ -184,6 +224,8 @@ impl Manifest {
             out.put_u64_le(segment.first_seq);
             out.put_u64_le(segment.last_seq);
             out.put_u32_le(segment.key_id);
+            let footer = segment.footer.unwrap_or(FooterAt { block: 0, len: 0, crc: 0 });
+            [footer.block, footer.len, footer.crc].iter().for_each(|value| out.put_u32_le(*value));
         }
     }
 
@@ -250,8 +292,15 @@ impl Manifest {
     fn decode_places<'a>(&mut self, body: &'a [u8]) -> Option<&'a [u8]> {
         let mut d = Decoder(body);
         self.next_segment = d.u32()?;
-        self.as_of =
-            AsOf { incarnation: d.u64()?, ordinal: d.u64()?, seqs: [d.u64()?, d.u64()?], lsn: d.u64()? };
+        self.as_of = AsOf {
+            incarnation: d.u64()?,
+            ordinal: d.u64()?,
+            seqs: [d.u64()?, d.u64()?],
+            lsns: ShardLsns::default(),
+        };
+        for lsn in &mut self.as_of.lsns.0 {
+            *lsn = d.u64()?;
+        }
         for _ in 0..d.u32()? {
             self.segments.push(ListedSegment {
                 id: d.u32()?,
@@ -267,6 +316,8 @@ impl Manifest {
                 first_seq: d.u64()?,
                 last_seq: d.u64()?,
                 key_id: d.u32()?,
+                footer: Some(FooterAt { block: d.u32()?, len: d.u32()?, crc: d.u32()? })
+                    .filter(|footer| footer.len > 0),
             });
         }
         Some(d.0)
@@ -286,18 +337,21 @@ impl Manifest {
 
     /// Whether all numbers are in the ranges that everybody after relies on.
     fn is_sound(&self) -> bool {
-        let AsOf { ordinal, seqs, lsn, .. } = self.as_of;
+        let AsOf { ordinal, seqs, lsns, .. } = self.as_of;
         let groups = || self.groups.iter().map(|(_, state)| state);
         let ids: BTreeSet<u32> = self.segments.iter().map(|segment| segment.id).collect();
         (MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&self.segment_bytes)
             && self.segment_bytes.is_multiple_of(BLOCK as u64)
             && [self.seq, seqs[0], seqs[1]].iter().all(|n| *n < 1 << 62)
             && ordinal < 1 << (64 - Lsn::COUNTER_BITS)
-            && lsn < u64::MAX
+            && lsns.most() < u64::MAX
             && ids.len() == self.segments.len()
             && self.segments.iter().all(|segment| segment.stream <= COLD)
             && ids.last().is_none_or(|last| *last < self.next_segment)
             && self.segments.iter().all(|segment| segment.first_seq.max(segment.last_seq) < 1 << 62)
+            && self.segments.iter().filter_map(|segment| segment.footer).all(|footer| {
+                u64::from(footer.block) * BLOCK as u64 + u64::from(footer.len) <= self.segment_bytes
+            })
             && groups().all(|state| state.truncated.0 <= state.last.0 && state.last.0 < 2 * MAX_INDEX)
             && groups()
                 .filter_map(|state| state.damage.as_ref())
@@ -347,7 +401,7 @@ fn decode_group(d: &mut Decoder<'_>) -> Option<GroupState> {
     if flags & HAS_SNAPSHOT != 0 {
         let mut snapshot = decode_snapshot(d)?;
         snapshot.data = Bytes::copy_from_slice(d.bytes()?);
-        state.snapshot = Some(snapshot);
+        state.snapshot = Some(Arc::new(snapshot));
     }
     if flags & HAS_DAMAGE != 0 {
         let bits = d.u8()?;
@@ -380,7 +434,12 @@ mod tests {
             hard_state: HardState { term: 3, vote: 2, commit: 9 },
             truncated: (4, 2),
             last: (12, 3),
-            snapshot: Some(SnapshotMeta { index: 4, term: 2, data: "x".into(), ..SnapshotMeta::default() }),
+            snapshot: Some(Arc::new(SnapshotMeta {
+                index: 4,
+                term: 2,
+                data: "x".into(),
+                ..SnapshotMeta::default()
+            })),
             meta: vec![("k".into(), "v".into())],
             damage: Some(Damage { entries: vec![(5, 7)], meta: true, ..Damage::default() }),
         };
@@ -389,7 +448,7 @@ mod tests {
             store: 42,
             segment_bytes: 1 << 20,
             next_segment: 4,
-            as_of: AsOf { incarnation: 5, ordinal: 2, seqs: [10, 0], lsn: 99 },
+            as_of: AsOf { incarnation: 5, ordinal: 2, seqs: [10, 0], lsns: ShardLsns([99; SHARDS]) },
             segments: vec![ListedSegment {
                 id: 3,
                 epoch: 77,
@@ -399,6 +458,7 @@ mod tests {
                 first_seq: 2,
                 last_seq: 8,
                 key_id: 0,
+                footer: Some(FooterAt { block: 9, len: 300, crc: 5 }),
             }],
             groups: vec![(GroupId(4), state)],
             tombstones: vec![(GroupId(5), 6)],

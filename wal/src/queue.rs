@@ -104,6 +104,8 @@ pub(crate) struct Queued {
     pub(crate) tags_len: usize,
     pub(crate) dir: Vec<u8>,
     pub(crate) records: u32,
+    /// How many of the records hold entries: the segment's footer lists those.
+    pub(crate) entry_records: u32,
     pub(crate) first_lsn: u64,
     pub(crate) relaxed: bool,
     pub(crate) ack: Ack,

@@ -16,6 +16,7 @@ use crate::{
     DriverMode, Error, KeyId, Lsn, Options, Result,
     background::Background,
     crypt::{Expected, Guard, Keyring, Use},
+    footer::Footer,
     frame::{BLOCK, Cut, HOT},
     fs::{File, FileOp, Fs, OpenMode, read_whole, sync},
     manifest::{ListedSegment, Listing, MANIFEST_NAMES, Manifest, Unreadable},
@@ -23,20 +24,21 @@ use crate::{
     rules::{Rule, is_broken},
     segment::{Segment, segment_id, segment_name},
     shared::Parts,
-    table::{Free, Sealed, Table},
+    table::{Free, Sealed, Span, Table},
     types::Damage,
     writer::{Identity, Writer},
 };
 
 pub(crate) mod chain;
 pub(crate) mod cold;
+pub(crate) mod footers;
 mod replay;
 pub(crate) mod scan;
 mod whole;
 
 use chain::Chain;
 use cold::Cold;
-use replay::Replay;
+use replay::{Held, Replay};
 use scan::{Found, Scan, read_frame};
 
 /// More threads than this only wait for the disk.
@@ -51,13 +53,16 @@ pub struct RecoveryReport {
     pub checkpoint: u64,
     /// Segments that belong to the log.
     pub segments: usize,
+    /// Segments of which the footer was read instead of the frames. Rot in their records shows when those are read, or by
+    /// a scrub.
+    pub footers: usize,
     /// Bytes read to find frames.
     pub bytes_scanned: u64,
-    /// Live frames.
+    /// Live frames that were read.
     pub frames: u64,
     /// Frames that were acknowledged and are gone; what they held is in `damaged`.
     pub lost_frames: u64,
-    /// Records in live frames.
+    /// Records in those frames.
     pub records: u64,
     /// Where unacknowledged bytes were cut, if there were any.
     pub torn: Option<TornTail>,
@@ -195,26 +200,32 @@ pub(crate) fn recover(
 
     let segments = open_segments(options, &keyring, &manifest, read_only)?;
     let threads = threads(options);
-    let mut scan = scan_all(&segments, &manifest, threads)?;
-    report.bytes_scanned = scan.bytes;
-    check_checkpoint(options, &scan, &manifest)?;
-    let found = scan.frames.iter().chain(&scan.cold);
-    let touched: BTreeSet<u32> = found.map(|found| found.segment.id).collect();
-    let cold = Cold::new(std::mem::take(&mut scan.cold), &manifest);
-    let chain = Chain::new(scan, &manifest.as_of, &manifest.segments);
-    let mut replay = Replay::new(&manifest, threads);
-    match whole::replay(&mut replay, &chain, &cold, threads)? {
+    let footers = footers::read(&segments, &manifest, threads)?;
+    // Whoever only looks at a log looks at all of it.
+    let none = BTreeMap::new();
+    let mut believed = if read_only { &none } else { &footers };
+    let look = Look { options, manifest: &manifest, segments: &segments, footers: &footers, threads };
+    let (mut chain, mut cold, mut touched) = look.frames(believed, &mut report)?;
+    let mut replay = Replay::new(&manifest);
+    let whole = whole::replay(&mut replay, &chain, &cold, believed, threads)?;
+    let is_whole = whole.is_some();
+    match whole {
         Some(whole) => {
             (report.frames, report.records) = (whole.frames, whole.records);
             replay.run(&chain, true, &mut report)?;
         }
         None => {
-            // Nothing was decided yet: what the segments count as live is counted anew.
+            // Nothing was decided yet: what the segments count as live is counted anew, and every frame is looked at.
             drop(replay);
             segments.values().for_each(|segment| segment.forget_live());
-            replay = Replay::new(&manifest, 1);
-            let is_needed = |head: &Head| replay.is_within_bounds(head);
-            let lines = cold.salvage(manifest.as_of.lsn, is_needed, &mut report)?;
+            if !believed.is_empty() {
+                (chain, cold, touched) = look.frames(&none, &mut report)?;
+                believed = &none;
+            }
+            replay = Replay::new(&manifest);
+            let is_needed =
+                |head: &Head, lsn| !replay.is_news(head.group, lsn) && replay.is_within_bounds(head);
+            let lines = cold.salvage(is_needed, &mut report)?;
             replay.bring(lines);
             replay.run(&chain, false, &mut report)?;
         }
@@ -225,11 +236,16 @@ pub(crate) fn recover(
         make_durable(&replay.unproven)?;
     }
     let carry = std::mem::take(&mut replay.carry);
-    let mut last_in = std::mem::take(&mut replay.last_in);
-    last_in.extend(cold.ranges);
+    let mut held = std::mem::take(&mut replay.held);
+    // What the checkpoint counts of the cold stream; the frames behind that stay void.
+    held.extend(cold.ranges.iter().map(|(id, (first_seq, last_seq, incarnation))| {
+        let (first_seq, last_seq, incarnation) = (*first_seq, *last_seq, *incarnation);
+        (*id, Held { incarnation, first_seq, last_seq, span: Span::default() })
+    }));
+    report.footers = believed.len();
     let index = replay.finish(&mut report);
-    file_segments(&mut table, &manifest, &segments, &last_in, &touched);
-    drop(segments);
+    file_segments(&mut table, look, &held, &touched, is_whole);
+    drop((segments, footers));
     find_free(options, &mut table)?;
 
     let ordinal = chain.ordinal.max(last_lsn >> Lsn::COUNTER_BITS) + 1;
@@ -281,20 +297,61 @@ fn threads(options: &Options) -> usize {
     }
 }
 
-/// Finds the frames of all segments.
-fn scan_all(segments: &BTreeMap<u32, Arc<Segment>>, manifest: &Manifest, threads: usize) -> Result<Scan> {
-    let all: Vec<&Arc<Segment>> = segments.values().collect();
-    let mut scan = Scan::default();
-    for some in all.chunks(threads) {
-        let read = |segment: &Arc<Segment>| {
-            let mut found = Scan::default();
-            found.segment(segment, manifest.store, manifest.segment_bytes)?;
-            Ok(found)
-        };
-        let found = whole::on_threads(some.iter().map(|&segment| move || read(segment)).collect());
-        found.into_iter().try_for_each(|found: Result<Scan>| found.map(|found| scan.join(found)))?;
+/// What recovery looks at.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    options: &'a Options,
+    manifest: &'a Manifest,
+    segments: &'a BTreeMap<u32, Arc<Segment>>,
+    /// All that are what the manifest says, believed or not.
+    footers: &'a BTreeMap<u32, Footer>,
+    threads: usize,
+}
+
+impl Look<'_> {
+    /// Finds the live frames of all segments whose footer is not believed, and tells which of those segments hold frames.
+    fn frames(
+        &self,
+        believed: &BTreeMap<u32, Footer>,
+        report: &mut RecoveryReport,
+    ) -> Result<(Chain, Cold, BTreeSet<u32>)> {
+        let mut scan = self.scan(believed)?;
+        report.bytes_scanned += scan.bytes;
+        self.check_checkpoint(&scan)?;
+        let touched = scan.frames.iter().chain(&scan.cold).map(|found| found.segment.id).collect();
+        let cold = Cold::new(std::mem::take(&mut scan.cold), self.manifest);
+        let Manifest { as_of, segments, .. } = self.manifest;
+        let chain = Chain::new(scan, as_of, segments, |id| believed.contains_key(&id));
+        Ok((chain.with_spare(self.footers.values()), cold, touched))
     }
-    Ok(scan)
+
+    fn scan(&self, believed: &BTreeMap<u32, Footer>) -> Result<Scan> {
+        let all: Vec<&Arc<Segment>> =
+            self.segments.values().filter(|segment| !believed.contains_key(&segment.id)).collect();
+        let mut scan = Scan::default();
+        for some in all.chunks(self.threads) {
+            let read = |segment: &Arc<Segment>| {
+                let mut found = Scan::default();
+                found.segment(segment, self.manifest.store, self.manifest.segment_bytes)?;
+                Ok(found)
+            };
+            let found = whole::on_threads(some.iter().map(|&segment| move || read(segment)).collect());
+            found.into_iter().try_for_each(|found: Result<Scan>| found.map(|found| scan.join(found)))?;
+        }
+        Ok(scan)
+    }
+
+    /// Frames know which checkpoint was durable before them. With both manifests in place the newest one that a frame
+    /// knows must be one of the two; with one lost, the other is at most one older.
+    fn check_checkpoint(&self, scan: &Scan) -> Result<()> {
+        let seq = self.manifest.seq;
+        if scan.checkpoint > seq + 1 {
+            let what = format!("it holds checkpoint {seq}, frames know of checkpoint {}", scan.checkpoint);
+            let path = self.options.dir.join(MANIFEST_NAMES[0]);
+            return Err(Error::Corrupt { path, offset: 0, what });
+        }
+        Ok(())
+    }
 }
 
 /// Scans one segment and replays what it holds as a log of its own.
@@ -306,12 +363,12 @@ pub(crate) fn replay_one(segment: &Arc<Segment>, store: u128, segment_bytes: u64
         return;
     }
     let cold = Cold::new(std::mem::take(&mut scan.cold), &manifest);
-    let chain = Chain::new(scan, &manifest.as_of, &manifest.segments);
-    let (mut replay, mut report) = (Replay::new(&manifest, 1), RecoveryReport::default());
-    let is_whole = matches!(whole::replay(&mut replay, &chain, &cold, 1), Ok(Some(_)));
+    let chain = Chain::new(scan, &manifest.as_of, &manifest.segments, |_| false);
+    let (mut replay, mut report) = (Replay::new(&manifest), RecoveryReport::default());
+    let is_whole = matches!(whole::replay(&mut replay, &chain, &cold, &BTreeMap::new(), 1), Ok(Some(_)));
     if !is_whole {
         segment.forget_live();
-        replay = Replay::new(&manifest, 1);
+        replay = Replay::new(&manifest);
     }
     if replay.run(&chain, is_whole, &mut report).is_ok() {
         replay.finish(&mut report);
@@ -377,36 +434,31 @@ pub(crate) fn listed_segment(
     Ok(segment)
 }
 
-/// Frames know which checkpoint was durable before them. With both manifests in place the newest one that a frame knows
-/// must be one of the two; with one lost, the other is at most one older.
-fn check_checkpoint(options: &Options, scan: &Scan, manifest: &Manifest) -> Result<()> {
-    if scan.checkpoint > manifest.seq + 1 {
-        let what =
-            format!("it holds checkpoint {}, frames know of checkpoint {}", manifest.seq, scan.checkpoint);
-        return Err(Error::Corrupt { path: options.dir.join(MANIFEST_NAMES[0]), offset: 0, what });
-    }
-    Ok(())
-}
-
 /// Gives each listed segment its place.
 fn file_segments(
     table: &mut Table,
-    manifest: &Manifest,
-    segments: &BTreeMap<u32, Arc<Segment>>,
-    last_in: &BTreeMap<u32, (u64, u64, u64)>,
+    look: Look<'_>,
+    held: &BTreeMap<u32, Held>,
     touched: &BTreeSet<u32>,
+    is_whole: bool,
 ) {
-    for listed in &manifest.segments {
-        let segment = segments[&listed.id].clone();
-        let seqs = match (listed.listing, listed.stream) {
-            (Listing::Sealed, HOT) => Some((listed.first_seq, listed.last_seq, listed.incarnation)),
-            // Of the cold stream what the checkpoint counts: the frames behind that stay void.
-            _ => last_in.get(&listed.id).copied(),
-        };
-        match seqs {
-            Some((first_seq, last_seq, incarnation)) => {
-                let stream = listed.stream;
-                table.sealed.insert(listed.id, Sealed { segment, stream, incarnation, first_seq, last_seq });
+    for listed in &look.manifest.segments {
+        let segment = look.segments[&listed.id].clone();
+        let mut held = held.get(&listed.id).copied();
+        if (listed.listing, listed.stream) == (Listing::Sealed, HOT) {
+            let ListedSegment { incarnation, first_seq, last_seq, .. } = *listed;
+            // Without its last frame nobody knows where it ends.
+            let span =
+                held.filter(|held| held.last_seq == last_seq).map_or(Span::default(), |held| held.span);
+            held = Some(Held { incarnation, first_seq, last_seq, span });
+        }
+        match held {
+            Some(Held { incarnation, first_seq, last_seq, span }) => {
+                let (stream, footer) = (listed.stream, look.footers.get(&listed.id).map(Footer::listed));
+                // Where something is damaged, the index may point at copies instead of records here.
+                let span = if is_whole { span } else { Span::default() };
+                let sealed = Sealed { segment, stream, incarnation, first_seq, last_seq, span, footer };
+                table.sealed.insert(listed.id, sealed);
             }
             // Only void or torn frames: it must not take new ones under the same epoch.
             None if touched.contains(&listed.id) || listed.listing != Listing::Prepared => {

@@ -49,7 +49,7 @@ use crate::{
     segment::Segment,
     shared::Shared,
     slab::Slabs,
-    table::{Active, Sealed},
+    table::{Active, Sealed, Span},
     writer::{Identity, Step},
 };
 
@@ -183,6 +183,10 @@ impl Relocator {
             return false;
         };
         let (segment, incarnation, seqs) = (segment.clone(), *incarnation, *first_seq..=*last_seq);
+        // What the index points at in the segment is no longer all that counts there, so a footer would say too little.
+        if let Some(victim) = table.sealed.get_mut(&segment.id) {
+            victim.span = Span::default();
+        }
         drop(table);
         tracing::debug!(segment = segment.id, live = segment.live_bytes(), ?pressure, "relocating");
         self.walk = Some(Walk::new(&shared.index, segment, incarnation, seqs, segment_bytes));
@@ -363,11 +367,10 @@ impl Relocator {
             incarnation: self.identity.incarnation,
             first_seq: self.next_seq,
             room_bytes: segment_bytes,
+            span: Span::default(),
         };
-        if let Some(Active { segment, incarnation, first_seq, .. }) = table.cold.replace(active) {
-            let last_seq = self.next_seq - 1;
-            let sealed = Sealed { segment, stream: COLD, incarnation, first_seq, last_seq };
-            table.sealed.insert(sealed.segment.id, sealed);
+        if let Some(last) = table.cold.replace(active) {
+            table.sealed.insert(last.segment.id, last.seal(COLD, self.next_seq - 1));
         }
         shared.update_room(&mut table);
         Some((next, 0))

@@ -44,6 +44,10 @@ pub enum Rule {
     NewestManifestSynced,
     /// Entries outside the bounds that a checkpoint states are gone.
     BoundsHold,
+    /// A footer is of a segment that was sealed before its checkpoint's capture began.
+    FooterOfSealed,
+    /// A footer is what its manifest says.
+    FooterChecked,
     /// A frame's head has a copy in another block.
     HeadsCopied,
     /// A record is what its CRC says.

@@ -240,7 +240,7 @@ impl Shared {
         }
         reservation.cover(batch.size_bytes() + tags_len as u64);
         let is_commit = matches!(ack, Ack::Waiter(_));
-        let (records, relaxed) = (batch.records, batch.relaxed);
+        let (records, entry_records, relaxed) = (batch.records, batch.entry_records, batch.relaxed);
         let dir = std::mem::take(&mut batch.dir);
         let data = pool::share(std::mem::take(&mut batch.data));
         let mut queue = self.queue();
@@ -249,8 +249,9 @@ impl Shared {
         let first_lsn = queue.next_lsn;
         show_all(&self.index, &data, first_lsn);
         queue.next_lsn += u64::from(records);
+        let _reservation = reservation;
         let queued =
-            Queued { data, tags_len, dir, records, first_lsn, relaxed, ack, _reservation: reservation };
+            Queued { data, tags_len, dir, records, entry_records, first_lsn, relaxed, ack, _reservation };
         let lsn = Lsn(queued.last_lsn());
         queue.urgent += usize::from(!relaxed);
         queue.bytes += queued.records_len();

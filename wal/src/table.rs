@@ -17,7 +17,7 @@ use std::{
 use crate::{
     KeyId,
     frame::{COLD, HOT},
-    manifest::{ListedSegment, Listing},
+    manifest::{FooterAt, ListedSegment, Listing},
     rules::{Rule, is_broken},
     segment::Segment,
 };
@@ -30,6 +30,38 @@ pub(crate) struct Sealed {
     pub(crate) incarnation: u64,
     pub(crate) first_seq: u64,
     pub(crate) last_seq: u64,
+    pub(crate) span: Span,
+    pub(crate) footer: Option<SealedFooter>,
+}
+
+/// What the footer of a hot segment has to know of the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Span {
+    /// Where the last frame begins and where it ends; the end is 0 if the segment cannot have a footer.
+    pub(crate) last_block: u32,
+    pub(crate) end_block: u32,
+    /// The LSNs of the first record and of the last, 0 if there is none.
+    pub(crate) first_lsn: u64,
+    pub(crate) last_lsn: u64,
+}
+
+impl Span {
+    /// Adds the next frame.
+    pub(crate) fn add(&mut self, (block, blocks): (u32, u32), first_lsn: u64, records: u32) {
+        (self.last_block, self.end_block) = (block, block + blocks);
+        if records > 0 {
+            self.first_lsn = if self.first_lsn == 0 { first_lsn } else { self.first_lsn };
+            self.last_lsn = first_lsn + u64::from(records) - 1;
+        }
+    }
+}
+
+/// A footer that is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SealedFooter {
+    pub(crate) at: FooterAt,
+    /// The capture to which it belongs began at this LSN.
+    pub(crate) lsn: u64,
 }
 
 /// The segment of a stream that takes frames.
@@ -39,6 +71,16 @@ pub(crate) struct Active {
     pub(crate) incarnation: u64,
     pub(crate) first_seq: u64,
     pub(crate) room_bytes: u64,
+    /// Of the durable frames.
+    pub(crate) span: Span,
+}
+
+impl Active {
+    /// What it is when it takes no more frames of its stream than up to this one.
+    pub(crate) fn seal(self, stream: u8, last_seq: u64) -> Sealed {
+        let Active { segment, incarnation, first_seq, span, .. } = self;
+        Sealed { segment, stream, incarnation, first_seq, last_seq, span, footer: None }
+    }
 }
 
 /// A file that no manifest needs.
@@ -82,8 +124,12 @@ pub(crate) struct Table {
     pub(crate) cold_waits: bool,
     /// A checkpoint waits for records that were queued when it was captured.
     pub(crate) capture_waits: bool,
-    /// This open has written something.
+    /// This open wants to write something.
     pub(crate) started: bool,
+    /// The log was closed and nothing will be written to segments any more.
+    pub(crate) ended: bool,
+    /// Bytes of frames that this open has written.
+    pub(crate) written_bytes: u64,
     /// Room is limited and nearly gone: what is dead should become free.
     pub(crate) tight: bool,
     /// Ordinary batches are refused, or will be soon.
@@ -133,17 +179,39 @@ impl Table {
         self.sealed.iter().filter(|(_, sealed)| sealed.segment.live_bytes() == 0).map(|(id, _)| *id)
     }
 
-    /// What the next manifest lists.
-    pub(crate) fn listing(&self) -> Vec<ListedSegment> {
+    /// Sealed segments that could have a footer and have none, ascending. Those of encrypted segments would tell what groups
+    /// and terms there are to whoever can change them, under a CRC alone.
+    pub(crate) fn unsettled(&self) -> impl Iterator<Item = u32> + '_ {
+        let may = self.opening_seq.is_some();
+        let lacks = move |sealed: &Sealed| {
+            may && sealed.footer.is_none() && sealed.span.end_block > 0 && sealed.segment.seal().is_none()
+        };
+        self.sealed.iter().filter(move |(_, sealed)| lacks(sealed)).map(|(id, _)| *id)
+    }
+
+    /// What a manifest lists whose state is complete up to this LSN. A footer that belongs to a later capture says too
+    /// little for it: what later records dropped is missing there, and the records that did so may be in that segment.
+    pub(crate) fn listing(&self, lsn: u64) -> Vec<ListedSegment> {
         let new = |segment: &Segment, listing, stream| {
             let Segment { id, epoch, .. } = *segment;
             let key_id = segment.seal().map_or(0, |seal| seal.key_id.0);
-            ListedSegment { id, epoch, listing, stream, incarnation: 0, first_seq: 0, last_seq: 0, key_id }
+            ListedSegment {
+                id,
+                epoch,
+                listing,
+                stream,
+                incarnation: 0,
+                first_seq: 0,
+                last_seq: 0,
+                key_id,
+                footer: None,
+            }
         };
         let sealed = self.sealed.values().map(|sealed| {
             let Sealed { incarnation, first_seq, last_seq, .. } = *sealed;
             let listed = new(&sealed.segment, Listing::Sealed, sealed.stream);
-            ListedSegment { incarnation, first_seq, last_seq, ..listed }
+            let footer = sealed.footer.filter(|footer| footer.lsn <= lsn).map(|footer| footer.at);
+            ListedSegment { incarnation, first_seq, last_seq, footer, ..listed }
         });
         let active = [(&self.active, HOT), (&self.cold, COLD)].into_iter();
         let active = active.filter_map(|(active, stream)| {

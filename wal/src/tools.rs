@@ -6,6 +6,7 @@
 
 mod check;
 mod copy;
+mod footers;
 mod frames;
 mod lenient;
 

@@ -32,6 +32,7 @@ use bytes::{Bytes, BytesMut};
 use crate::{
     Durability, Error, Lsn, Persisted, Result, WalEvent, create,
     crypt::{Keyring, Use},
+    footer,
     frame::{self, BLOCK, Cut, FLAG_OPENING, FLAG_WATERMARK, FrameHeader, HOT, Plan},
     fs::{FileOp, Ticket},
     metrics::add,
@@ -42,7 +43,7 @@ use crate::{
     segment::Segment,
     shared::Shared,
     slab::Slabs,
-    table::{Active, Sealed},
+    table::{Active, Span},
 };
 
 /// Frames with records leave this much of a segment to a watermark, so that proving the last frame durable never needs
@@ -164,6 +165,23 @@ struct InFlight {
     batches: Vec<Queued>,
 }
 
+/// Where the next frame goes.
+struct Position {
+    segment: Arc<Segment>,
+    block: u32,
+    /// Records with entries that the segment holds: its footer will list them.
+    entry_records: usize,
+}
+
+impl Position {
+    /// Blocks of the segment that frames with records may use, if so many more with entries are among them.
+    fn limit(&self, shared: &Shared, more: usize) -> usize {
+        let total = shared.options.segment_bytes as usize / BLOCK;
+        let footer = footer::room_blocks(self.entry_records + more, shared.index.len());
+        total.saturating_sub(TAIL_BLOCKS + footer)
+    }
+}
+
 /// The writer of the hot stream.
 ///
 /// Invariants: `next_seq` is one above the last frame that was handed to the disk; `durable_seq < next_seq` never falls,
@@ -175,7 +193,7 @@ pub(crate) struct Writer {
     opening_seq: Option<u64>,
     next_seq: u64,
     durable_seq: u64,
-    segment: Option<(Arc<Segment>, u32)>,
+    position: Option<Position>,
     /// The head of the last frame, if that had one block.
     carry: Vec<u8>,
     in_flight: VecDeque<InFlight>,
@@ -214,7 +232,7 @@ impl Writer {
             opening_seq: None,
             next_seq: last_seq + 1,
             durable_seq: last_seq,
-            segment: None,
+            position: None,
             carry,
             in_flight: VecDeque::new(),
             slabs: Slabs::default(),
@@ -236,7 +254,7 @@ impl Writer {
 
     /// Whether the writes go around the system's cache.
     pub(crate) fn is_direct(&self) -> bool {
-        self.segment.as_ref().is_some_and(|(segment, _)| segment.file.is_direct())
+        self.position.as_ref().is_some_and(|position| position.segment.file.is_direct())
     }
 
     /// The sinks were told what [`Step::Tell`] gave.
@@ -288,6 +306,9 @@ impl Writer {
             return self.wait_for_disk(shared, now);
         }
         if self.watermarked && !waiting {
+            if closed {
+                self.end(shared);
+            }
             return Step::Blocked;
         }
         self.relaxed_since = waiting.then(|| self.relaxed_since.unwrap_or(now));
@@ -310,6 +331,18 @@ impl Writer {
             return Step::Progress;
         }
         self.write_frame(shared, now, FLAG_OPENING, stepper)
+    }
+
+    /// Nothing will be written any more: the segment is complete, and the last checkpoint may give it a footer.
+    fn end(&mut self, shared: &Shared) {
+        let mut table = shared.table();
+        if let Some(active) = table.active.take() {
+            table.sealed.insert(active.segment.id, active.seal(HOT, self.next_seq - 1));
+            table.ended = true;
+            self.position = None;
+            drop(table);
+            shared.wake_background();
+        }
     }
 
     /// Whoever carries out the oldest write steps again after it. A thread that has nothing else to do looks now and then
@@ -354,8 +387,7 @@ impl Writer {
         let Some((segment, block)) = self.place(shared, flags) else {
             return self.wait_for_disk(shared, now);
         };
-        let room = shared.options.segment_bytes as usize / BLOCK - block as usize;
-        let batches = self.gather(shared, flags, room, stepper);
+        let batches = self.gather(shared, flags, stepper);
         let records_len = batches.iter().map(Queued::records_len).sum();
         let dir_len = batches.iter().map(|batch| batch.dir.len()).sum();
         let must_sync = match flags & FLAG_OPENING != 0 {
@@ -386,11 +418,18 @@ impl Writer {
         let memory = self.slabs.take(frame::frame_blocks(dir_len, self.carry.len(), records_len) * BLOCK);
         let dirs = batches.iter().map(|batch| &batch.dir[..]);
         let mut plan = frame::plan(header, &self.carry, dirs, records_len, segment.seal().cloned());
-        debug_assert!(plan.header.blocks as usize <= room, "a frame never leaves its segment");
+        debug_assert!(
+            u64::from(block + plan.header.blocks) * BLOCK as u64 <= shared.options.segment_bytes,
+            "a frame never leaves its segment"
+        );
         self.carry = plan.carry.take().unwrap_or_default();
         self.next_seq += 1;
         self.watermarked = flags & FLAG_WATERMARK != 0 || shared.options.durability == Durability::System;
-        self.segment = Some((segment.clone(), block + plan.header.blocks));
+        let entry_records: usize = batches.iter().map(|batch| batch.entry_records as usize).sum();
+        if let Some(position) = &mut self.position {
+            position.block += plan.header.blocks;
+            position.entry_records += entry_records;
+        }
         let flight: Arc<Flight> = Arc::default();
         let records = batches.iter().map(|batch| batch.data.clone()).collect();
         self.in_flight.push_back(InFlight {
@@ -413,19 +452,22 @@ impl Writer {
 
     /// Where the next frame goes: behind the last one, or at the start of a prepared segment.
     fn place(&mut self, shared: &Shared, flags: u16) -> Option<(Arc<Segment>, u32)> {
-        let blocks = {
+        if let Some(position) = &self.position {
             let queue = shared.queue();
-            let batch = queue.batches.front().filter(|_| flags == 0);
-            batch.map_or(frame::frame_blocks(0, self.carry.len(), 0), |batch| {
-                frame::frame_blocks(batch.dir.len(), self.carry.len(), batch.records_len())
-            })
-        };
-        let tail = if flags == 0 { TAIL_BLOCKS as u64 } else { 0 };
-        let total = shared.options.segment_bytes / BLOCK as u64 - tail;
-        if let Some((segment, block)) = &self.segment
-            && u64::from(*block) + blocks as u64 <= total
-        {
-            return Some((segment.clone(), *block));
+            let (blocks, limit) = match queue.batches.front().filter(|_| flags == 0) {
+                Some(batch) => (
+                    frame::frame_blocks(batch.dir.len(), self.carry.len(), batch.records_len()),
+                    position.limit(shared, batch.entry_records as usize),
+                ),
+                None => (
+                    frame::frame_blocks(0, self.carry.len(), 0),
+                    shared.options.segment_bytes as usize / BLOCK,
+                ),
+            };
+            // The first frame of a segment always finds room, whatever that leaves to a footer.
+            if position.block == 0 || position.block as usize + blocks <= limit {
+                return Some((position.segment.clone(), position.block));
+            }
         }
         if !self.in_flight.is_empty() {
             return None;
@@ -449,14 +491,13 @@ impl Writer {
             incarnation: self.identity.incarnation,
             first_seq: self.next_seq,
             room_bytes: shared.options.segment_bytes,
+            span: Span::default(),
         };
-        if let Some(Active { segment, incarnation, first_seq, .. }) = table.active.replace(active) {
-            let last_seq = self.next_seq - 1;
-            table
-                .sealed
-                .insert(segment.id, Sealed { segment, stream: HOT, incarnation, first_seq, last_seq });
+        if let Some(last) = table.active.replace(active) {
+            table.sealed.insert(last.segment.id, last.seal(HOT, self.next_seq - 1));
         }
         drop(table);
+        self.position = Some(Position { segment: next.clone(), block: 0, entry_records: 0 });
         shared.wake_background();
         add(&shared.counters.rotations, 1);
         self.news.events.push(WalEvent::Rotated { segment: next.id });
@@ -464,25 +505,29 @@ impl Writer {
     }
 
     /// Takes as many batches as one frame may hold; none for an opening frame and a watermark.
-    fn gather(&self, shared: &Shared, flags: u16, room_blocks: usize, stepper: Stepper) -> Vec<Queued> {
+    fn gather(&self, shared: &Shared, flags: u16, stepper: Stepper) -> Vec<Queued> {
         let mut queue = shared.queue();
         queue.flying_frames += 1;
         let mut batches = Vec::new();
         if flags != 0 {
             return batches;
         }
-        let (mut dir_len, mut data_len) = (0, 0);
+        let Some(position) = &self.position else { return batches };
+        let (mut dir_len, mut data_len, mut entries) = (0, 0, 0);
         let limit = shared.options.max_frame_bytes as usize;
         while let Some(batch) = queue.batches.pop_front_if(|batch| {
             let (dir, data) = (dir_len + batch.dir.len(), data_len + batch.records_len());
+            let fits = || {
+                let end = position.block as usize + frame::frame_blocks(dir, self.carry.len(), data);
+                end <= position.limit(shared, entries + batch.entry_records as usize)
+            };
             // The first one fits: its place was chosen for it.
             batches.is_empty()
-                || (stepper == Stepper::Driver || batch.is_commit())
-                    && dir + data <= limit
-                    && frame::frame_blocks(dir, self.carry.len(), data) <= room_blocks - TAIL_BLOCKS
+                || (stepper == Stepper::Driver || batch.is_commit()) && dir + data <= limit && fits()
         }) {
             dir_len += batch.dir.len();
             data_len += batch.records_len();
+            entries += batch.entry_records as usize;
             queue.urgent -= usize::from(!batch.relaxed);
             batches.push(batch);
         }
@@ -522,8 +567,10 @@ impl Writer {
         if let Some(batch) = batches.last() {
             table.done_lsn = batch.last_lsn();
         }
+        table.written_bytes += u64::from(header.blocks) * BLOCK as u64;
         if let Some(active) = &mut table.active {
             active.room_bytes = shared.options.segment_bytes - used;
+            active.span.add((header.block, header.blocks), header.first_lsn, header.records);
         }
         shared.update_room(&mut table);
         let short = table.prepared.len() < shared.options.prepared_segments;

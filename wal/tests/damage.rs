@@ -12,7 +12,7 @@ use pontoon_wal::{Error, Fs, GroupId, RecoveryReport, Wal, sim::SimFs};
 #[path = "support/lib.rs"]
 mod support;
 
-use support::{HandClock, Model, Rng, Script, bytes_of, open, restarted_now_and_then};
+use support::{HandClock, Model, Rng, Script, bytes_of, damage, open, restarted_now_and_then};
 
 const SECTOR: usize = 512;
 
@@ -44,7 +44,7 @@ fn check(fs: &SimFs, model: &Model, context: &str) -> BTreeSet<GroupId> {
         Ok(opened) => opened,
         Err(error) => panic!("{context}: {error}"),
     };
-    let hit: BTreeSet<GroupId> = report.damaged_groups.keys().copied().collect();
+    let (damaged, hit) = damage(&wal, &report);
     for group in model.groups.keys().chain(&wal.groups()) {
         match model.group_differs(&wal, *group) {
             None => {}
@@ -56,7 +56,7 @@ fn check(fs: &SimFs, model: &Model, context: &str) -> BTreeSet<GroupId> {
             assert!(wal.group(*group).unwrap().damaged.is_some());
             assert!(matches!(wal.term(*group, 1), Err(Error::Damaged { .. })), "{context}");
             assert!(
-                report.damaged.iter().any(|record| record.group == *group) || report.lost_frames > 0,
+                damaged.iter().any(|record| record.group == *group) || report.lost_frames > 0,
                 "{context}: the report names the record that hits {group}: {report:?}"
             );
         }
@@ -195,7 +195,7 @@ fn a_damaged_group_stays_dead_until_it_is_destroyed() {
         .expect("some block holds something that is needed");
     let clock = Arc::new(HandClock::default());
     let (wal, report) = open(&fs, &clock, 1).unwrap();
-    let group = *report.damaged_groups.keys().next().unwrap();
+    let group = *damage(&wal, &report).1.first().unwrap();
     let mut batch = pontoon_wal::Batch::new();
     batch.hard_state(group, pontoon_wal::HardState { term: 1000, vote: 1, commit: 0 });
     assert!(matches!(wal.commit(batch), Err(Error::Damaged { .. })), "block {block}");

@@ -15,7 +15,7 @@ mod sweep;
 
 use run::{Plan, Run};
 use states::Explorer;
-use sweep::{closed_log, sectors};
+use sweep::{End, closed_log, ended_log, footers, sectors};
 
 /// A broken rule is found before so many states were looked at, as many as in the ordinary run.
 const STATES: usize = 100_000;
@@ -83,6 +83,7 @@ fn crash_states_show_each_broken_rule() {
         Rule::ManifestSynced,
         Rule::NewestManifestSynced,
         Rule::BoundsHold,
+        Rule::FooterOfSealed,
     ]
     .into_iter()
     .chain(relocation)
@@ -100,14 +101,26 @@ fn crash_states_show_each_broken_rule() {
 
 #[test]
 fn bad_sectors_show_each_broken_rule() {
+    // An open after a close believes footers, and looks at frames only if the process died.
     for rule in [Rule::DurableMarkCounts, Rule::HeadsCopied, Rule::RecordsChecked] {
         let _broken = Broken::rule(rule);
-        let log = closed_log(12, 60);
+        let log = ended_log(17, 70, End::Watermark);
         let swept = catch_unwind(AssertUnwindSafe(|| sectors(&log, &log.files(".wal"))));
         match swept {
             Ok(Ok(answers)) => assert!(answers.refused > 0, "nobody noticed {rule:?}: {answers:?}"),
             Ok(Err(failure)) => println!("{rule:?}: {failure}"),
             Err(_) => println!("{rule:?}: a panic"),
         }
+    }
+}
+
+#[test]
+fn bad_footers_show_that_they_are_believed() {
+    let log = closed_log(12, 60);
+    let _broken = Broken::rule(Rule::FooterChecked);
+    match catch_unwind(AssertUnwindSafe(|| footers(&log))) {
+        Ok(Ok(answers)) => assert!(answers.reported > 0, "nobody noticed: {answers:?}"),
+        Ok(Err(failure)) => println!("{failure}"),
+        Err(_) => println!("a panic"),
     }
 }

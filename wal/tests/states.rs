@@ -47,6 +47,7 @@ fn explore(first_seed: u64, share: usize, plan: impl Fn(u64) -> Plan) -> Happene
         all.exhausted += tally.exhausted;
         all.torn += tally.torn;
         all.second_cuts += tally.second_cuts;
+        all.footers += tally.footers;
         happened.moments += here.moments;
         happened.checkpoints += here.checkpoints;
         happened.relocated += here.relocated;
@@ -55,12 +56,14 @@ fn explore(first_seed: u64, share: usize, plan: impl Fn(u64) -> Plan) -> Happene
         happened.torn += here.torn;
         happened.opens += here.opens;
         happened.keys += here.keys;
+        happened.footers += here.footers;
     }
     println!("{runs} runs, {all:?}, {happened:?}");
     if runs > 15 {
         assert!(all.torn > 100 && all.second_cuts > 100 && all.exhausted > 100, "{all:?}");
         assert!(happened.checkpoints > 100 && happened.rotations > 30, "{happened:?}");
         assert!(happened.used_again > 5 && happened.opens > 20 && happened.keys > 5, "{happened:?}");
+        assert!(happened.footers > 20 && all.footers > 100, "{happened:?}, {all:?}");
     }
     happened
 }

@@ -12,7 +12,7 @@ mod support;
 mod sweep;
 
 use support::{Rng, encrypt, one_key};
-use sweep::{Answers, BLOCK, Closed, End, SECTOR, Seen, bytes_in, closed_log, ended_log, sectors};
+use sweep::{Answers, BLOCK, Closed, End, SECTOR, Seen, bytes_in, closed_log, ended_log, footers, sectors};
 
 /// Bytes of the log of which each bit is flipped.
 const FLIPPED_BYTES: usize = 64 << 10;
@@ -87,6 +87,14 @@ fn each_bad_sector_of_a_segment_is_invisible_or_reported() {
     println!("{answers:?}");
     assert!(answers.reported > 200 && answers.nothing > 200, "{answers:?}");
     assert_eq!(answers.refused, 0, "{answers:?}");
+}
+
+#[test]
+fn each_bad_byte_of_a_footer_is_invisible() {
+    let log = closed_log(12, 60);
+    let answers = fail(footers(&log));
+    assert!(answers.nothing > 400, "{answers:?}");
+    assert_eq!((answers.reported, answers.refused), (0, 0));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::{
     Error, Result,
+    footer::Listed,
     manifest::GroupState,
     outline::Terms,
     record::{Body, Entries, Head, Kind},
@@ -25,27 +26,28 @@ use pending::PendingLog;
 pub(crate) use repoint::Spot;
 
 /// A run is found by binary search and searched extent by extent; this bounds the second part.
-const RUN_EXTENTS: usize = 128;
+pub(crate) const RUN_EXTENTS: usize = 128;
 
 /// Where a record of entries is: 27 bits of offset and 21 of length, both in units of 8 bytes, and 16 of entry count.
+/// Footers hold them as they are here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Extent(u64);
+pub(crate) struct Extent(pub(crate) u64);
 
 impl Extent {
-    fn new(offset: u32, len: u32, count: u16) -> Extent {
+    pub(crate) fn new(offset: u32, len: u32, count: u16) -> Extent {
         debug_assert!(offset.is_multiple_of(8) && len.is_multiple_of(8));
         Extent(u64::from(offset / 8) << 37 | u64::from(len / 8) << 16 | u64::from(count))
     }
 
-    fn offset(self) -> u32 {
+    pub(crate) fn offset(self) -> u32 {
         (self.0 >> 37) as u32 * 8
     }
 
-    fn len(self) -> u32 {
+    pub(crate) fn len(self) -> u32 {
         (self.0 >> 16 & 0x1f_ffff) as u32 * 8
     }
 
-    fn count(self) -> u64 {
+    pub(crate) fn count(self) -> u64 {
         self.0 & 0xffff
     }
 
@@ -56,12 +58,12 @@ impl Extent {
 
 /// Extents of one segment whose indices follow each other.
 #[derive(Debug)]
-struct Run {
-    segment: Arc<Segment>,
-    first: u64,
+pub(crate) struct Run {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) first: u64,
     /// One above the last index.
-    end: u64,
-    extents: Vec<Extent>,
+    pub(crate) end: u64,
+    pub(crate) extents: Vec<Extent>,
 }
 
 /// Where a record that is applied stands.
@@ -133,7 +135,7 @@ impl Group {
             hard_state: self.hard_state,
             truncated: self.truncated,
             last: (self.last_index(), self.last_term()),
-            snapshot: self.snapshot.as_deref().cloned(),
+            snapshot: self.snapshot.clone(),
             meta: meta.map(|(key, value)| (key.clone(), value.clone())).collect(),
             damage: self.damage.as_deref().cloned(),
         }
@@ -190,6 +192,30 @@ impl Group {
         let (first, count) = (head.index, u64::from(head.count));
         self.extend(first, count, terms.runs(first));
         self.place_extent(segment, offset, head.padded() as u32, first, count);
+    }
+
+    /// Adds a run as a footer lists it, with what that drops.
+    pub(crate) fn adopt(&mut self, segment: &Arc<Segment>, run: Listed) {
+        let Listed { first, end, terms, extents, .. } = run;
+        let len: u64 = extents.iter().map(|extent| u64::from(extent.len())).sum();
+        segment.add_live(len);
+        self.disk_bytes += len;
+        self.extend(first, end - first, terms.into_iter());
+        self.runs.push_back(Run { segment: segment.clone(), first, end, extents });
+    }
+
+    /// What the group has on disk, by index.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter()
+    }
+
+    /// The runs of equal terms in `[low, high)`, as (first index, term).
+    pub(crate) fn terms_in(&self, low: u64, high: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let begins = self.terms.partition_point(|(first, _)| *first <= low);
+        // A record may begin below the truncated index, where terms are no longer known and nobody asks for them.
+        let at_low = begins.checked_sub(1).map_or(self.truncated.1, |before| self.terms[before].1);
+        let later = self.terms[begins..].iter().copied().take_while(move |(first, _)| *first < high);
+        std::iter::once((low, at_low)).chain(later)
     }
 
     pub(crate) fn set_hard_state(&mut self, state: HardState) {
@@ -363,7 +389,7 @@ impl Group {
     /// Takes what a checkpoint says besides the bounds, for which [`Group::clip`] comes later.
     pub(crate) fn restore(&mut self, state: &GroupState) {
         self.hard_state = state.hard_state;
-        self.snapshot = state.snapshot.clone().map(Arc::new);
+        self.snapshot.clone_from(&state.snapshot);
         self.meta = (!state.meta.is_empty()).then(|| Box::new(state.meta.iter().cloned().collect()));
     }
 

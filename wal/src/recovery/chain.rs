@@ -16,13 +16,20 @@
 //! The proven mark is the highest of: the checkpoint's frame and those of the segments that it lists as sealed; the cut that a live open states (its recovery synced what
 //! it read before it wrote); durable_seq in any live frame.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
 
 use super::scan::{Found, Scan};
 use crate::{
+    footer::Footer,
     frame::HOT,
     manifest::{AsOf, ListedSegment, Listing},
     rules::{Rule, is_broken},
+    segment::Segment,
 };
 
 /// The live part of the log.
@@ -30,6 +37,8 @@ use crate::{
 pub(crate) struct Chain {
     /// Frames by frame_seq; a gap at or below `proven` is damage.
     pub(crate) frames: BTreeMap<u64, Found>,
+    /// Copies of heads that footers keep, by frame_seq.
+    pub(crate) spare: BTreeMap<u64, (Arc<Segment>, Bytes)>,
     /// Frames that must be there: inclusive ranges, ascending; the last ends at `proven`.
     pub(crate) required: Vec<(u64, u64)>,
     /// At or below this, a damaged frame is corruption.
@@ -41,8 +50,14 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// Orders what was found by the rules above.
-    pub(crate) fn new(scan: Scan, as_of: &AsOf, listed: &[ListedSegment]) -> Chain {
+    /// Orders what was found by the rules above. Segments that were not scanned, because footers say what they hold, are
+    /// taken for complete.
+    pub(crate) fn new(
+        scan: Scan,
+        as_of: &AsOf,
+        listed: &[ListedSegment],
+        is_settled: impl Fn(u32) -> bool,
+    ) -> Chain {
         let opens = opens(&scan, as_of);
         let (last, _) = opens[opens.len() - 1];
         let range_of: HashMap<u64, (u64, u64)> = opens
@@ -79,14 +94,22 @@ impl Chain {
                 frames.insert(found.seq, found);
             }
         }
-        let mut required: Vec<(u64, u64)> =
-            sealed.values().map(|entry| (entry.first_seq, entry.last_seq)).collect();
+        let scanned = sealed.values().filter(|entry| !is_settled(entry.id));
+        let mut required: Vec<(u64, u64)> = scanned.map(|entry| (entry.first_seq, entry.last_seq)).collect();
         let active = listed.iter().find(|entry| entry.listing == Listing::Active && entry.stream == HOT);
         required
             .push((active.map_or(as_of.seqs[0] + 1, |entry| entry.first_seq.min(as_of.seqs[0] + 1)), proven));
         required.retain(|(from, to)| from <= to);
         required.sort_unstable();
-        Chain { frames, required, proven, incarnation: last, ordinal }
+        Chain { frames, spare: BTreeMap::new(), required, proven, incarnation: last, ordinal }
+    }
+
+    /// Adds the heads that footers keep.
+    pub(crate) fn with_spare<'a>(mut self, footers: impl Iterator<Item = &'a Footer>) -> Chain {
+        let heads =
+            footers.map(|footer| (footer.facts.last_seq, (footer.segment.clone(), footer.head.clone())));
+        self.spare = heads.filter(|(_, (_, head))| !head.is_empty()).collect();
+        self
     }
 
     /// Frames that must be there and were not found: of each gap the first. Only the frame right behind it may know what it

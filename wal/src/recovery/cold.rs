@@ -91,8 +91,7 @@ impl Cold {
     pub(super) fn whole(
         &self,
         threads: usize,
-        as_of_lsn: u64,
-        is_needed: impl Fn(&Head) -> bool + Sync,
+        is_needed: impl Fn(&Head, u64) -> bool + Sync,
         share_of: impl Fn(&Head) -> usize,
     ) -> Result<Option<(Vec<Lines>, u64)>> {
         if !self.missing.is_empty() {
@@ -112,7 +111,7 @@ impl Cold {
                     if line.terms.is_none() {
                         return Ok(None);
                     }
-                    lines.extend(Some(line).filter(|line| lsn <= as_of_lsn && needed(&line.head)));
+                    lines.extend(Some(line).filter(|line| needed(&line.head, lsn)));
                 }
                 Ok(Some((lines, count)))
             };
@@ -131,8 +130,7 @@ impl Cold {
     /// The records of entries for which `is_needed` says so, damaged or not. What is damaged is reported.
     pub(super) fn salvage(
         &self,
-        as_of_lsn: u64,
-        is_needed: impl Fn(&Head) -> bool,
+        is_needed: impl Fn(&Head, u64) -> bool,
         report: &mut RecoveryReport,
     ) -> Result<Lines> {
         if let Some(seq) = self.missing.first() {
@@ -154,7 +152,7 @@ impl Cold {
                 if line.terms.is_none() {
                     report.damaged.push(damaged(&line));
                 }
-                if lsn > as_of_lsn || head.kind != Kind::Entries || !is_needed(&head) {
+                if head.kind != Kind::Entries || !is_needed(&head, lsn) {
                     continue;
                 }
                 let known = lines.get(&lsn).is_some_and(|known| known.terms.is_some());
@@ -229,9 +227,7 @@ fn open(found: &Found) -> Result<Option<Opened>> {
 }
 
 fn frame_line(found: &Found, bytes: &Bytes, head: Head, lsn: u64, offset: u32) -> Line {
-    let record = bytes
-        .get(offset as usize..)
-        .filter(|record| is_broken(Rule::RecordsChecked) || record::verify(record, &head));
+    let record = bytes.get(offset as usize..).filter(|record| record::verify(record, &head));
     let offset = found.block * BLOCK as u32 + offset;
     let plain = record.and_then(|record| found.segment.open(offset, bytes.slice_ref(record)));
     let terms = plain.and_then(|plain| match head.kind {

@@ -1,6 +1,12 @@
 //! Applying the live frames, in order, to the state of the checkpoint.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use pontoon_proto::GroupId;
@@ -13,13 +19,15 @@ use super::{
 };
 use crate::{
     Error, Result,
+    footer::Footer,
     frame::{BLOCK, FRAME_HEADER, FrameHeader, Probe},
-    index::{Index, Place},
+    index::{Index, Place, SHARDS},
     manifest::{GroupState, Manifest},
     record::{self, Body, Head, Kind},
     rules::{Rule, is_broken},
     segment::Segment,
     shared::apply,
+    table::Span,
     types::Damage,
 };
 
@@ -37,31 +45,43 @@ type PlacedHeads = (FrameHeader, Vec<(Head, u32)>);
 /// The state while frames are applied.
 pub(crate) struct Replay<'a> {
     manifest: &'a Manifest,
-    states: BTreeMap<GroupId, &'a GroupState>,
+    /// What the checkpoint says of each group, by shard, ascending by id.
+    states: Vec<Vec<(GroupId, &'a GroupState)>>,
     pub(super) index: Index,
     /// Damage that a checkpoint remembers stays until the group is destroyed.
     old_damage: BTreeMap<GroupId, Damage>,
-    /// For each share of the groups: everything at or below the checkpoint's LSN is applied, and its bounds hold.
-    clipped: Vec<bool>,
+    /// For each shard of the groups: everything at or below the checkpoint's LSN is applied, and its bounds hold.
+    clipped: [AtomicBool; SHARDS],
     pub(crate) last_lsn: u64,
     pub(crate) last_seq: u64,
     /// The head of the last live frame, if that has one block.
     pub(crate) carry: Vec<u8>,
     /// Live frames above the proven mark.
     pub(crate) unproven: Vec<Found>,
-    /// The last live frame of each segment.
-    pub(crate) last_in: BTreeMap<u32, (u64, u64, u64)>,
+    /// Which frames each segment holds.
+    pub(crate) held: BTreeMap<u32, Held>,
     /// Relocated records that are still to be applied.
     cold: Lines,
 }
 
+/// The live frames of a segment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Held {
+    pub(crate) incarnation: u64,
+    pub(crate) first_seq: u64,
+    pub(crate) last_seq: u64,
+    pub(crate) span: Span,
+}
+
 impl<'a> Replay<'a> {
-    /// Begins with a checkpoint's state. The groups are dealt out in so many shares.
-    pub(crate) fn new(manifest: &'a Manifest, shares: usize) -> Replay<'a> {
+    /// Begins with a checkpoint's state.
+    pub(crate) fn new(manifest: &'a Manifest) -> Replay<'a> {
         let index = Index::new();
         let mut old_damage = BTreeMap::new();
+        let mut states: Vec<Vec<(GroupId, &GroupState)>> = (0..SHARDS).map(|_| Vec::new()).collect();
         for (group, state) in &manifest.groups {
             index.with_entry(*group, |target| target.restore(state));
+            states[Index::shard_of(*group)].push((*group, state));
             if let Some(damage) = &state.damage {
                 old_damage.insert(*group, damage.clone());
             }
@@ -70,17 +90,19 @@ impl<'a> Replay<'a> {
             .tombstones
             .iter()
             .for_each(|(group, min_replica)| index.raise_tombstone(*group, *min_replica));
+        // Whoever wrote the manifest sorted them; nobody is lost if not.
+        states.iter_mut().for_each(|shard| shard.sort_unstable_by_key(|(group, _)| *group));
         Replay {
             manifest,
-            states: manifest.groups.iter().map(|(group, state)| (*group, state)).collect(),
+            states,
             index,
             old_damage,
-            clipped: vec![false; shares],
-            last_lsn: manifest.as_of.lsn,
+            clipped: [const { AtomicBool::new(false) }; SHARDS],
+            last_lsn: manifest.as_of.lsns.most(),
             last_seq: manifest.as_of.seqs[0],
             carry: Vec::new(),
             unproven: Vec::new(),
-            last_in: BTreeMap::new(),
+            held: BTreeMap::new(),
             cold: Lines::new(),
         }
     }
@@ -107,7 +129,8 @@ impl<'a> Replay<'a> {
         for gone in lost {
             self.lost_frame(chain, gone, report)?;
         }
-        self.clip();
+        self.cold_before(u64::MAX);
+        (0..SHARDS).for_each(|shard| self.clip(shard));
         Ok(())
     }
 
@@ -162,8 +185,7 @@ impl<'a> Replay<'a> {
             };
         };
         let good = |(head, offset): &(Head, u32)| {
-            is_broken(Rule::RecordsChecked)
-                || opened.bytes.get(*offset as usize..).is_some_and(|bytes| record::verify(bytes, head))
+            opened.bytes.get(*offset as usize..).is_some_and(|bytes| record::verify(bytes, head))
         };
         if beyond && !opened.heads.iter().all(good) && !is_broken(Rule::WholeFrames) {
             return Ok(false);
@@ -191,13 +213,29 @@ impl<'a> Replay<'a> {
     /// A frame was applied.
     pub(super) fn passed(&mut self, found: &Found) {
         self.last_seq = found.seq;
-        let last = self.last_in.entry(found.segment.id).or_insert((found.seq, 0, 0));
-        (last.1, last.2) = (found.seq, found.incarnation);
+        let held = self.hold(found.segment.id, found.incarnation, found.seq);
+        held.span.add((found.block, found.blocks), found.first_lsn, found.records);
     }
 
-    /// Everything up to the proven mark was applied elsewhere: what is needed to go on from there.
-    pub(super) fn resume(&mut self, chain: &Chain) -> Result<()> {
-        let Some((_, last)) = chain.frames.range(..=chain.proven).next_back() else { return Ok(()) };
+    fn hold(&mut self, segment: u32, incarnation: u64, seq: u64) -> &mut Held {
+        let first = Held { incarnation, first_seq: seq, last_seq: seq, span: Span::default() };
+        let held = self.held.entry(segment).or_insert(first);
+        (held.incarnation, held.last_seq) = (incarnation, seq);
+        held
+    }
+
+    /// Everything up to the proven mark was applied elsewhere: what is needed to go on from there. The last of it may be in
+    /// a segment that was not scanned.
+    pub(super) fn resume(&mut self, chain: &Chain, unscanned: Option<&Footer>) -> Result<()> {
+        let scanned = chain.frames.range(..=chain.proven).next_back().map(|(_, found)| found);
+        if let Some(footer) = unscanned
+            && scanned.is_none_or(|found| found.seq < footer.facts.last_seq)
+        {
+            self.last_seq = self.last_seq.max(footer.facts.last_seq);
+            self.carry = footer.head.to_vec();
+            return Ok(());
+        }
+        let Some(last) = scanned else { return Ok(()) };
         self.carry = match open_frame(chain, last, false)? {
             Some(opened) if opened.header.blocks == 1 => carry_of(&opened),
             _ => Vec::new(),
@@ -207,8 +245,7 @@ impl<'a> Replay<'a> {
 
     /// A frame below the proven mark that nobody found: the next frame may have a copy of its head.
     fn lost_frame(&mut self, chain: &Chain, seq: u64, report: &mut RecoveryReport) -> Result<()> {
-        let next = chain.frames.get(&(seq + 1));
-        let Some((header, heads)) = next.map(|next| carried(next, seq)).transpose()?.flatten() else {
+        let Some((header, heads)) = copied(chain, seq)? else {
             let (path, offset) = match chain.frames.range(..seq).next_back() {
                 Some((_, found)) => {
                     (found.segment.path.clone(), u64::from(found.block + found.blocks) * BLOCK as u64)
@@ -221,13 +258,11 @@ impl<'a> Replay<'a> {
             );
             return Err(Error::Corrupt { path, offset, what });
         };
-        let Some(segment) = next.map(|next| next.segment.clone()) else { return Ok(()) };
-        let segment = chain
-            .frames
-            .values()
-            .map(|found| &found.segment)
-            .find(|s| s.id == header.segment)
-            .unwrap_or(&segment);
+        // If no other frame of its segment is left, the one that carries its head tells where at least that was.
+        let known = chain.frames.values().map(|found| &found.segment);
+        let mut known = known.chain(chain.spare.values().map(|(segment, _)| segment));
+        let next = chain.frames.get(&(seq + 1)).map(|next| &next.segment);
+        let Some(segment) = known.find(|one| one.id == header.segment).or(next) else { return Ok(()) };
         let base = header.block * BLOCK as u32;
         for (nth, (head, offset)) in heads.iter().enumerate() {
             let lsn = header.first_lsn + nth as u64;
@@ -236,8 +271,7 @@ impl<'a> Replay<'a> {
         }
         report.lost_frames += 1;
         self.last_seq = self.last_seq.max(seq);
-        let (first, _, _) = self.last_in.get(&header.segment).copied().unwrap_or((seq, 0, 0));
-        self.last_in.insert(header.segment, (first, seq, header.incarnation));
+        self.hold(header.segment, header.incarnation, seq);
         Ok(())
     }
 
@@ -267,10 +301,10 @@ impl<'a> Replay<'a> {
         {
             return apply_cold(&self.index, copy);
         }
-        if lsn <= self.manifest.as_of.lsn {
+        if !self.is_news(head.group, lsn) {
             return self.old_record(head, body, segment, offset);
         }
-        self.clip();
+        self.clip(Index::shard_of(head.group));
         match body {
             Some(body) => {
                 if matches!(body, Body::Destroy { .. }) {
@@ -304,44 +338,30 @@ impl<'a> Replay<'a> {
 
     /// Whether entries that the checkpoint covers reach into the bounds that it states.
     pub(super) fn is_within_bounds(&self, head: &Head) -> bool {
-        let end = head.index.saturating_add(u64::from(head.count));
-        self.states
-            .get(&head.group)
-            .is_some_and(|state| end > state.truncated.0 + 1 && head.index <= state.last.0)
+        self.reaches_bounds(head.group, head.index, head.index.saturating_add(u64::from(head.count)))
     }
 
-    /// Everything up to the checkpoint's LSN is applied: now its bounds hold, in each share once.
-    fn clip(&mut self) {
-        self.cold_before(u64::MAX);
-        let shares = self.clipped.len();
-        for share in 0..shares {
-            if !std::mem::replace(&mut self.clipped[share], true) {
-                self.clip_share(share, shares);
-            }
-        }
+    /// Whether `[low, high)` has something in common with the bounds that the checkpoint states of a group.
+    pub(super) fn reaches_bounds(&self, group: GroupId, low: u64, high: u64) -> bool {
+        let shard = &self.states[Index::shard_of(group)];
+        let found = shard.binary_search_by_key(&group, |(id, _)| *id);
+        found.is_ok_and(|at| high > shard[at].1.truncated.0 + 1 && low <= shard[at].1.last.0)
     }
 
-    pub(super) fn clip_share(&self, share: usize, shares: usize) {
-        if is_broken(Rule::BoundsHold) {
+    /// Whether a record comes after what the checkpoint says of its group.
+    pub(super) fn is_news(&self, group: GroupId, lsn: u64) -> bool {
+        lsn > self.manifest.as_of.lsns.of(group)
+    }
+
+    /// Everything up to the checkpoint's LSN of a shard is applied: now its bounds hold. Once only.
+    pub(super) fn clip(&self, shard: usize) {
+        // Only the thread that applies the shard's records asks.
+        if self.clipped[shard].swap(true, Ordering::Relaxed) || is_broken(Rule::BoundsHold) {
             return;
         }
-        for (group, state) in &self.states {
-            if Index::shard_of(*group) % shares == share {
-                self.index.with_entry(*group, |target| target.clip(state.truncated, state.last));
-            }
+        for (group, state) in &self.states[shard] {
+            self.index.with_entry(*group, |target| target.clip(state.truncated, state.last));
         }
-    }
-
-    pub(super) fn is_clipped(&self, share: usize) -> bool {
-        self.clipped[share]
-    }
-
-    pub(super) fn note_clipped(&mut self, clipped: &[bool]) {
-        self.clipped.copy_from_slice(clipped);
-    }
-
-    pub(super) fn as_of_lsn(&self) -> u64 {
-        self.manifest.as_of.lsn
     }
 
     /// Whether the checkpoint holds groups that are damaged.
@@ -387,13 +407,9 @@ fn open_frame(chain: &Chain, found: &Found, beyond: bool) -> Result<Option<Opene
     if heads.is_none() && !beyond {
         let copy = header.copy_block as usize * BLOCK;
         heads = match copy {
-            0 => chain
-                .frames
-                .get(&(found.seq + 1))
-                .map(|next| carried(next, found.seq))
-                .transpose()?
-                .flatten()
-                .map(|(_, heads)| heads.into_iter().map(|(head, _)| head).collect()),
+            0 => {
+                copied(chain, found.seq)?.map(|(_, heads)| heads.into_iter().map(|(head, _)| head).collect())
+            }
             copy => found.segment.directory(&header, &bytes[copy + FRAME_HEADER..]),
         };
     }
@@ -413,6 +429,13 @@ fn with_offsets(header: &FrameHeader, heads: Vec<Head>) -> Vec<(Head, u32)> {
     heads.into_iter().map(place).collect()
 }
 
+/// The head of frame `seq` as the frame after it carries it, or its segment's footer.
+fn copied(chain: &Chain, seq: u64) -> Result<Option<PlacedHeads>> {
+    let next = chain.frames.get(&(seq + 1));
+    let carried = next.map(|next| carried(next, seq)).transpose()?.flatten();
+    Ok(carried.or_else(|| placed(&chain.spare.get(&seq)?.1, seq)))
+}
+
 /// The head of frame `seq` as the frame after it carries it.
 fn carried(next: &Found, seq: u64) -> Result<Option<PlacedHeads>> {
     let bytes = read_frame(next)?;
@@ -422,15 +445,15 @@ fn carried(next: &Found, seq: u64) -> Result<Option<PlacedHeads>> {
     };
     let carry = &bytes[outer.carry_offset as usize..][..outer.carry_len as usize];
     next.segment.adopt(&outer)?;
-    let Probe::Copy(header) = FrameHeader::probe(carry) else { return Ok(None) };
-    if header.seq != seq || !next.segment.vouches_for_carry(&outer, carry) {
-        return Ok(None);
-    }
-    let heads = header.directory(&carry[FRAME_HEADER..]);
-    Ok(heads.map(|heads| {
-        let heads = with_offsets(&header, heads);
-        (header, heads)
-    }))
+    Ok(placed(carry, seq).filter(|_| next.segment.vouches_for_carry(&outer, carry)))
+}
+
+/// A copy of the head of frame `seq`.
+fn placed(copy: &[u8], seq: u64) -> Option<PlacedHeads> {
+    let Probe::Copy(header) = FrameHeader::probe(copy) else { return None };
+    let heads = header.directory(&copy[FRAME_HEADER..]).filter(|_| header.seq == seq)?;
+    let heads = with_offsets(&header, heads);
+    Some((header, heads))
 }
 
 /// The head of a frame of one block, for the next frame to carry.

@@ -23,6 +23,8 @@ pub(crate) struct Found {
     pub(crate) seq: u64,
     pub(crate) block: u32,
     pub(crate) blocks: u32,
+    pub(crate) first_lsn: u64,
+    pub(crate) records: u32,
     /// Its own head is damaged: this block holds the copy of it.
     pub(crate) copy_at: Option<u32>,
 }
@@ -149,6 +151,8 @@ impl Scan {
             seq: header.seq,
             block: header.block,
             blocks: header.blocks,
+            first_lsn: header.first_lsn,
+            records: header.records,
             copy_at,
         };
         match header.stream {

@@ -6,7 +6,7 @@
 //! This path knows no damage. Whatever is not as it was written makes it give up before anything is decided, and
 //! [`super::replay`] starts over, one frame after the other.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     chain::Chain,
@@ -16,8 +16,9 @@ use super::{
 };
 use crate::{
     Result,
+    footer::{Facts, Footer},
     frame::{BLOCK, FRAME_HEADER, FrameHeader, Probe},
-    index::{Index, Place},
+    index::{Index, Place, SHARDS},
     outline::{Gist, Outline},
     record::{self, Body, Head, Kind},
     segment::Segment,
@@ -26,10 +27,12 @@ use crate::{
 /// A piece ends with the first frame that reaches this.
 const PIECE_BLOCKS: u32 = (2 << 20) / BLOCK as u32;
 
-/// Successive frames of one segment.
-struct Piece<'a> {
-    segment: &'a Arc<Segment>,
-    frames: Vec<&'a Found>,
+/// What is taken apart at once.
+enum Piece<'a> {
+    /// Successive frames of one segment.
+    Frames { segment: &'a Arc<Segment>, frames: Vec<&'a Found> },
+    /// All that a segment holds.
+    Footer(&'a Footer),
 }
 
 /// A record that is to be applied.
@@ -39,12 +42,18 @@ struct Line {
     outline: Outline,
 }
 
-/// What a piece holds, for each share of the groups.
+/// What frames hold, for each share of the groups.
 #[derive(Default)]
 struct Taken {
     shares: Vec<Vec<Line>>,
     records: u64,
     last_lsn: u64,
+}
+
+/// What a share of the groups has in a piece.
+enum Part<'a> {
+    Lines(&'a Arc<Segment>, Vec<Line>),
+    Footer(&'a Footer),
 }
 
 /// What was replayed.
@@ -54,55 +63,65 @@ pub(super) struct Whole {
     pub(super) records: u64,
 }
 
-/// Applies all frames at or below the proven mark. `None`: something is not as it was written, and what the replay holds
-/// by now is of no use.
+/// Applies all frames at or below the proven mark, or the footers that stand for them. `None`: something is not as it was
+/// written, and what the replay holds by now is of no use.
 pub(super) fn replay(
     replay: &mut Replay<'_>,
     chain: &Chain,
     cold: &Cold,
+    footers: &BTreeMap<u32, Footer>,
     threads: usize,
 ) -> Result<Option<Whole>> {
     if !chain.missing().is_empty() || replay.remembers_damage() {
         return Ok(None);
     }
     let mut whole = Whole::default();
-    let as_of = replay.as_of_lsn();
     let share_of = |head: &Head| Index::shard_of(head.group) % threads;
-    let lines = cold.whole(threads, as_of, |head| replay.is_within_bounds(head), share_of)?;
-    let Some((mut cold_lines, cold_records)) = lines else { return Ok(None) };
+    let is_needed = |head: &Head, lsn| !replay.is_news(head.group, lsn) && replay.is_within_bounds(head);
+    let Some((mut cold_lines, cold_records)) = cold.whole(threads, is_needed, share_of)? else {
+        return Ok(None);
+    };
     (whole.frames, whole.records) = (cold.frames.len() as u64, cold_records);
-    let pieces = pieces(chain);
+    let pieces = pieces(chain, footers);
     for round in pieces.chunks(threads) {
-        let taken: Vec<Result<Option<Taken>>> =
-            on_threads(round.iter().map(|piece| move || take_apart(piece, as_of, threads)).collect());
-        let mut parts = Vec::new();
-        for part in taken {
-            let Some(part) = part? else { return Ok(None) };
-            whole.records += part.records;
-            replay.last_lsn = replay.last_lsn.max(part.last_lsn);
-            parts.push(part);
-        }
-        // Each share's lines, piece by piece in order.
-        let mut shares: Vec<Vec<(&Arc<Segment>, Vec<Line>)>> = (0..threads).map(|_| Vec::new()).collect();
-        for (piece, part) in round.iter().zip(parts) {
-            for (share, lines) in shares.iter_mut().zip(part.shares) {
-                share.push((piece.segment, lines));
-            }
-        }
         let shared = &*replay;
-        let work = shares.into_iter().zip(&mut cold_lines).enumerate();
-        let clipped = on_threads(
-            work.map(|(nth, (share, cold))| move || apply(shared, nth, threads, share, cold)).collect(),
-        );
-        replay.note_clipped(&clipped);
-        for found in round.iter().flat_map(|piece| &piece.frames) {
-            replay.passed(found);
-            whole.frames += 1;
+        let taken: Vec<Result<Option<Taken>>> =
+            on_threads(round.iter().map(|piece| move || take_apart(shared, piece, threads)).collect());
+        // What each share has, piece by piece in order.
+        let mut shares: Vec<Vec<Part<'_>>> = (0..threads).map(|_| Vec::new()).collect();
+        let mut last_lsn = replay.last_lsn;
+        for (piece, taken) in round.iter().zip(taken) {
+            let Some(taken) = taken? else { return Ok(None) };
+            match piece {
+                Piece::Frames { segment, .. } => {
+                    let parts = taken.shares.into_iter().map(|lines| Part::Lines(segment, lines));
+                    shares.iter_mut().zip(parts).for_each(|(share, part)| share.push(part));
+                }
+                Piece::Footer(footer) => {
+                    shares.iter_mut().for_each(|share| share.push(Part::Footer(footer)));
+                }
+            }
+            whole.records += taken.records;
+            last_lsn = last_lsn.max(taken.last_lsn);
+        }
+        let each = shares.into_iter().enumerate();
+        let each = each.zip(&mut cold_lines);
+        let each = each.map(|((nth, parts), cold)| move || apply(shared, (nth, threads), parts, cold));
+        if on_threads(each.collect()).contains(&None) {
+            return Ok(None);
+        }
+        replay.last_lsn = last_lsn;
+        for piece in round {
+            if let Piece::Frames { frames, .. } = piece {
+                frames.iter().for_each(|found| replay.passed(found));
+                whole.frames += frames.len() as u64;
+            }
         }
     }
     // All of them lie below the checkpoint's LSN, but there need not be anything above.
     cold_lines.into_iter().flatten().for_each(|line| apply_cold(&replay.index, line));
-    replay.resume(chain)?;
+    let unscanned = footers.values().max_by_key(|footer| footer.facts.last_seq);
+    replay.resume(chain, unscanned)?;
     Ok(Some(whole))
 }
 
@@ -123,56 +142,63 @@ pub(super) fn on_threads<T: Send>(work: Vec<impl FnOnce() -> T + Send>) -> Vec<T
     })
 }
 
-fn pieces(chain: &Chain) -> Vec<Piece<'_>> {
-    let mut pieces: Vec<Piece<'_>> = Vec::new();
+/// Everything up to the proven mark, in order.
+fn pieces<'a>(chain: &'a Chain, footers: &'a BTreeMap<u32, Footer>) -> Vec<Piece<'a>> {
+    let mut pieces: Vec<Piece<'_>> = footers.values().map(Piece::Footer).collect();
     for (_, found) in chain.frames.range(..=chain.proven) {
         match pieces.last_mut() {
-            Some(piece)
-                if piece.segment.id == found.segment.id
-                    && piece.first_block() + piece.blocks() <= found.block
-                    && piece.blocks() < PIECE_BLOCKS =>
+            Some(Piece::Frames { segment, frames })
+                if segment.id == found.segment.id
+                    && end_of(frames) <= found.block
+                    && span(frames) < PIECE_BLOCKS =>
             {
-                piece.frames.push(found);
+                frames.push(found);
             }
-            _ => pieces.push(Piece { segment: &found.segment, frames: vec![found] }),
+            _ => pieces.push(Piece::Frames { segment: &found.segment, frames: vec![found] }),
         }
     }
+    pieces.sort_by_key(|piece| match piece {
+        Piece::Frames { frames, .. } => frames[0].seq,
+        Piece::Footer(footer) => footer.facts.first_seq,
+    });
     pieces
 }
 
-impl Piece<'_> {
-    fn first_block(&self) -> u32 {
-        self.frames[0].block
-    }
-
-    fn blocks(&self) -> u32 {
-        let last = self.frames[self.frames.len() - 1];
-        last.block + last.blocks - self.first_block()
-    }
+/// The block behind the last of successive frames.
+fn end_of(frames: &[&Found]) -> u32 {
+    let last = frames[frames.len() - 1];
+    last.block + last.blocks
 }
 
-/// Reads a piece and checks each of its records. `None` if anything is not as it was written.
-fn take_apart(piece: &Piece<'_>, as_of_lsn: u64, threads: usize) -> Result<Option<Taken>> {
-    let bytes = read_blocks(piece.segment, piece.first_block(), piece.blocks())?;
+/// How many blocks successive frames take, with what is between them.
+fn span(frames: &[&Found]) -> u32 {
+    end_of(frames) - frames[0].block
+}
+
+/// Reads frames and checks each of their records. `None` if anything is not as it was written.
+fn take_apart(replay: &Replay<'_>, piece: &Piece<'_>, threads: usize) -> Result<Option<Taken>> {
+    let Piece::Frames { segment, frames } = piece else { return Ok(Some(Taken::default())) };
+    let first = frames[0].block;
+    let bytes = read_blocks(segment, first, span(frames))?;
     let mut taken = Taken { shares: (0..threads).map(|_| Vec::new()).collect(), ..Taken::default() };
-    for found in &piece.frames {
-        let start = (found.block - piece.first_block()) as usize * BLOCK;
+    for found in frames {
+        let start = (found.block - first) as usize * BLOCK;
         let frame = bytes.slice(start..start + found.blocks as usize * BLOCK);
         let Probe::Frame(header) = FrameHeader::probe(&frame) else { return Ok(None) };
         if (header.seq, header.blocks) != (found.seq, found.blocks) {
             return Ok(None);
         }
-        piece.segment.adopt(&header)?;
-        let Some(heads) = piece.segment.directory(&header, &frame[FRAME_HEADER..]) else { return Ok(None) };
+        segment.adopt(&header)?;
+        let Some(heads) = segment.directory(&header, &frame[FRAME_HEADER..]) else { return Ok(None) };
         let mut at = header.records_offset as usize;
         for (nth, head) in heads.into_iter().enumerate() {
             if !record::verify(&frame[at..], &head) {
                 return Ok(None);
             }
             let lsn = header.first_lsn + nth as u64;
-            if head.kind == Kind::Entries || lsn > as_of_lsn {
+            if head.kind == Kind::Entries || replay.is_news(head.group, lsn) {
                 let offset = found.block * BLOCK as u32 + at as u32;
-                let plain = piece.segment.open(offset, frame.slice(at..));
+                let plain = segment.open(offset, frame.slice(at..));
                 let Some(outline) = plain.and_then(|plain| Outline::of(head, &plain)) else {
                     return Ok(None);
                 };
@@ -189,48 +215,66 @@ fn share_of(outline: &Outline, threads: usize) -> usize {
     Index::shard_of(outline.head.group) % threads
 }
 
-/// Applies one share of the groups; whether the checkpoint's bounds were put in force for it.
+/// Applies one of so many shares of the groups, with the relocated records in their places. `None`: a footer makes no sense.
 fn apply(
     replay: &Replay<'_>,
-    share: usize,
-    threads: usize,
-    pieces: Vec<(&Arc<Segment>, Vec<Line>)>,
+    (share, shares): (usize, usize),
+    parts: Vec<Part<'_>>,
     cold: &mut Lines,
-) -> bool {
-    let mut clipped = replay.is_clipped(share);
-    let index = &replay.index;
-    for (segment, mut lines) in pieces {
-        lines.retain(|line| line.lsn > replay.as_of_lsn() || replay.is_within_bounds(&line.outline.head));
-        // Once for all of them: the count is shared with the other threads.
-        let entries = lines.iter().filter(|line| matches!(line.outline.gist, Gist::Entries(_)));
-        segment.add_live(entries.map(|line| line.outline.head.padded() as u64).sum());
-        for Line { lsn, offset, outline: Outline { head, gist } } in lines {
-            let mut is_copied = false;
-            while let Some(copy) = cold.pop_front_if(|copy| copy.lsn <= lsn) {
-                is_copied |= copy.lsn == lsn;
-                apply_cold(index, copy);
-            }
-            if is_copied {
-                segment.sub_live(head.padded() as u64);
-                continue;
-            }
-            if lsn > replay.as_of_lsn() && !std::mem::replace(&mut clipped, true) {
-                replay.clip_share(share, threads);
-            }
-            match gist {
-                Gist::Entries(terms) => index.with_entry(head.group, |group| {
-                    group.append_outline(&head, &terms, segment, offset);
-                }),
-                Gist::HardState(state) => index.with_entry(head.group, |group| group.set_hard_state(state)),
-                Gist::Other(body) => match *body {
-                    Body::Destroy { min_replica } => index.destroy(head.group, min_replica),
-                    body => {
-                        let place = Place::Disk { segment, offset };
-                        index.with_entry(head.group, |group| group.apply(&head, body, &place));
-                    }
-                },
+) -> Option<()> {
+    for part in parts {
+        match part {
+            Part::Lines(segment, lines) => apply_lines(replay, segment, lines, cold),
+            Part::Footer(footer) => {
+                let Facts { first_lsn, last_lsn, .. } = footer.facts;
+                while let Some(copy) = cold.pop_front_if(|copy| copy.lsn < first_lsn) {
+                    apply_cold(&replay.index, copy);
+                }
+                // Copies of what the footer lists: it was there before anything was relocated.
+                while cold.pop_front_if(|copy| copy.lsn <= last_lsn).is_some() {}
+                for shard in (share..SHARDS).step_by(shares) {
+                    footer.runs(shard, |run| {
+                        if replay.reaches_bounds(run.group, run.first, run.end) {
+                            replay.index.with_entry(run.group, |group| group.adopt(&footer.segment, run));
+                        }
+                    })?;
+                }
             }
         }
     }
-    clipped
+    Some(())
+}
+
+fn apply_lines(replay: &Replay<'_>, segment: &Arc<Segment>, mut lines: Vec<Line>, cold: &mut Lines) {
+    let index = &replay.index;
+    lines.retain(|line| {
+        let head = &line.outline.head;
+        replay.is_news(head.group, line.lsn) || replay.is_within_bounds(head)
+    });
+    // Once for all of them: the count is shared with the other threads.
+    let entries = lines.iter().filter(|line| matches!(line.outline.gist, Gist::Entries(_)));
+    segment.add_live(entries.map(|line| line.outline.head.padded() as u64).sum());
+    for Line { lsn, offset, outline: Outline { head, gist } } in lines {
+        while let Some(copy) = cold.pop_front_if(|copy| copy.lsn < lsn) {
+            apply_cold(index, copy);
+        }
+        // Of two that are alike the original stays: what its segment's footer will list must be all that counts there.
+        cold.pop_front_if(|copy| copy.lsn == lsn);
+        if replay.is_news(head.group, lsn) {
+            replay.clip(Index::shard_of(head.group));
+        }
+        match gist {
+            Gist::Entries(terms) => index.with_entry(head.group, |group| {
+                group.append_outline(&head, &terms, segment, offset);
+            }),
+            Gist::HardState(state) => index.with_entry(head.group, |group| group.set_hard_state(state)),
+            Gist::Other(body) => match *body {
+                Body::Destroy { min_replica } => index.destroy(head.group, min_replica),
+                body => {
+                    let place = Place::Disk { segment, offset };
+                    index.with_entry(head.group, |group| group.apply(&head, body, &place));
+                }
+            },
+        }
+    }
 }

@@ -1,11 +1,16 @@
 //! Reading a whole log and naming everything in it that is not as it was written.
 
-use std::{collections::BTreeMap, path::Path, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use super::{
+    footers::{self, Seen},
     frames::{Fault, FaultKind, FrameInfo, RecordInfo, Survey},
     lenient::{Lenient, Unreadable},
 };
@@ -30,6 +35,8 @@ pub struct CheckReport {
     pub bytes: u64,
     /// Frames of the log that were read.
     pub frames: u64,
+    /// Segments with a footer that is what the manifest says. It was compared with the frames.
+    pub footers: usize,
     /// Frames that a later open cut: nothing, and not checked.
     pub void_frames: u64,
     /// Records that were read.
@@ -84,6 +91,7 @@ pub fn check(fs: Arc<dyn Fs>, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) ->
         segments: survey.segments,
         bytes: survey.bytes,
         frames: 0,
+        footers: 0,
         void_frames: 0,
         records: 0,
         entries: 0,
@@ -96,8 +104,12 @@ pub fn check(fs: Arc<dyn Fs>, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) ->
         refused: None,
         sealed: None,
     };
-    check_frames(&survey, &mut report)?;
+    let seen = check_frames(&survey, &mut report)?;
     check_missing(&survey, &mut report)?;
+    report.footers = survey.footers.len();
+    let wanting: BTreeSet<u32> =
+        report.faults.iter().filter(|fault| fault.loses()).map(|fault| fault.segment).collect();
+    report.faults.extend(footers::check(&survey, &seen, &wanting));
     report.faults.sort_by_key(|fault| (fault.segment, fault.offset));
     report.damaged.sort_by_key(|record| (record.segment, record.offset));
     if keys.is_none() && survey.manifest.key_id > 0 {
@@ -112,15 +124,17 @@ pub fn check(fs: Arc<dyn Fs>, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) ->
     Ok(report)
 }
 
-fn check_frames(survey: &Survey, report: &mut CheckReport) -> Result<()> {
+fn check_frames(survey: &Survey, report: &mut CheckReport) -> Result<Seen> {
     let torn_from = survey.torn_from()?;
     if let Some(found) = torn_from.and_then(|seq| survey.chain.frames.get(&seq)) {
         let offset = u64::from(found.block) * BLOCK as u64;
         report.torn = Some(TornTail { path: found.segment.path.clone(), offset });
     }
+    let mut seen = Seen::default();
     let hot = survey.chain.frames.range(..torn_from.unwrap_or(u64::MAX));
     for found in hot.chain(&survey.cold.frames).map(|(_, found)| found) {
         let info = survey.look(found, torn_from)?;
+        seen.note(survey, &info);
         report.frames += 1;
         let fault = |kind| fault_of(&info, kind);
         match (info.is_head_intact, info.is_copy_intact, &info.records) {
@@ -139,7 +153,7 @@ fn check_frames(survey: &Survey, report: &mut CheckReport) -> Result<()> {
     }
     let live = survey.chain.frames.len() + survey.cold.frames.len();
     report.void_frames = (survey.found.len() - live) as u64;
-    Ok(())
+    Ok(seen)
 }
 
 fn fault_of(info: &FrameInfo, kind: FaultKind) -> Fault {

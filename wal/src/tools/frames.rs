@@ -1,6 +1,6 @@
 //! Each frame of a directory, as it stands on disk.
 
-use std::{fmt, ops::ControlFlow, path::Path, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt, ops::ControlFlow, path::Path, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use pontoon_proto::GroupId;
@@ -8,6 +8,7 @@ use pontoon_proto::GroupId;
 use crate::{
     Error, Fs, KeyId, Lsn, Result,
     crypt::Keyring,
+    footer::Footer,
     frame::{BLOCK, CIPHER_NONE, FLAG_OPENING, FLAG_WATERMARK, FRAME_HEADER, FrameHeader, HOT, Probe},
     fs::OpenMode,
     manifest::{MANIFEST_NAMES, Manifest},
@@ -18,7 +19,7 @@ use crate::{
         cold::Cold,
         scan::{Found, Scan, read_frame},
     },
-    segment::segment_name,
+    segment::{Segment, segment_name},
 };
 
 /// Whether a frame counts.
@@ -145,6 +146,10 @@ pub enum FaultKind {
         /// How many.
         count: usize,
     },
+    /// The segment's footer cannot be read: opens scan the segment.
+    Footer,
+    /// The segment's footer lists what its frames do not hold.
+    FooterWrong,
     /// The frame is gone; a copy of its head tells what it held.
     Gone,
     /// The frame is gone with every copy of its head: nobody knows whom it hits.
@@ -154,7 +159,7 @@ pub enum FaultKind {
 impl Fault {
     /// Whether something that was acknowledged is gone with it, needed or not.
     pub fn loses(&self) -> bool {
-        !matches!(self.kind, FaultKind::Head | FaultKind::Copy)
+        !matches!(self.kind, FaultKind::Head | FaultKind::Copy | FaultKind::Footer)
     }
 }
 
@@ -174,6 +179,10 @@ impl fmt::Display for Fault {
                 f.write_str("the copy of its head is damaged; its own stands, nothing is lost by that")
             }
             FaultKind::Records { count } => write!(f, "{count} of its records are damaged"),
+            FaultKind::Footer => f.write_str(
+                "the segment's footer is damaged; opens scan the segment, nothing is lost by that",
+            ),
+            FaultKind::FooterWrong => f.write_str("the segment's footer lists what the frames do not hold"),
             FaultKind::Gone => f.write_str("it is gone; the copy of its head tells what it held"),
             FaultKind::Unknown => {
                 f.write_str("it is gone with every copy of its head; nobody knows whom it hits")
@@ -206,6 +215,10 @@ pub(super) struct Survey {
     /// The cold frames that count.
     pub(super) cold: Cold,
     pub(super) found: Vec<Found>,
+    /// The segments that can be walked.
+    pub(super) files: BTreeMap<u32, Arc<Segment>>,
+    /// Footers that are what the manifest says, by segment.
+    pub(super) footers: BTreeMap<u32, Footer>,
     /// Segments that cannot be walked.
     pub(super) absent: Vec<Fault>,
     pub(super) segments: usize,
@@ -225,7 +238,7 @@ impl Survey {
             path: dir.to_owned(),
             what: "it holds no manifest".to_owned(),
         })?;
-        let (mut scan, mut absent) = (Scan::default(), Vec::new());
+        let (mut scan, mut absent, mut files) = (Scan::default(), Vec::new(), BTreeMap::new());
         for listed in &manifest.segments {
             let path = dir.join(segment_name(listed.id));
             let fault = |kind| Fault { path: path.clone(), segment: listed.id, offset: 0, frame: None, kind };
@@ -245,7 +258,9 @@ impl Survey {
             let segment = recovery::listed_segment(&keyring, &manifest, listed, path.clone(), file)?;
             let segment = Arc::new(segment);
             scan.segment(&segment, manifest.store, manifest.segment_bytes)?;
+            files.insert(listed.id, segment);
         }
+        let footers = recovery::footers::read(&files, &manifest, 1)?;
         let mut found = [&scan.frames[..], &scan.cold[..]].concat();
         found.sort_by_key(|found| (found.segment.id, found.block));
         if scan.checkpoint > manifest.seq + 1 {
@@ -257,9 +272,22 @@ impl Survey {
         }
         let (segments, bytes) = (manifest.segments.len(), scan.bytes);
         let cold = Cold::new(std::mem::take(&mut scan.cold), &manifest);
-        let chain = Chain::new(scan, &manifest.as_of, &manifest.segments);
+        let chain = Chain::new(scan, &manifest.as_of, &manifest.segments, |_| false);
+        let chain = chain.with_spare(footers.values());
         let dir = dir.to_owned();
-        Ok(Survey { dir, manifest, unreadable_manifest, chain, cold, found, absent, segments, bytes })
+        Ok(Survey {
+            dir,
+            manifest,
+            unreadable_manifest,
+            chain,
+            cold,
+            found,
+            files,
+            footers,
+            absent,
+            segments,
+            bytes,
+        })
     }
 
     /// The number of the first frame beyond the proven mark that is cut, if there is one.
@@ -346,8 +374,7 @@ impl Survey {
     /// What a frame held that nobody found, and where, if the next one carries its head.
     pub(super) fn gone(&self, seq: u64) -> Result<Option<(Fault, Vec<RecordInfo>)>> {
         let Some(Some((header, Some(heads)))) = self.carried(seq)? else { return Ok(None) };
-        let segment = self.found.iter().map(|found| &found.segment).find(|one| one.id == header.segment);
-        let Some(segment) = segment else { return Ok(None) };
+        let Some(segment) = self.files.get(&header.segment) else { return Ok(None) };
         let found = Found {
             segment: segment.clone(),
             stream: HOT,
@@ -355,6 +382,8 @@ impl Survey {
             seq,
             block: header.block,
             blocks: header.blocks,
+            first_lsn: header.first_lsn,
+            records: header.records,
             copy_at: None,
         };
         let records = self.records(&found, &header, heads, &Bytes::new());
@@ -368,16 +397,18 @@ impl Survey {
         Ok(Some((fault, records)))
     }
 
-    /// The head of a frame as the live frame after it carries it; `None` if that is not there or carries nothing.
+    /// The head of a frame as the live frame after it carries it, or its segment's footer; `None` if neither is there.
     fn carried(&self, seq: u64) -> Result<Option<Option<Placed>>> {
-        let Some(next) = self.chain.frames.get(&(seq + 1)) else { return Ok(None) };
+        let spare = self.chain.spare.get(&seq).map(|(_, head)| head_at(head, 0));
+        let Some(next) = self.chain.frames.get(&(seq + 1)) else { return Ok(spare) };
         let bytes = read_frame(next)?;
         let at = next.copy_at.map_or(0, |block| (block - next.block) as usize * BLOCK);
         let Some((outer, _)) = head_at(&bytes, at).filter(|(outer, _)| outer.carry_len > 0) else {
-            return Ok(None);
+            return Ok(spare);
         };
         let carry = &bytes[outer.carry_offset as usize..][..outer.carry_len as usize];
-        Ok(Some(head_at(carry, 0).filter(|(header, _)| header.seq == seq)))
+        let carried = head_at(carry, 0).filter(|(header, _)| header.seq == seq);
+        Ok(Some(carried.or(spare.flatten())))
     }
 
     fn records(

@@ -4,7 +4,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
         Arc, Mutex,
@@ -15,8 +15,8 @@ use std::{
 
 use bytes::Bytes;
 use pontoon_wal::{
-    Batch, Clock, ConfState, DataKey, DriverMode, Entry, Error, GroupId, HardState, KEY_BYTES, KeyId,
-    KeyProvider, KeySet, Options, PersistSink, Persisted, RecoveryReport, Result, SnapshotMeta, Wal,
+    Batch, Clock, ConfState, DamagedRecord, DataKey, DriverMode, Entry, Error, GroupId, HardState, KEY_BYTES,
+    KeyId, KeyProvider, KeySet, Options, PersistSink, Persisted, RecoveryReport, Result, SnapshotMeta, Wal,
     sim::SimFs,
 };
 
@@ -353,6 +353,19 @@ impl Script {
         }
         script
     }
+}
+
+/// The damage that an open log knows of after everything in it was looked at: an open takes a segment's footer for its
+/// records, so that rot in those shows in a scrub.
+pub fn damage(wal: &Wal, report: &RecoveryReport) -> (Vec<DamagedRecord>, BTreeSet<GroupId>) {
+    let mut damaged = report.damaged.clone();
+    damaged.extend(wal.scrub().expect("the disk can be read").damaged);
+    damaged.sort_by_key(|record| (record.segment, record.offset));
+    damaged.dedup_by_key(|record| (record.segment, record.offset));
+    let is_hit = |group: &GroupId| wal.group(*group).is_some_and(|view| view.damaged.is_some());
+    let hit: BTreeSet<GroupId> = wal.groups().into_iter().filter(is_hit).collect();
+    assert!(report.damaged_groups.keys().all(|group| hit.contains(group)));
+    (damaged, hit)
 }
 
 /// Reads a segment file of a simulated disk.

@@ -153,6 +153,8 @@ pub struct Happened {
     pub opens: usize,
     /// Keys of encrypted logs.
     pub keys: usize,
+    /// Segments that opens took from their footers.
+    pub footers: usize,
 }
 
 /// A run under way.
@@ -437,6 +439,7 @@ impl Run {
         self.lineage[state].salt(salt);
         self.progress.set(state);
         self.happened.opens += 1;
+        self.happened.footers += report.footers;
         self.happened.torn += usize::from(report.torn.is_some());
         self.fs.hold(self.plan.held);
         let door = wal.submitter(self.progress.clone());

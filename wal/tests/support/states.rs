@@ -6,12 +6,13 @@ use std::{collections::HashMap, sync::Arc};
 
 use pontoon_wal::{
     Batch, DriverMode, GroupId, Options, Wal,
-    sim::{Fault, Loose, OpKind, SimFs, SimImage},
+    sim::{self, Loose, OpKind, SimFs, SimImage},
+    tools::{self, Fault, FaultKind},
 };
 
 use super::{
     run::{Look, Moment, Progress, find_state},
-    support::{HandClock, Model, Op, Rng, open, options},
+    support::{DIR, HandClock, Model, Op, Rng, open, options},
 };
 
 /// Up to so many loose pieces every subset is tried, at each moment.
@@ -26,6 +27,8 @@ const THOROUGH_SAMPLES: u64 = 48;
 const MAKING_ONE_IN: u64 = 8;
 /// Of so many disks one is recovered on threads too.
 const THREADS_ONE_IN: u64 = 32;
+/// Of so many disks with footers one is recovered without them too.
+const FOOTERS_ONE_IN: u64 = 16;
 /// Blocks written whole, sectors written whole.
 const UNITS: [usize; 2] = [4096, 512];
 
@@ -40,6 +43,8 @@ pub struct Tally {
     pub exhausted: usize,
     pub torn: usize,
     pub second_cuts: usize,
+    /// Disks of which some segment was taken from its footer.
+    pub footers: usize,
 }
 
 /// Looks at all states until the budget is used up.
@@ -198,11 +203,45 @@ fn recover(
     let (wal, report) = open(&fs, &clock, rng.next()).map_err(|error| format!("does not open: {error}"))?;
     let state = find_state(&wal, &report, lineage, moment.acknowledged, moment.submitted)?;
     tally.torn += usize::from(report.torn.is_some());
+    if report.footers > 0 {
+        tally.footers += 1;
+        if rng.below(FOOTERS_ONE_IN) == 0 {
+            without_footers(image, moment, lineage)?;
+        }
+    }
     let mut model = lineage[state].clone();
     model.salt(rng.next());
     go_on(wal, &fs, &clock, model, &mut rng, tally)
         .map_err(|failure| format!("after state {state}: {failure}"))?;
     Ok(state)
+}
+
+/// The footers say what the frames say, and nobody needs them.
+fn without_footers(image: &SimImage, moment: &Moment, lineage: &[Model]) -> Result<(), String> {
+    let (fs, clock) = (SimFs::from_image(image), Arc::new(HandClock::default()));
+    let keys = options(&fs, &clock, 1).keys;
+    let checked =
+        tools::check(Arc::new(fs.clone()), DIR.as_ref(), keys).map_err(|error| error.to_string())?;
+    let is_footer = |fault: &&Fault| matches!(fault.kind, FaultKind::Footer | FaultKind::FooterWrong);
+    if let Some(fault) = checked.faults.iter().find(is_footer) {
+        return Err(format!("frames and footers differ: {fault}"));
+    }
+    for (path, _) in fs.files() {
+        fs.tamper(&path, |bytes| {
+            for block in bytes.chunks_mut(UNITS[0]).filter(|block| block.starts_with(b"PNTNFOOT")) {
+                block[200] ^= 1;
+            }
+        })
+        .expect("the file exists");
+    }
+    let (wal, report) =
+        open(&fs, &clock, 1).map_err(|error| format!("does not open without footers: {error}"))?;
+    find_state(&wal, &report, lineage, moment.acknowledged, moment.submitted)
+        .map_err(|failure| format!("without footers: {failure}"))?;
+    match report.footers {
+        0 => Ok(()),
+        footers => Err(format!("{footers} damaged footers are believed")),
+    }
 }
 
 fn go_on(
@@ -246,7 +285,7 @@ fn go_on(
     fs.crash(rng.next());
     // Now and then recovery itself is cut, at its first or second operation.
     if rng.below(4) == 0 {
-        fs.fail_nth(OpKind::Change, rng.below(2), Fault::PowerCut);
+        fs.fail_nth(OpKind::Change, rng.below(2), sim::Fault::PowerCut);
         if let Ok((wal, report)) = open(fs, clock, rng.next()) {
             let state = find_state(&wal, &report, &states, acknowledged, submitted)?;
             (acknowledged, submitted) = (state, state);

@@ -10,11 +10,11 @@ use std::{
 };
 
 use pontoon_wal::{
-    Batch, Error, GroupId, HardState,
+    Batch, Error, HardState,
     sim::{SimFs, SimImage},
 };
 
-use super::support::{HandClock, Model, Script, open, restarted_now_and_then};
+use super::support::{HandClock, Model, Script, damage, open, restarted_now_and_then};
 
 pub const SECTOR: usize = 512;
 pub const BLOCK: usize = 4096;
@@ -129,7 +129,7 @@ impl Closed {
             Err(Error::Corrupt { .. }) => return Ok(Seen::Refused),
             Err(error) => return Err(error.to_string()),
         };
-        let hit: BTreeSet<GroupId> = report.damaged_groups.keys().copied().collect();
+        let (damaged, hit) = damage(&wal, &report);
         let mut healthy = None;
         for group in self.model.groups.keys().chain(&wal.groups()) {
             if !hit.contains(group) {
@@ -139,7 +139,7 @@ impl Closed {
                 healthy = Some(*group);
                 continue;
             }
-            let named = report.damaged.iter().any(|record| record.group == *group && record.bytes > 0);
+            let named = damaged.iter().any(|record| record.group == *group && record.bytes > 0);
             let refuses = matches!(wal.term(*group, 1), Err(Error::Damaged { .. }));
             if !named || !refuses || wal.group(*group).is_none_or(|view| view.damaged.is_none()) {
                 return Err(format!("{group} is hit, and this is all that is said: {report:?}"));
@@ -217,6 +217,22 @@ pub fn sectors(log: &Closed, files: &[PathBuf]) -> Result<Answers, String> {
                 let context = || format!("{} sectors {sector} and {} swapped", path.display(), sector + 1);
                 let swapped = [next, now].concat();
                 answers.count(log.damage(context, |fs| fs.patch(path, at as u64, &swapped).unwrap())?);
+            }
+        }
+    }
+    Ok(answers)
+}
+
+/// One bit of each byte of every footer, flipped.
+pub fn footers(log: &Closed) -> Result<Answers, String> {
+    let mut answers = Answers::default();
+    for path in log.files(".wal") {
+        let (bytes, used) = (log.bytes(&path), log.used(&path));
+        for block in (0..used).step_by(BLOCK).filter(|block| bytes[*block..].starts_with(b"PNTNFOOT")) {
+            for (at, byte) in bytes.iter().enumerate().take(used).skip(block) {
+                let context = || format!("{} byte {at} of the footer at {block}", path.display());
+                let flipped = [byte ^ 1 << (at % 8)];
+                answers.count(log.damage(context, |fs| fs.patch(&path, at as u64, &flipped).unwrap())?);
             }
         }
     }
