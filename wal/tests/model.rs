@@ -122,3 +122,26 @@ fn segments_are_used_again_and_the_log_stays_small() {
     let (wal, _) = open(&fs, &clock, 2).unwrap();
     assert_eq!(model.differs(&wal), None);
 }
+
+#[test]
+fn restarts_do_not_pile_up_segments() {
+    let (fs, clock) = (SimFs::new(), Arc::new(HandClock::default()));
+    let mut most = 0;
+    for restart in 1..=80 {
+        let (wal, _) = open(&fs, &clock, restart).unwrap();
+        let mut batch = Batch::new();
+        let entry = pontoon_wal::Entry { index: restart, term: 1, kind: 0, data: "x".into() };
+        batch.append(GroupId(1), &[entry]).truncate_prefix(GroupId(1), restart, 1);
+        wal.commit(batch).unwrap();
+        while wal.step() {}
+        most = most.max(fs.files().len());
+        match restart % 2 {
+            0 => wal.close().unwrap(),
+            _ => {
+                drop(wal);
+                fs.kill();
+            }
+        }
+    }
+    assert!(most <= 24, "{most} files");
+}
