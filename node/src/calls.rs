@@ -7,7 +7,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use pontoon_proto::{GroupId, NodeId, v1};
-use pontoon_raftstore::{Proposal, ProposeError};
+use pontoon_raftstore::{Proposal, ProposeError, ReadLevel};
 use prost::Message;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status, transport::Channel};
@@ -158,7 +158,7 @@ impl Shared {
             .raft
             .group(GroupId::META)
             .ok_or_else(|| Status::unavailable("no member of the meta group is here"))?;
-        match timeout(BARRIER, group.read_barrier()).await {
+        match timeout(BARRIER, group.read_barrier(ReadLevel::Linearizable)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(rejected)) => Err(Status::unavailable(rejected.to_string())),
             Err(_) => Err(Status::unavailable("the meta group's leader hears no majority")),

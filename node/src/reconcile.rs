@@ -19,7 +19,7 @@ use pontoon_proto::{
     GroupId, NodeId,
     v1::{self, meta_command::Body},
 };
-use pontoon_raftstore::Role;
+use pontoon_raftstore::{ReadLevel, Role};
 use pontoon_shard::{MetaState, planner};
 use tokio::{
     task::{Id, JoinSet},
@@ -78,7 +78,7 @@ impl Shared {
                 continue;
             };
             // Everything that earlier leaders committed must be in the state before anything is decided by it.
-            if group.read_barrier().await.is_err() {
+            if group.read_barrier(ReadLevel::Linearizable).await.is_err() {
                 sleep(PING).await;
                 continue;
             }

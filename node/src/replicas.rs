@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
-use pontoon_raftstore::{Error, Group, GroupSpec, GroupStatus, MemberChange, Rejected, Role};
+use pontoon_raftstore::{Error, Group, GroupSpec, GroupStatus, MemberChange, ReadLevel, Rejected, Role};
 use prost::Message;
 use tonic::Status;
 
@@ -118,7 +118,7 @@ impl Shared {
                 return Ok(v1::ConfirmMembersReply { refusal: Some(*refusal), ..Default::default() });
             }
         };
-        match group.read_barrier().await {
+        match group.read_barrier(ReadLevel::Linearizable).await {
             Ok(index) => {
                 let conf_state = Some(group.status().borrow().conf_state.clone());
                 Ok(v1::ConfirmMembersReply { refusal: None, conf_state, index })

@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use pontoon_proto::{ClusterId, GroupId, NodeId, ReplicaId, v1};
 use pontoon_raftstore::{
-    Class, Command, Config, GroupSpec, Identity, MachineError, Machines, MultiRaft, Proposal, SnapshotSource,
-    SnapshotStage, StateMachine, SystemRow, Transport,
+    Class, Command, Config, GroupSpec, Identity, MachineError, Machines, MultiRaft, Proposal, ReadLevel,
+    SnapshotSource, SnapshotStage, StateMachine, SystemRow, Transport,
 };
 use pontoon_wal::{Options, Wal};
 
@@ -129,7 +129,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
         let counter = runtime.create_group(spec).await?;
         counter.wait_for_leader().await?;
-        counter.read_barrier().await?;
+        counter.read_barrier(ReadLevel::Linearizable).await?;
         for word in ["many", "rafts", "one", "log"] {
             let proposal = Proposal { payload: Bytes::from(word), request: None, epoch: 1, urgent: false };
             let applied = counter.propose(proposal).await?;

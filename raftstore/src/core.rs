@@ -165,9 +165,9 @@ impl Core {
                 Some(replica) => replica.stamp(&mut self.shared, token, fx),
                 None => fx.answers.push((token, Answer::Index(Err(self.absent(group))))),
             },
-            Input::Read { group, token } => match live(&mut self.slots, group) {
+            Input::Read { group, token, level } => match live(&mut self.slots, group) {
                 Some(replica) => {
-                    replica.read(token, fx);
+                    replica.read(&self.shared, token, level, fx);
                     self.ready.insert(group);
                 }
                 None => fx.answers.push((token, Answer::Index(Err(self.absent(group))))),
@@ -246,7 +246,7 @@ impl Core {
         let Some(replica) = live(&mut self.slots, group) else { return };
         let shared = &mut self.shared;
         let taken = replica
-            .start_reads(shared)
+            .start_reads(shared, fx)
             .and_then(|()| replica.take_ready(shared, &mut turn.batch, &mut turn.reservation, fx));
         replica.want_entries(fx);
         match taken {
@@ -465,6 +465,14 @@ impl Core {
                 replica.on_asked(shared, sender, body, fx)
             }
             Body::Manifest(_) | Body::Chunk(_) | Body::PullRefused(_) => replica.on_pulled(shared, body, fx),
+            Body::ReadRequest(asked) => {
+                replica.on_read_request(sender, asked.context);
+                Ok(())
+            }
+            Body::ReadReply(reply) => {
+                replica.on_read_reply(reply.context, reply.index, fx);
+                Ok(())
+            }
             Body::Ping(_) => Ok(()),
         });
     }

@@ -222,27 +222,27 @@ impl Looper {
         let mut fx = Effects::default();
         let mut next_tick = Instant::now() + self.tick;
         loop {
-            match self.inputs.recv_deadline(next_tick) {
-                Ok(first) => {
-                    let mut next = Some(first);
-                    let mut taken = 0;
-                    while let Some(input) = next {
-                        if !self.take(input, &mut fx) {
-                            return;
-                        }
-                        taken += 1;
-                        next = if taken < INPUTS_PER_TURN { self.inputs.try_recv().ok() } else { None };
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
+            let first = match self.inputs.recv_deadline(next_tick) {
+                Ok(first) => Some(first),
+                Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
-            }
+            };
+            // Time first: after a pause nobody may take what it heard last for fresh.
             let now = Instant::now();
             if now >= next_tick {
                 let late = now.duration_since(next_tick).as_nanos() / self.tick.as_nanos();
                 let ticks = 1 + late as u64;
                 next_tick += self.tick * ticks as u32;
                 self.core.handle(wall_ms(), Input::Tick(ticks), &mut fx);
+            }
+            let mut next = first;
+            let mut taken = 0;
+            while let Some(input) = next {
+                if !self.take(input, &mut fx) {
+                    return;
+                }
+                taken += 1;
+                next = if taken < INPUTS_PER_TURN { self.inputs.try_recv().ok() } else { None };
             }
             self.core.poll(&mut fx);
             self.dispatch(&mut fx);

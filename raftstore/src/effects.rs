@@ -8,7 +8,7 @@ use crate::{
     error::{Error, ProposeError, Rejected},
     snapshot::ServeTask,
     transport::Class,
-    types::{Applied, Event, GroupSpec, GroupStatus, MemberChange, Proposal, Room},
+    types::{Applied, Event, GroupSpec, GroupStatus, MemberChange, Proposal, ReadLevel, Room},
 };
 
 /// Names a caller who waits for an answer. Chosen by the driver.
@@ -35,6 +35,7 @@ pub(crate) enum Input {
     Read {
         group: GroupId,
         token: Token,
+        level: ReadLevel,
     },
     Change {
         group: GroupId,

@@ -22,7 +22,7 @@ use crate::{
     identity::{Identity, Peers},
     machine::Machines,
     transport::Transport,
-    types::{Applied, Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal, Role, Room},
+    types::{Applied, Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal, ReadLevel, Role, Room},
 };
 
 struct Inner {
@@ -245,17 +245,18 @@ impl Group {
         self.index(self.runtime.ask(group, |token| Input::Stamp { group, token })).await
     }
 
-    /// Waits until this replica, which must lead, has applied everything that was acknowledged before the call: a read of
-    /// the state machine after it is linearizable. Returns the index that was confirmed.
+    /// Waits until this replica has applied what the level asks for: what its state machine says after that is as fresh.
+    /// Returns the index that was confirmed; [`ReadLevel::Local`] the one that is applied.
     ///
     /// # Errors
-    /// [`Rejected::NotLeader`] and other refusals.
+    /// [`Rejected::NotLeader`]: by [`ReadLevel::Linearizable`] if it does not lead, by [`ReadLevel::Follower`] if nobody is
+    /// known to; other refusals.
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn read_barrier(&self) -> Result<u64, Rejected> {
+    pub async fn read_barrier(&self, level: ReadLevel) -> Result<u64, Rejected> {
         let group = self.id;
-        self.index(self.runtime.ask(group, |token| Input::Read { group, token })).await
+        self.index(self.runtime.ask(group, |token| Input::Read { group, token, level })).await
     }
 
     async fn index(&self, answer: oneshot::Receiver<Answer>) -> Result<u64, Rejected> {

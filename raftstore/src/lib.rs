@@ -74,5 +74,5 @@ pub use stepped::{Output, Stepped};
 pub use transport::{Class, Transport};
 pub use types::{
     Applied, Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, MAX_OPEN_REQUESTS, MemberChange,
-    Progress, Proposal, PullProgress, RequestId, Role, Room,
+    Progress, Proposal, PullProgress, ReadLevel, RequestId, Role, Room,
 };

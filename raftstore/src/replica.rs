@@ -14,6 +14,7 @@ mod inbound;
 mod membership;
 mod proposals;
 mod pulls;
+mod reads;
 mod ready;
 mod room;
 
@@ -27,6 +28,7 @@ use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_wal::{self as wal, Reservation, Submitter, Wal};
 use raft::{RawNode, StateRole, eraftpb as pb};
 
+use reads::Reads;
 pub(crate) use ready::Taken;
 
 use crate::{
@@ -77,12 +79,6 @@ struct ProposalWait {
     token: Token,
 }
 
-struct ReadRound {
-    context: u64,
-    tokens: Vec<Token>,
-    since: u64,
-}
-
 /// A live replica.
 ///
 /// Invariants: `durable <= mark.index <= raft applied hand-off <= commit`; `persisted_number <= last_sync_number <=
@@ -113,9 +109,7 @@ pub(crate) struct Replica {
     unapplied_bytes: u64,
     proposals: VecDeque<ProposalWait>,
     change_wait: Option<ProposalWait>,
-    reads_waiting: Vec<Token>,
-    read_round: Option<ReadRound>,
-    reads_ready: BTreeMap<u64, Vec<Token>>,
+    reads: Reads,
 
     pull: Option<Pull>,
     /// A ready that carries a snapshot: it continues once the engine has switched.
@@ -239,9 +233,7 @@ impl Replica {
             unapplied_bytes: 0,
             proposals: VecDeque::new(),
             change_wait: None,
-            reads_waiting: Vec::new(),
-            read_round: None,
-            reads_ready: BTreeMap::new(),
+            reads: Reads::default(),
             pull: None,
             installing: None,
             installed: None,
@@ -404,20 +396,13 @@ impl Replica {
             fx.answers
                 .push((wait.token, Answer::Done(Err(Rejected::Membership { group: self.group, reason }))));
         }
-        let rejected = self.not_leader();
-        let waiting = std::mem::take(&mut self.reads_waiting);
-        let round = self.read_round.take().map(|round| round.tokens).unwrap_or_default();
-        for token in waiting.into_iter().chain(round) {
-            fx.answers.push((token, Answer::Index(Err(rejected.clone()))));
-        }
+        self.refuse_reads(fx);
     }
 
     /// Answers everybody who waits: the replica stops.
     pub(crate) fn abandon(&mut self, fx: &mut Effects) {
         self.lost_leadership(fx);
-        for token in std::mem::take(&mut self.reads_ready).into_values().flatten() {
-            fx.answers.push((token, Answer::Index(Err(Rejected::Stopped(self.group)))));
-        }
+        self.stop_reads(fx);
     }
 
     /// Engines made this replica's state durable up to `index`.

@@ -19,7 +19,7 @@ use crate::{
     machine::Machines,
     snapshot::{ServeTask, SnapshotServer},
     transport::Class,
-    types::{Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal, Room},
+    types::{Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal, ReadLevel, Room},
 };
 
 #[derive(Default)]
@@ -238,8 +238,8 @@ impl Stepped {
     }
 
     /// Asks for a read barrier; the answer is [`Answer::Index`].
-    pub fn read_barrier(&mut self, group: GroupId) -> u64 {
-        self.ask(|token| Input::Read { group, token })
+    pub fn read_barrier(&mut self, group: GroupId, level: ReadLevel) -> u64 {
+        self.ask(|token| Input::Read { group, token, level })
     }
 
     /// Changes members; the answer is [`Answer::Done`].

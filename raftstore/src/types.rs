@@ -139,6 +139,23 @@ pub struct Proposal {
     pub urgent: bool,
 }
 
+/// How fresh a read must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReadLevel {
+    /// Sees every write that was acknowledged before it began. The leader serves it.
+    #[default]
+    Linearizable,
+    /// Sees every write that was acknowledged more than this before it began; with zero, all of them. Any replica serves
+    /// it, learners too, and asks the leader only if what it heard last is too old. Counted in ticks, two of which are
+    /// taken for the clock's coarseness.
+    Follower {
+        /// How stale it may be.
+        max_lag: std::time::Duration,
+    },
+    /// Sees what this replica has, however old, without asking anybody.
+    Local,
+}
+
 /// How much room the disks of a node have left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Room {

@@ -13,7 +13,7 @@ use network::{Link, Network};
 use pontoon_proto::{ClusterId, GroupId, NodeId, ReplicaId, v1::ConfState};
 use pontoon_raftstore::{
     Config, Error, Event, Group, GroupSpec, Identity, MemberChange, MultiRaft, Proposal, ProposeError,
-    Rejected, RequestId, Role,
+    ReadLevel, Rejected, RequestId, Role,
 };
 use pontoon_wal::{Options, Wal};
 
@@ -144,7 +144,9 @@ impl Cluster {
         loop {
             for node in self.nodes.iter().filter(|node| node.running.is_some()) {
                 let Some(group) = node.runtime().group(GROUP) else { continue };
-                if group.status().borrow().role == Role::Leader && group.read_barrier().await.is_ok() {
+                if group.status().borrow().role == Role::Leader
+                    && group.read_barrier(ReadLevel::Linearizable).await.is_ok()
+                {
                     return group;
                 }
             }
@@ -208,7 +210,7 @@ fn a_write_reaches_three_replicas_and_a_retry_is_applied_once() {
         assert_eq!(cluster.write("k=a", Some(request)).await, "a", "the retry gets the first answer");
         let next = RequestId { seq: 2, acked_below: 2, ..request };
         assert_eq!(cluster.write("k=b", Some(next)).await, "ab");
-        let index = cluster.leader().await.read_barrier().await.unwrap();
+        let index = cluster.leader().await.read_barrier(ReadLevel::Linearizable).await.unwrap();
         cluster.applied_everywhere(&[1, 2, 3], index).await;
         for id in 1..=3 {
             assert_eq!(cluster.node(id).machines.row(GROUP, "k").as_deref(), Some("ab"));
@@ -224,7 +226,7 @@ fn followers_refuse_with_a_hint_and_wrong_epochs_are_rejected_at_apply() {
         let leader = cluster.leader().await;
         let follower = (1..=3).map(|id| cluster.group(id)).find(|g| g.replica() != leader.replica()).unwrap();
         follower.wait_for_leader().await.unwrap();
-        let refused = follower.read_barrier().await.unwrap_err();
+        let refused = follower.read_barrier(ReadLevel::Linearizable).await.unwrap_err();
         assert_eq!(refused, Rejected::NotLeader { group: GROUP, leader: Some(leader.replica()) });
         let stale = Proposal { payload: Bytes::from_static(b"k=x"), request: None, epoch: 9, urgent: false };
         let error = leader.propose(stale).await.unwrap_err();
@@ -252,7 +254,7 @@ fn writes_go_on_when_the_leader_stops_and_it_catches_up_when_it_returns() {
         cluster.write("k=b", None).await;
         cluster.start(old);
         assert_eq!(cluster.write("k=c", None).await, "abc");
-        let index = cluster.leader().await.read_barrier().await.unwrap();
+        let index = cluster.leader().await.read_barrier(ReadLevel::Linearizable).await.unwrap();
         cluster.applied_everywhere(&[1, 2, 3], index).await;
         assert_eq!(cluster.node(old).machines.row(GROUP, "k").as_deref(), Some("abc"));
     });
@@ -308,7 +310,7 @@ fn a_learner_takes_a_snapshot_is_swapped_in_and_the_old_replica_is_fenced() {
         let learner = cluster.create_learner(4, 2).await.unwrap();
         cluster.leader().await.add_learner(target).await.unwrap();
         cluster.write("k=a", None).await;
-        let index = cluster.leader().await.read_barrier().await.unwrap();
+        let index = cluster.leader().await.read_barrier(ReadLevel::Linearizable).await.unwrap();
         learner.status().wait_for(|status| status.applied >= index).await.unwrap();
         assert_eq!(learner.status().borrow().role, Role::Learner);
 
@@ -351,7 +353,7 @@ fn a_learner_takes_a_snapshot_is_swapped_in_and_the_old_replica_is_fenced() {
         assert!(matches!(back, Err(Error::Tombstoned { .. })), "a removed id never returns");
 
         assert_eq!(cluster.write("k=b", None).await, "ab");
-        let index = cluster.leader().await.read_barrier().await.unwrap();
+        let index = cluster.leader().await.read_barrier(ReadLevel::Linearizable).await.unwrap();
         cluster.applied_everywhere(&[2, 3, 4], index).await;
         assert_eq!(cluster.node(4).machines.row(GROUP, "row-499").as_deref(), Some("value"));
         assert_eq!(cluster.node(4).machines.row(GROUP, "k").as_deref(), Some("ab"));
@@ -368,7 +370,7 @@ fn a_single_voter_hands_over_inside_the_joint_configuration() {
         let learner = cluster.create_learner(2, 2).await.unwrap();
         let leader = cluster.leader().await;
         leader.add_learner(target).await.unwrap();
-        let index = leader.read_barrier().await.unwrap();
+        let index = leader.read_barrier(ReadLevel::Linearizable).await.unwrap();
         learner.status().wait_for(|status| status.applied >= index).await.unwrap();
         while leader
             .change(MemberChange::EnterJoint { promote: vec![target], demote: vec![source] })
@@ -393,7 +395,7 @@ fn a_member_that_was_cut_off_catches_up_from_the_log_that_was_kept_for_it() {
             cluster.write(&format!("row-{i}=v"), None).await;
         }
         cluster.network.cut(NodeId::new(behind).unwrap(), false);
-        let index = cluster.leader().await.read_barrier().await.unwrap();
+        let index = cluster.leader().await.read_barrier(ReadLevel::Linearizable).await.unwrap();
         cluster.applied_everywhere(&[1, 2, 3], index).await;
         assert_eq!(cluster.node(behind).machines.row(GROUP, "row-299").as_deref(), Some("v"));
     });
@@ -419,7 +421,7 @@ fn a_member_that_is_away_for_too_long_pins_no_more_log_than_it_may() {
         let mut events = cluster.node(behind).runtime().events();
         cluster.network.cut(NodeId::new(behind).unwrap(), false);
         while !matches!(events.recv().await.unwrap(), Event::SnapshotInstalled { .. }) {}
-        let index = cluster.leader().await.read_barrier().await.unwrap();
+        let index = cluster.leader().await.read_barrier(ReadLevel::Linearizable).await.unwrap();
         cluster.applied_everywhere(&[1, 2, 3], index).await;
         let last = format!("row-{}", written - 1);
         assert_eq!(cluster.node(behind).machines.row(GROUP, &last), Some(value));
@@ -446,7 +448,7 @@ fn a_panicking_machine_stops_its_replica_and_no_other_group() {
         assert!(matches!(error, ProposeError::Ambiguous(_)), "{error}");
         cluster.group(1).status().wait_for(|status| status.role == Role::Dead).await.unwrap();
         healthy.wait_for_leader().await.unwrap();
-        healthy.read_barrier().await.unwrap();
+        healthy.read_barrier(ReadLevel::Linearizable).await.unwrap();
         let fine = Proposal { payload: Bytes::from_static(b"k=v"), request: None, epoch: 0, urgent: false };
         assert_eq!(healthy.propose(fine).await.unwrap().reply, "v");
     });

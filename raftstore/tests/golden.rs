@@ -24,7 +24,8 @@ use bytes::Bytes;
 use machine::TestMachines;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_raftstore::{
-    Answer, Class, Config, GroupSpec, GroupStatus, MemberChange, Proposal, RequestId, Room, Stepped,
+    Answer, Class, Config, GroupSpec, GroupStatus, MemberChange, Proposal, ReadLevel, RequestId, Room,
+    Stepped,
 };
 use pontoon_wal::{Clock, DriverMode, Options, Wal, sim::SimFs};
 
@@ -222,7 +223,14 @@ impl Session {
                 self.at(node(id)).propose(GROUP, Proposal { payload, request, epoch: 1, urgent: false });
             }
             ["read", id] => {
-                self.at(node(id)).read_barrier(GROUP);
+                self.at(node(id)).read_barrier(GROUP, ReadLevel::Linearizable);
+            }
+            ["follow", id, max_lag_ms] => {
+                let max_lag = Duration::from_millis(max_lag_ms.parse().expect("milliseconds"));
+                self.at(node(id)).read_barrier(GROUP, ReadLevel::Follower { max_lag });
+            }
+            ["local", id] => {
+                self.at(node(id)).read_barrier(GROUP, ReadLevel::Local);
             }
             ["transfer", id, to] => {
                 self.at(node(id)).transfer_leader(GROUP, replica(to));

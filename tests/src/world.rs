@@ -16,8 +16,8 @@ use std::{
 use bytes::Bytes;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1::ConfState};
 use pontoon_raftstore::{
-    Answer, Config, Event, GroupSpec, MemberChange, Proposal, ProposeError, Rejected, RequestId, Role,
-    Stepped,
+    Answer, Config, Event, GroupSpec, MemberChange, Proposal, ProposeError, ReadLevel, Rejected, RequestId,
+    Role, Stepped,
 };
 use pontoon_wal::{Clock, DriverMode, Options, Wal, sim::SimFs};
 
@@ -486,11 +486,21 @@ impl World {
     }
 
     fn read(&mut self, group: GroupId) {
-        let Some(at) = self.guess_leader(group) else { return };
+        // Half of the reads are a follower's that may lag by nothing: they must be as fresh as the leader's.
+        let (at, level) = match self.rng.below(2) {
+            0 => (self.guess_leader(group), ReadLevel::Linearizable),
+            _ => {
+                let members: Vec<NodeId> =
+                    self.members.get(&group).into_iter().flatten().map(|id| id.node()).collect();
+                let nth = self.rng.below(members.len().max(1) as u64) as usize;
+                (members.get(nth).copied(), ReadLevel::Follower { max_lag: Duration::ZERO })
+            }
+        };
+        let Some(at) = at else { return };
         let boots = self.node(at).boots;
         let must_hold = self.acknowledged.get(&group).into_iter().flatten().cloned().collect();
         if let Some((stepped, _)) = &mut self.node(at).running {
-            let token = stepped.read_barrier(group);
+            let token = stepped.read_barrier(group, level);
             self.waits.insert((at, boots, token), Wait::Read { group, must_hold });
         }
     }

@@ -8,7 +8,7 @@ use pontoon_proto::{
     GroupId, NodeId,
     v1::{self, Refusal, refusal::Kind},
 };
-use pontoon_raftstore::{Group, Proposal, RequestId, Ticket};
+use pontoon_raftstore::{Group, Proposal, ReadLevel, RequestId, Ticket};
 use pontoon_shard::{Error as ShardError, Expect, MapCommand, MapReader, Scan, decode_map_reply};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, transport::Channel};
@@ -179,7 +179,7 @@ impl Routed for v1::GetRequest {
 
     async fn local(self, shared: &Shared, shard: &v1::Shard, group: Group) -> Result<Self::Reply, Refused> {
         check_epoch(&group, self.epoch, shard)?;
-        let index = group.read_barrier().await?;
+        let index = group.read_barrier(ReadLevel::Linearizable).await?;
         let row = read(shared, group.id(), move |reader| reader.get(&self.key)).await?;
         Ok(match row {
             None => v1::GetReply { index, ..Default::default() },
@@ -228,7 +228,7 @@ impl Routed for v1::ScanRequest {
     async fn local(self, shared: &Shared, shard: &v1::Shard, group: Group) -> Result<Self::Reply, Refused> {
         check_epoch(&group, self.epoch, shard)?;
         let scan = scan_of(&self)?;
-        group.read_barrier().await?;
+        group.read_barrier(ReadLevel::Linearizable).await?;
         let page = read(shared, group.id(), move |reader| reader.scan(&scan)).await?;
         let row =
             |row: pontoon_shard::Row| v1::ScanRow { key: row.key, value: row.value, modified: row.index };

@@ -1,8 +1,8 @@
-//! Proposals and linearizable reads, on the leader.
+//! Proposals, on the leader.
 
 use pontoon_proto::v1;
 
-use super::{Alive, ProposalWait, ReadRound, Replica, Shared, guarded};
+use super::{Alive, ProposalWait, Replica, Shared, guarded};
 use crate::{
     apply::Reply,
     effects::{Answer, Effects, Token},
@@ -13,9 +13,6 @@ use crate::{
 
 /// How long a caller waits after Busy.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(5);
-
-/// Ticks after which a read round is asked again: raft drops rounds silently.
-const READ_RETRY_TICKS: u64 = 4;
 
 impl Replica {
     /// Proposes a command, or says at once why not. Nothing is in the log unless this returns without an answer.
@@ -99,73 +96,6 @@ impl Replica {
         let result =
             if self.is_leader() { Ok(shared.clock.next(shared.wall_ms)) } else { Err(self.not_leader()) };
         fx.answers.push((token, Answer::Index(result)));
-    }
-
-    /// Takes a reader in. Readers that arrive while a round is under way share the next one.
-    pub(crate) fn read(&mut self, token: Token, fx: &mut Effects) {
-        if self.is_leader() {
-            self.reads_waiting.push(token);
-        } else {
-            fx.answers.push((token, Answer::Index(Err(self.not_leader()))));
-        }
-    }
-
-    /// Begins a round of ReadIndex if somebody waits and none is under way.
-    pub(crate) fn start_reads(&mut self, shared: &mut Shared) -> Alive<()> {
-        if self.reads_waiting.is_empty()
-            || self.read_round.is_some()
-            || self.installing.is_some()
-            || !self.is_leader()
-            // A leader that has not committed in its term does not know what is committed; raft drops such reads.
-            || !self.raw.raft.commit_to_current_term()
-        {
-            return Ok(());
-        }
-        let context = shared.next_unique();
-        let tokens = std::mem::take(&mut self.reads_waiting);
-        self.read_round = Some(ReadRound { context, tokens, since: shared.ticks });
-        let raw = &mut self.raw;
-        guarded(|| raw.read_index(context.to_be_bytes().to_vec()))
-    }
-
-    pub(super) fn retry_reads(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
-        if let Some(round) = &mut self.read_round
-            && shared.ticks > round.since + READ_RETRY_TICKS
-        {
-            round.since = shared.ticks;
-            round.context = shared.next_unique();
-            let context = round.context.to_be_bytes().to_vec();
-            let raw = &mut self.raw;
-            guarded(|| raw.read_index(context))?;
-            self.after_raft(shared, fx);
-        }
-        Ok(())
-    }
-
-    /// Raft confirmed leadership for a round.
-    pub(super) fn on_read_states(&mut self, states: Vec<raft::ReadState>, fx: &mut Effects) {
-        for state in states {
-            let Ok(context) = <[u8; 8]>::try_from(state.request_ctx.as_slice()).map(u64::from_be_bytes)
-            else {
-                continue;
-            };
-            if let Some(round) = self.read_round.take_if(|round| round.context == context) {
-                self.reads_ready.entry(state.index).or_default().extend(round.tokens);
-            }
-        }
-        self.answer_reads(fx);
-    }
-
-    fn answer_reads(&mut self, fx: &mut Effects) {
-        while let Some(entry) = self.reads_ready.first_entry() {
-            if *entry.key() > self.mark.index {
-                break;
-            }
-            let index = *entry.key();
-            for token in entry.remove() {
-                fx.answers.push((token, Answer::Index(Ok(index))));
-            }
-        }
     }
 
     /// The machine applied entries up to the mark.

@@ -1,0 +1,207 @@
+//! Reads: how fresh what this replica has applied must be, and how it finds out.
+//!
+//! A leader confirms with a quorum that it leads (ReadIndex); readers that arrive while a round is under way share the next
+//! one, those of other replicas included. Any other replica asks the leader and waits until it has applied the index that
+//! comes back. Each confirmation says: whatever was acknowledged before it was asked for is at or below this index. So it
+//! bounds how stale the replica is by the age of the question, measured on its own clock alone, and a reader who allows
+//! that much need not ask anew.
+
+use pontoon_proto::{ReplicaId, v1};
+
+use super::{Alive, Replica, Shared, guarded};
+use crate::{
+    effects::{Answer, Effects, Token},
+    transport::Class,
+    types::ReadLevel,
+};
+
+/// Ticks after which a round is asked again: raft drops rounds silently, the network messages.
+const RETRY_TICKS: u64 = 4;
+/// Ticks that a question's age is short of at most: it was asked somewhere in a tick, and a tick may be late.
+const CLOCK_TICKS: u64 = 2;
+
+/// With so many readers waiting, other replicas are left to ask again.
+const MAX_WAITING: usize = 65_536;
+
+/// Who waits for a confirmation.
+enum Reader {
+    /// Somebody here, who is answered when its index is applied.
+    Here(Token),
+    /// Another replica, which asked under this number.
+    There(ReplicaId, u64),
+}
+
+/// A question to the quorum or to the leader.
+struct Round {
+    /// Names it; nobody else ever uses this number.
+    context: u64,
+    readers: Vec<Reader>,
+    /// The tick at which it was asked last.
+    since: u64,
+}
+
+/// A confirmation.
+#[derive(Clone, Copy)]
+struct Confirmed {
+    /// The tick at which it was asked for.
+    since: u64,
+    index: u64,
+}
+
+/// The reads of a replica.
+#[derive(Default)]
+pub(super) struct Reads {
+    waiting: Vec<Reader>,
+    round: Option<Round>,
+    /// The newest.
+    confirmed: Option<Confirmed>,
+    /// Readers whose index is confirmed and not applied yet.
+    ready: std::collections::BTreeMap<u64, Vec<Token>>,
+}
+
+impl Replica {
+    /// Takes a reader in.
+    pub(crate) fn read(&mut self, shared: &Shared, token: Token, level: ReadLevel, fx: &mut Effects) {
+        let max_lag = match level {
+            ReadLevel::Local => return fx.answers.push((token, Answer::Index(Ok(self.mark.index)))),
+            ReadLevel::Linearizable if !self.is_leader() => {
+                return fx.answers.push((token, Answer::Index(Err(self.not_leader()))));
+            }
+            ReadLevel::Linearizable => return self.reads.waiting.push(Reader::Here(token)),
+            ReadLevel::Follower { max_lag } => max_lag,
+        };
+        let age =
+            |confirmed: Confirmed| shared.config.tick * (shared.ticks - confirmed.since + CLOCK_TICKS) as u32;
+        match self.reads.confirmed.filter(|confirmed| age(*confirmed) <= max_lag) {
+            Some(Confirmed { index, .. }) => {
+                self.reads.ready.entry(index).or_default().push(token);
+                self.answer_reads(fx);
+            }
+            None if self.leader().is_none() => {
+                fx.answers.push((token, Answer::Index(Err(self.not_leader()))));
+            }
+            None => self.reads.waiting.push(Reader::Here(token)),
+        }
+    }
+
+    /// Another replica asks on behalf of its readers.
+    pub(crate) fn on_read_request(&mut self, from: ReplicaId, context: u64) {
+        let is_member = super::convert::members(&self.conf).contains(&from.get());
+        // Whoever asks the wrong one asks again, the right one.
+        if self.is_leader() && is_member && self.reads.waiting.len() < MAX_WAITING {
+            self.reads.waiting.push(Reader::There(from, context));
+        }
+    }
+
+    /// The leader's answer.
+    pub(crate) fn on_read_reply(&mut self, context: u64, index: u64, fx: &mut Effects) {
+        self.confirm(context, index, fx);
+    }
+
+    /// Begins a round if somebody waits and none is under way.
+    pub(crate) fn start_reads(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
+        let idle = self.reads.round.is_none() && self.installing.is_none();
+        if self.reads.waiting.is_empty() || !idle || !self.may_ask() {
+            return Ok(());
+        }
+        let readers = std::mem::take(&mut self.reads.waiting);
+        self.reads.round = Some(Round { context: 0, readers, since: 0 });
+        self.ask(shared, fx)
+    }
+
+    /// A leader that has not committed in its term does not know what is committed; raft drops such reads.
+    fn may_ask(&self) -> bool {
+        !self.is_leader() || self.raw.raft.commit_to_current_term()
+    }
+
+    /// Puts the question of the round under way, under a number of its own: an answer to an earlier one must not pass for
+    /// one to this. Where nobody can be asked the round waits for the next time.
+    fn ask(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
+        let (is_leader, leader) = (self.is_leader(), self.leader());
+        let Some(round) = &mut self.reads.round else { return Ok(()) };
+        (round.context, round.since) = (shared.next_unique(), shared.ticks);
+        let context = round.context;
+        if is_leader {
+            let raw = &mut self.raw;
+            return guarded(|| raw.read_index(context.to_be_bytes().to_vec()));
+        }
+        if let Some(leader) = leader {
+            self.tell(leader, v1::peer_message::Body::ReadRequest(v1::ReadRequest { context }), fx);
+        }
+        Ok(())
+    }
+
+    fn tell(&self, to: ReplicaId, body: v1::peer_message::Body, fx: &mut Effects) {
+        let message =
+            v1::PeerMessage { group: self.group.0, from: self.id.get(), to: to.get(), body: Some(body) };
+        fx.send.push((to.node(), Class::Control, message));
+    }
+
+    pub(super) fn retry_reads(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
+        let is_due = |round: &Round| shared.ticks > round.since + RETRY_TICKS;
+        if !self.reads.round.as_ref().is_some_and(is_due) || self.installing.is_some() || !self.may_ask() {
+            return Ok(());
+        }
+        if self.leader().is_none() {
+            self.refuse_reads(fx);
+            return Ok(());
+        }
+        self.ask(shared, fx)?;
+        self.after_raft(shared, fx);
+        Ok(())
+    }
+
+    /// Raft confirmed leadership for rounds.
+    pub(super) fn on_read_states(&mut self, states: Vec<raft::ReadState>, fx: &mut Effects) {
+        for state in states {
+            if let Ok(context) = <[u8; 8]>::try_from(state.request_ctx.as_slice()).map(u64::from_be_bytes) {
+                self.confirm(context, state.index, fx);
+            }
+        }
+    }
+
+    fn confirm(&mut self, context: u64, index: u64, fx: &mut Effects) {
+        let Some(round) = self.reads.round.take_if(|round| round.context == context) else { return };
+        self.reads.confirmed = Some(Confirmed { since: round.since, index });
+        for reader in round.readers {
+            match reader {
+                Reader::Here(token) => self.reads.ready.entry(index).or_default().push(token),
+                Reader::There(replica, context) => {
+                    let reply = v1::ReadReply { context, index };
+                    self.tell(replica, v1::peer_message::Body::ReadReply(reply), fx);
+                }
+            }
+        }
+        self.answer_reads(fx);
+    }
+
+    /// Answers those whose index is applied by now.
+    pub(super) fn answer_reads(&mut self, fx: &mut Effects) {
+        let applied = self.mark.index;
+        while let Some(entry) = self.reads.ready.first_entry().filter(|entry| *entry.key() <= applied) {
+            let index = *entry.key();
+            for token in entry.remove() {
+                fx.answers.push((token, Answer::Index(Ok(index))));
+            }
+        }
+    }
+
+    /// Nobody will confirm anything: readers here hear of it, other replicas ask again.
+    pub(super) fn refuse_reads(&mut self, fx: &mut Effects) {
+        let rejected = self.not_leader();
+        let round = self.reads.round.take().map(|round| round.readers).unwrap_or_default();
+        for reader in std::mem::take(&mut self.reads.waiting).into_iter().chain(round) {
+            if let Reader::Here(token) = reader {
+                fx.answers.push((token, Answer::Index(Err(rejected.clone()))));
+            }
+        }
+    }
+
+    /// The replica stops: those who wait for it to apply something wait in vain.
+    pub(super) fn stop_reads(&mut self, fx: &mut Effects) {
+        let stopped = crate::error::Rejected::Stopped(self.group);
+        for token in std::mem::take(&mut self.reads.ready).into_values().flatten() {
+            fx.answers.push((token, Answer::Index(Err(stopped.clone()))));
+        }
+    }
+}
