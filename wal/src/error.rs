@@ -196,16 +196,14 @@ pub enum KeyFault {
     #[error("it is encrypted and was opened without keys; open it with the keys that it was written with")]
     NoKeys,
     /// The provider does not know it.
-    #[error(
-        "{provider} does not hold it; put it back there, what was written with it cannot be read without it"
-    )]
+    #[error("it is not in {provider}; put it back there, what was written with it cannot be read without it")]
     Missing {
         /// The provider.
         provider: String,
     },
     /// What was written with it does not open with it.
     #[error(
-        "the one in {provider} does not open {}: it is another key than the one it was written with, or the file was changed; \
+        "{} does not open with the key of that number in {provider}: it was written with another key, or changed since; \
          put the right key back under that number, or restore the directory", file.display()
     )]
     Wrong {

@@ -5,14 +5,14 @@
 use std::{fmt::Write, fs, path::Path, sync::Arc};
 
 use pontoon_wal::{
-    Batch, ConfState, Entry, GroupId, HardState, Persisted, RecoveryReport, Result, SnapshotMeta, Wal,
-    sim::SimFs,
+    Batch, ConfState, Entry, GroupId, HardState, KeyId, KeySet, Persisted, RecoveryReport, Result,
+    SnapshotMeta, Wal, sim::SimFs,
 };
 
 #[path = "support/lib.rs"]
 mod support;
 
-use support::{HandClock, Told, open};
+use support::{HandClock, Told, encrypt, key, open};
 
 /// A log that commands act on.
 struct Session {
@@ -20,6 +20,7 @@ struct Session {
     clock: Arc<HandClock>,
     wal: Option<Wal>,
     told: Arc<Told>,
+    keys: Option<Arc<KeySet>>,
 }
 
 impl Session {
@@ -45,6 +46,22 @@ impl Session {
             "groups" => {
                 Ok(format!("{:?}\n", self.wal().groups().iter().map(|g| g.to_string()).collect::<Vec<_>>()))
             }
+            "keys" => {
+                // Number and every byte of each; the last one is current.
+                let keys = args.iter().filter_map(|word| word.split_once(':'));
+                let mut keys = keys.map(|(id, byte)| (KeyId(number(id) as u32), key(number(byte) as u32).1));
+                self.keys = keys.next().map(|(id, key)| Arc::new(KeySet::new(id, key)));
+                keys.for_each(|(id, key)| self.keys.iter().for_each(|set| set.add(id, key.clone())));
+                encrypt(self.keys.clone());
+                Ok(String::new())
+            }
+            "add-key" => {
+                let (id, key) = key(number(args[0]) as u32);
+                self.keys.as_ref().expect("keys come first").add(id, key);
+                Ok(String::new())
+            }
+            "rotate" => self.wal().rotate_key().map(|id| format!("current {id:?}\n")),
+            "keys-in-use" => Ok(format!("{:?}\n", self.wal().key_ids_in_use())),
             "collect" => self.wal().gc_once().map(|_| String::new()),
             _ => self.commit(line),
         };
@@ -173,7 +190,9 @@ fn play(text: &str) -> String {
         clock: Arc::new(HandClock::default()),
         wal: None,
         told: Arc::new(Told::default()),
+        keys: None,
     };
+    encrypt(None);
     let mut out = String::new();
     let (mut answer, mut in_answer) = (String::new(), false);
     for line in text.lines() {
