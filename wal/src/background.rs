@@ -328,7 +328,7 @@ impl Background {
             return if starving { self.list_segments(shared, now) } else { self.start_prepare(shared, now) };
         }
         if let Some(capture) = &mut self.capture {
-            let Footers { ops, done } = capture.footers(shared, &mut table);
+            let Footers { ops, done } = capture.footers(shared, &mut table, &mut self.rng);
             if !ops.is_empty() {
                 drop(table);
                 self.job = Some(Job { ops: ops.into(), ticket: None, goal: Goal::Footers(done) });

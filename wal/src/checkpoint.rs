@@ -15,6 +15,7 @@ use crate::{
     index::SHARDS,
     manifest::{GroupState, ShardLsns},
     recovery::scan::read_blocks,
+    rng::Rng,
     rules::{Rule, is_broken},
     shared::Shared,
     table::{Sealed, SealedFooter, Span, Table},
@@ -95,7 +96,7 @@ impl Capture {
 
     /// The writes that put the drafts into their segments, and what the table says of them afterwards. Called when all that
     /// was captured is durable.
-    pub(crate) fn footers(&mut self, shared: &Shared, table: &mut Table) -> Footers {
+    pub(crate) fn footers(&mut self, shared: &Shared, table: &mut Table, rng: &mut Rng) -> Footers {
         let mut footers = Footers::default();
         let lsn = self.lsns.least();
         for draft in std::mem::take(&mut self.drafts) {
@@ -104,7 +105,10 @@ impl Capture {
             let Some(sealed) = sealed.filter(|sealed| sealed.span.end_block > 0) else { continue };
             let facts = facts(shared, sealed, lsn);
             let head = last_head(sealed);
-            let footer = head.and_then(|head| draft.seal(&facts, &head, shared.options.segment_bytes));
+            let seal = sealed.segment.seal().map(|seal| &**seal);
+            let drawn = if seal.is_some() { rng.next_u64() } else { 0 };
+            let footer =
+                head.and_then(|head| draft.seal(&facts, &head, shared.options.segment_bytes, seal, drawn));
             match footer {
                 Some((at, data)) => {
                     let op = FileOp::WriteDurable { offset: u64::from(at.block) * BLOCK as u64, data };

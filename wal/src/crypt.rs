@@ -16,7 +16,8 @@
 //! 4. Recovery writes frames beyond the proven mark again, with the bytes that stand there: the same content.
 //! 5. The two places where a head stands, and the next frame that carries it, repeat its tag and compute none.
 //! 6. A copy of the whole directory that somebody else opens draws an incarnation of its own.
-//! 7. The key of what stands for itself (a manifest's groups) is used once: its salt is drawn for each that is sealed.
+//! 7. A footer may be written to the same place again, with other content: its nonce is drawn, and stands before it.
+//! 8. The key of what stands for itself (a manifest's groups) is used once: its salt is drawn for each that is sealed.
 //!
 //! What is left to chance is that no two opens of one store draw the same 64 bits ([`Options::rng`](crate::Options)).
 
@@ -42,6 +43,9 @@ pub(crate) mod watch;
 /// Bytes that sealing adds.
 pub(crate) const TAG: usize = 16;
 
+/// What sealing adds to a footer: what its nonce was drawn from, and the tag.
+pub(crate) const FOOTER_EXTRA: usize = 8 + TAG;
+
 /// What stands before the ciphertext of a blob.
 const BLOB_HEAD: usize = 20;
 /// What sealing adds to a blob.
@@ -56,6 +60,7 @@ enum Part {
     Carry = 2,
     Head = 3,
     Blob = 4,
+    Footer = 5,
 }
 
 /// A derived key, which seals and opens.
@@ -198,6 +203,29 @@ impl Seal {
         plain[4..8].copy_from_slice(&(len as u32).to_le_bytes());
         plain[FLAGS_AT] &= !SEALED;
         Some(plain.freeze())
+    }
+}
+
+/// Footers, which lie behind a segment's last frame and may be written there more than once.
+impl Seal {
+    /// Encrypts a footer. `drawn` must be drawn for this call.
+    pub(crate) fn seal_footer(&self, plain: &[u8], drawn: u64) -> Vec<u8> {
+        let mut sealed = Vec::with_capacity(plain.len() + FOOTER_EXTRA);
+        sealed.put_u64_le(drawn);
+        sealed.put_slice(plain);
+        let tag = self.close(Part::Footer, drawn, &[], &mut sealed[8..]);
+        sealed.put_slice(tag.as_ref());
+        sealed
+    }
+
+    /// The footer that was encrypted; `None` if these are not its bytes.
+    pub(crate) fn open_footer(&self, sealed: &[u8]) -> Option<Vec<u8>> {
+        let mut body = Decoder(sealed);
+        let drawn = body.u64()?;
+        let mut plain = body.0.to_vec();
+        let len = self.open(Part::Footer, drawn, &[], &mut plain)?.len();
+        plain.truncate(len);
+        Some(plain)
     }
 }
 

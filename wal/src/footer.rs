@@ -20,6 +20,7 @@ use pontoon_proto::GroupId;
 
 use crate::{
     codec::{Decoder, put_varint, round_up},
+    crypt::{FOOTER_EXTRA, Seal},
     frame::BLOCK,
     index::{Extent, Group, Index, RUN_EXTENTS, Run, SHARDS},
     manifest::FooterAt,
@@ -45,7 +46,7 @@ const RUN_BYTES: usize = 32;
 /// than one a run may make it longer: then the segment has none.
 pub(crate) fn room_blocks(records: usize, groups: usize) -> usize {
     let runs = records.min(groups + records / RUN_EXTENTS);
-    (HEADER + records * size_of::<Extent>() + runs * RUN_BYTES).div_ceil(BLOCK)
+    (HEADER + records * size_of::<Extent>() + runs * RUN_BYTES + FOOTER_EXTRA).div_ceil(BLOCK)
 }
 
 /// Which segment a footer is of.
@@ -96,10 +97,18 @@ impl Draft {
     }
 
     /// The footer's blocks, and what the manifest says of it; `None` if it does not fit a segment of this size. `head` is
-    /// the copy of the last frame's head, if that has no other in its segment.
-    pub(crate) fn seal(&self, facts: &Facts, head: &[u8], segment_bytes: u64) -> Option<(FooterAt, Bytes)> {
+    /// the copy of the last frame's head, if that has no other in its segment. With a seal it is encrypted, and what the
+    /// manifest says is said of the plain one; `drawn` is as [`Seal::seal_footer`] wants it.
+    pub(crate) fn seal(
+        &self,
+        facts: &Facts,
+        head: &[u8],
+        segment_bytes: u64,
+        seal: Option<&Seal>,
+        drawn: u64,
+    ) -> Option<(FooterAt, Bytes)> {
         let len = HEADER + head.len() + self.sections.iter().map(Vec::len).sum::<usize>();
-        let padded = round_up(len, BLOCK);
+        let padded = round_up(len + seal.map_or(0, |_| FOOTER_EXTRA), BLOCK);
         if u64::from(facts.block) * BLOCK as u64 + padded as u64 > segment_bytes {
             return None;
         }
@@ -132,7 +141,12 @@ impl Draft {
         out.put_slice(&header);
         out.put_slice(head);
         self.sections.iter().for_each(|section| out.put_slice(section));
-        out.put_bytes(0, padded - len);
+        if let Some(seal) = seal {
+            let sealed = seal.seal_footer(&out, drawn);
+            out.clear();
+            out.put_slice(&sealed);
+        }
+        out.put_bytes(0, padded - out.len());
         Some((FooterAt { block: facts.block, len: len as u32, crc }, out.freeze()))
     }
 }
@@ -295,8 +309,8 @@ mod tests {
             first_lsn: 40,
             last_lsn: 70,
         };
-        assert_eq!(drafts[1].seal(&facts, b"head", 2 * BLOCK as u64), None, "there is no room");
-        let (at, bytes) = drafts[1].seal(&facts, b"head", 3 * BLOCK as u64).unwrap();
+        assert_eq!(drafts[1].seal(&facts, b"head", 2 * BLOCK as u64, None, 0), None, "there is no room");
+        let (at, bytes) = drafts[1].seal(&facts, b"head", 3 * BLOCK as u64, None, 0).unwrap();
         assert_eq!(bytes.len(), BLOCK);
         (segment, at, bytes.slice(..at.len as usize))
     }

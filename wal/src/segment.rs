@@ -101,6 +101,13 @@ impl Segment {
         self.seal.get().is_none_or(|seal| seal.knows_carry(header, carry))
     }
 
+    /// Whether a record whose CRC is right is what was sealed at this offset, as far as anybody can look.
+    pub(crate) fn vouches_for(&self, offset: u32, record: &[u8]) -> bool {
+        self.seal
+            .get()
+            .is_none_or(|seal| record::is_sealed(record) && seal.open_record(offset, record).is_some())
+    }
+
     /// The plain form of a record that stands at this offset; `None` if it is not what was sealed there.
     pub(crate) fn open(&self, offset: u32, record: Bytes) -> Option<Bytes> {
         match (self.seal.get(), record::is_sealed(&record)) {

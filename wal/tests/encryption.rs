@@ -21,6 +21,19 @@ mod support;
 use support::{DIR, HandClock, Model, Op, Rng, bytes_of, options};
 
 const SECRET: &[u8] = b"the moon is made of cheese";
+/// The term of entries that carry it.
+const TERM: u64 = 0x0123_4567_89ab_cdef;
+
+/// A number as directories and footers keep it.
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
 
 fn key(byte: u8) -> DataKey {
     DataKey::new([byte; KEY_BYTES])
@@ -81,14 +94,15 @@ impl Place {
 }
 
 fn entry(index: u64, data: &[u8]) -> Entry {
-    Entry { index, term: 3, kind: 1, data: data.to_vec().into() }
+    Entry { index, term: TERM, kind: 1, data: data.to_vec().into() }
 }
 
 /// Writes the secret wherever a caller's bytes can go.
 fn tell(wal: &Wal, group: GroupId) {
     let last = wal.group(group).map_or(0, |view| view.last_index);
     let mut batch = Batch::new();
-    let meta = SnapshotMeta { index: last, term: 3, data: SECRET.to_vec().into(), ..SnapshotMeta::default() };
+    let meta =
+        SnapshotMeta { index: last, term: TERM, data: SECRET.to_vec().into(), ..SnapshotMeta::default() };
     batch
         .append(group, &[entry(last + 1, SECRET), entry(last + 2, &SECRET.repeat(300))])
         .hard_state(group, HardState { term: 0x7465_726d_7465_726d, vote: 7, commit: last })
@@ -115,7 +129,7 @@ fn nothing_that_a_group_holds_is_on_disk_in_the_clear() {
                 Wal::open(options).unwrap().0
             };
             let wal = open();
-            (0..3).for_each(|_| tell(&wal, GroupId(5)));
+            (0..60).for_each(|_| tell(&wal, GroupId(5)));
             let written = read(&wal, GroupId(5));
             wal.gc_once().unwrap();
             wal.close().unwrap();
@@ -125,7 +139,7 @@ fn nothing_that_a_group_holds_is_on_disk_in_the_clear() {
             assert_eq!(wal.group(GroupId(5)).unwrap().snapshot.unwrap().data, SECRET);
             tell(&wal, GroupId(5));
             drop(wal);
-            for secret in [SECRET, &SECRET[..12], b"mretmret"] {
+            for secret in [SECRET, &SECRET[..12], b"mretmret", &TERM.to_le_bytes(), &varint(TERM)] {
                 assert_eq!(place.found(secret), 0, "{compression:?}");
             }
             assert!(place.frames().iter().all(|frame| frame.key == Some(KeyId(1))));
@@ -137,6 +151,9 @@ fn nothing_that_a_group_holds_is_on_disk_in_the_clear() {
     tell(&wal, GroupId(5));
     wal.gc_once().unwrap();
     assert!(place.found(SECRET) > 300 && place.found(b"mretmret") >= 2);
+    (0..60).for_each(|_| tell(&wal, GroupId(5)));
+    wal.close().unwrap();
+    assert!(place.found(&TERM.to_le_bytes()) > 0 && place.found(&varint(TERM)) > 0, "a footer holds terms");
 }
 
 #[test]
@@ -238,7 +255,7 @@ fn a_plain_log_becomes_encrypted_segment_by_segment_and_never_plain_again() {
     assert_eq!(read(&wal, GroupId(1)).len(), 6);
     // Once what was plain is collected, nothing of it is part of the log.
     let mut batch = Batch::new();
-    batch.truncate_prefix(GroupId(1), 4, 3);
+    batch.truncate_prefix(GroupId(1), 4, TERM);
     wal.commit(batch).unwrap();
     wal.gc_once().unwrap();
     wal.close().unwrap();

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::whole::on_threads;
 use crate::{
     Error, Result,
+    crypt::FOOTER_EXTRA,
     footer::Footer,
     frame::BLOCK,
     fs::read_exact,
@@ -25,15 +26,22 @@ pub(crate) fn read(
         .iter()
         .filter(|listed| listed.listing == Listing::Sealed)
         .filter_map(|listed| Some((listed, segments.get(&listed.id)?, listed.footer?)))
+        // Without the key nobody can look.
+        .filter(|(listed, segment, _)| listed.key_id == 0 || segment.seal().is_some())
         .collect();
     let mut footers = BTreeMap::new();
     for some in listed.chunks(threads) {
         let read = |(listed, segment, at): (&ListedSegment, &Arc<Segment>, FooterAt)| {
-            let mut bytes = vec![0; at.len as usize];
+            let extra = segment.seal().map_or(0, |_| FOOTER_EXTRA);
+            let mut bytes = vec![0; at.len as usize + extra];
             // A read that fails is an error, here as everywhere.
             read_exact(&*segment.file, &mut bytes, u64::from(at.block) * BLOCK as u64)
                 .map_err(|source| Error::io("read", &segment.path, source))?;
-            let footer = Footer::decode(segment, &at, Bytes::from(bytes));
+            let plain = match segment.seal() {
+                Some(seal) => seal.open_footer(&bytes),
+                None => Some(bytes),
+            };
+            let footer = plain.and_then(|plain| Footer::decode(segment, &at, Bytes::from(plain)));
             let footer = footer.filter(|footer| is_of(footer, listed, manifest));
             if footer.is_none() {
                 tracing::warn!(path = %segment.path.display(), "the segment's footer is damaged; it is scanned");

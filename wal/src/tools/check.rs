@@ -84,7 +84,7 @@ impl CheckReport {
 pub fn check(fs: Arc<dyn Fs>, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) -> Result<CheckReport> {
     let lenient = Lenient::new(fs);
     let fs: Arc<dyn Fs> = Arc::new(lenient.clone());
-    let survey = Survey::new(&*fs, dir)?;
+    let survey = Survey::new(&*fs, dir, keys.clone())?;
     let mut report = CheckReport {
         store: Uuid::from_u128(survey.manifest.store),
         checkpoint: survey.manifest.seq,

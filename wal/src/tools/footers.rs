@@ -34,7 +34,10 @@ pub(super) fn check(survey: &Survey, seen: &Seen, wanting: &BTreeSet<u32>) -> Ve
     let mut faults = Vec::new();
     for listed in &survey.manifest.segments {
         let Some(at) = listed.footer else { continue };
-        let Some(segment) = survey.files.get(&listed.id) else { continue };
+        let segment = survey.files.get(&listed.id);
+        // Without the key of an encrypted one nobody can look.
+        let readable = segment.filter(|segment| listed.key_id == 0 || segment.seal().is_some());
+        let Some(segment) = readable else { continue };
         let fault = |kind| Fault {
             path: segment.path.clone(),
             segment: listed.id,

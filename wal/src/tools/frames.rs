@@ -6,7 +6,7 @@ use bytes::Bytes;
 use pontoon_proto::GroupId;
 
 use crate::{
-    Error, Fs, KeyId, Lsn, Result,
+    Error, Fs, KeyId, KeyProvider, Lsn, Result,
     crypt::Keyring,
     footer::Footer,
     frame::{BLOCK, CIPHER_NONE, FLAG_OPENING, FLAG_WATERMARK, FRAME_HEADER, FrameHeader, HOT, Probe},
@@ -196,7 +196,7 @@ impl fmt::Display for Fault {
 /// # Errors
 /// As [`Wal::open_read_only`](crate::Wal::open_read_only); damage to frames is no error.
 pub fn frames(fs: &dyn Fs, dir: &Path, mut visit: impl FnMut(FrameInfo) -> ControlFlow<()>) -> Result<()> {
-    let survey = Survey::new(fs, dir)?;
+    let survey = Survey::new(fs, dir, None)?;
     let torn = survey.torn_from()?;
     for found in &survey.found {
         if visit(survey.look(found, torn)?).is_break() {
@@ -227,9 +227,12 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    pub(super) fn new(fs: &dyn Fs, dir: &Path) -> Result<Survey> {
-        // What is looked at here is in the clear, and CRCs cover what is not.
-        let keyring = Keyring::blind(dir);
+    /// Without keys what is encrypted is covered by CRCs only; heads and directories are in the clear.
+    pub(super) fn new(fs: &dyn Fs, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) -> Result<Survey> {
+        let keyring = match keys {
+            Some(keys) => Keyring::new(dir, Some(keys))?,
+            None => Keyring::blind(dir),
+        };
         let loaded = recovery::load(fs, dir, &keyring)?;
         let unreadable_manifest = loaded.as_ref().and_then(|loaded| loaded.unreadable.clone());
         let manifests = loaded.into_iter().flat_map(|loaded| loaded.manifests).flatten();
@@ -348,6 +351,9 @@ impl Survey {
             // It was there a moment ago: somebody writes here.
             (None, None) => (FrameHeader::default(), None),
         };
+        if state != FrameState::Void {
+            found.segment.adopt(&header)?;
+        }
         let records = directory.map(|heads| self.records(found, &header, heads, &bytes));
         Ok(FrameInfo {
             path: found.segment.path.clone(),
@@ -432,7 +438,8 @@ impl Survey {
                     .then(|| (head.index, head.index.saturating_add(u64::from(head.count)))),
                 offset: base + at as u64,
                 bytes: u64::from(head.len),
-                is_intact: record::verify(record, &head),
+                is_intact: record::verify(record, &head)
+                    && found.segment.vouches_for(base as u32 + at as u32, record),
             });
             at += head.padded();
         }
