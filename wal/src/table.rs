@@ -247,3 +247,22 @@ impl Table {
         ids
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{RealFs, fs::Fs, fs::OpenMode};
+
+    #[test]
+    fn a_footer_is_listed_with_states_from_its_capture_on() {
+        let file = RealFs.open(std::path::Path::new("/dev/null"), OpenMode::Read).unwrap();
+        let segment = Arc::new(Segment::new(3, 8, "/dev/null".into(), file));
+        let at = FooterAt { block: 9, len: 700, crc: 1 };
+        let footer = Some(SealedFooter { at, lsn: 50 });
+        let span = Span::default();
+        let sealed = Sealed { segment, stream: HOT, incarnation: 1, first_seq: 2, last_seq: 7, span, footer };
+        let table = Table { sealed: BTreeMap::from([(3, sealed)]), ..Table::default() };
+        let listed = |lsn| table.listing(lsn).into_iter().map(|listed| listed.footer).collect::<Vec<_>>();
+        assert_eq!((listed(49), listed(50), listed(51)), (vec![None], vec![Some(at)], vec![Some(at)]));
+    }
+}

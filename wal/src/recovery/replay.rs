@@ -245,7 +245,7 @@ impl<'a> Replay<'a> {
 
     /// A frame below the proven mark that nobody found: the next frame may have a copy of its head.
     fn lost_frame(&mut self, chain: &Chain, seq: u64, report: &mut RecoveryReport) -> Result<()> {
-        let Some((header, heads)) = copied(chain, seq)? else {
+        let gone = || {
             let (path, offset) = match chain.frames.range(..seq).next_back() {
                 Some((_, found)) => {
                     (found.segment.path.clone(), u64::from(found.block + found.blocks) * BLOCK as u64)
@@ -256,13 +256,14 @@ impl<'a> Replay<'a> {
                 "frame {seq} was acknowledged and is gone with every copy of its directory; \
                  restore the directory or replace the node"
             );
-            return Err(Error::Corrupt { path, offset, what });
+            Error::Corrupt { path, offset, what }
         };
+        let (header, heads) = copied(chain, seq)?.ok_or_else(gone)?;
         // If no other frame of its segment is left, the one that carries its head tells where at least that was.
         let known = chain.frames.values().map(|found| &found.segment);
         let mut known = known.chain(chain.spare.values().map(|(segment, _)| segment));
         let next = chain.frames.get(&(seq + 1)).map(|next| &next.segment);
-        let Some(segment) = known.find(|one| one.id == header.segment).or(next) else { return Ok(()) };
+        let segment = known.find(|one| one.id == header.segment).or(next).ok_or_else(gone)?;
         let base = header.block * BLOCK as u32;
         for (nth, (head, offset)) in heads.iter().enumerate() {
             let lsn = header.first_lsn + nth as u64;
