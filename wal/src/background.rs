@@ -33,6 +33,8 @@ use bytes::Bytes;
 use crate::{
     Durability, Error, GcStats, KeyId, Result, WalEvent,
     checkpoint::{Capture, Footers},
+    codec::round_up,
+    frame::BLOCK,
     fs::{File, FileOp, OpenMode, Ticket, read_whole},
     manifest::{AsOf, MANIFEST_NAMES, Manifest},
     metrics::add,
@@ -60,6 +62,8 @@ const MANIFEST_SHARE: u64 = 8;
 const UNSETTLED_ENOUGH: usize = 4;
 /// A close leaves at most this part of a segment to be scanned by the next open, or makes a checkpoint.
 const CLOSE_PART: u64 = 16;
+/// What a manifest has room for at least before it needs more of the disk; a group takes about a hundred bytes.
+const SLACK_BYTES: u64 = 16 << 10;
 /// Free files that are kept for later, since filling new ones costs as much as writing them; more are removed.
 const KEEP_FREE: usize = 16;
 /// How many more than asked for are prepared at once if that costs no filling, so that a busy log is listed seldom.
@@ -73,9 +77,11 @@ struct Job {
 }
 
 enum Goal {
+    /// `grows`: it takes room on the disk that the log did not have before.
     Prepare {
         id: u32,
         file: Arc<dyn File>,
+        grows: bool,
     },
     /// The footers of some sealed segments.
     Footers(Vec<(u32, SealedFooter)>),
@@ -110,6 +116,8 @@ pub(crate) struct Background {
     topping_up: bool,
     /// The newer manifest file was synced by this open.
     newest_is_synced: bool,
+    /// The disk was full for the last checkpoint.
+    manifest_waits: bool,
 }
 
 impl Background {
@@ -127,6 +135,7 @@ impl Background {
             manifest_bytes: 0,
             topping_up: false,
             newest_is_synced: false,
+            manifest_waits: false,
         }
     }
 
@@ -241,7 +250,7 @@ impl Background {
             return Step::Progress;
         }
         match self.job.take().map(|job| job.goal) {
-            Some(Goal::Prepare { id, file }) => self.finish_prepare(shared, id, file),
+            Some(Goal::Prepare { id, file, grows }) => self.finish_prepare(shared, id, file, grows),
             Some(Goal::Footers(done)) => {
                 let mut table = shared.table();
                 for (id, footer) in done {
@@ -268,11 +277,20 @@ impl Background {
             shared.poison(error);
             return;
         }
-        let mut table = shared.table();
-        if let Goal::Prepare { id, .. } = &job.goal {
-            table.free.push(Free { id: *id, formed: false });
+        match job.goal {
+            // What is left of the disk is for the manifests.
+            Goal::Prepare { id, .. } => self.remove(shared, Free { id, formed: false }),
+            Goal::Checkpoint(_) => {
+                // It frees more than it takes: the room of a file that nobody needs is its.
+                self.manifest_waits = true;
+                let free = shared.table().free.pop();
+                if let Some(free) = free {
+                    return self.remove(shared, free);
+                }
+            }
+            Goal::Footers(_) => {}
         }
-        self.disk_full(shared, table, now);
+        self.disk_full(shared, shared.table(), now);
     }
 
     fn disk_full(&mut self, shared: &Shared, mut table: MutexGuard<'_, Table>, now: Duration) {
@@ -291,7 +309,7 @@ impl Background {
     fn wants_checkpoint(&mut self, shared: &Shared) -> bool {
         let table = shared.table();
         let dead = table.dead().count();
-        let short = table.prepared.len() < shared.options.prepared_segments && table.free.is_empty();
+        let short = table.prepared.len() < shared.wanted_prepared(&table) && table.free.is_empty();
         if self.gc_wanted && dead == 0 && !table.listing_is_due() && self.stats.checkpoints > 0 {
             self.gc_wanted = false;
         }
@@ -428,6 +446,9 @@ impl Background {
             ops.push_back((newest, FileOp::Sync));
         }
         let written = Written { slot, seq: manifest.seq, bytes: bytes.len() as u64, listed, keys };
+        if !self.manifest_waits {
+            ops.extend(slack(&file, bytes.len() as u64).map(|op| (file.clone(), op)));
+        }
         ops.push_back((file.clone(), FileOp::Write { offset: 0, data: bytes }));
         if !is_broken(Rule::ManifestSynced) {
             ops.push_back((file, FileOp::Sync));
@@ -445,7 +466,8 @@ impl Background {
             table.listed[slot] = listed;
             table.manifest_keys[slot] = keys;
             table.manifest_seqs[slot] = seq;
-            has_room = disk_has_room(shared, &mut table);
+            has_room = std::mem::take(&mut self.manifest_waits) && disk_has_room(shared, &mut table);
+            shared.update_room(&mut table);
         }
         if has_room {
             shared.emit(&WalEvent::SpaceBack);
@@ -472,18 +494,20 @@ impl Background {
             shared.update_room(&mut table);
         }
         drop(table);
-        for free in surplus {
-            let path = shared.options.dir.join(segment_name(free.id));
-            // A file that stays is free at the next open, whatever it holds.
-            if let Err(error) = shared.options.fs.remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot remove a free segment");
-            }
+        surplus.into_iter().for_each(|free| self.remove(shared, free));
+    }
+
+    /// A file that stays is free at the next open, whatever it holds.
+    fn remove(&self, shared: &Shared, free: Free) {
+        let path = shared.options.dir.join(segment_name(free.id));
+        if let Err(error) = shared.options.fs.remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove a free segment");
         }
     }
 
     fn start_prepare(&mut self, shared: &Shared, now: Duration) -> Step {
         let mut table = shared.table();
-        let wanted = shared.options.prepared_segments.max(1) + usize::from(table.cold_waits);
+        let wanted = shared.wanted_prepared(&table);
         let for_nothing = table.all_formed();
         let more = self.topping_up && for_nothing && table.usable() > 0;
         if table.prepared.len() >= wanted + if more { PREPARE_MORE } else { 0 } {
@@ -491,7 +515,10 @@ impl Background {
             return if std::mem::take(&mut self.topping_up) { Step::Progress } else { Step::Blocked };
         }
         self.topping_up = for_nothing;
-        let (id, formed) = match table.free.pop() {
+        // First what costs nothing: on a full disk it may be all that there is.
+        let formed = table.free.iter().rposition(|free| free.formed);
+        let free = formed.or(table.free.len().checked_sub(1)).map(|at| table.free.remove(at));
+        let (id, formed) = match free {
             Some(free) => (free.id, free.formed),
             None if shared.may_grow(&table) => {
                 table.next_id += 1;
@@ -510,9 +537,7 @@ impl Background {
             Err(source) => {
                 let error = Error::io("make", path, source);
                 if error.is_disk_full() {
-                    let mut table = shared.table();
-                    table.free.push(Free { id, formed: false });
-                    self.disk_full(shared, table, now);
+                    self.disk_full(shared, shared.table(), now);
                 } else {
                     shared.poison(error);
                 }
@@ -521,11 +546,11 @@ impl Background {
         };
         let ops =
             if formed { Default::default() } else { fill_ops(&file, shared.options.segment_bytes).into() };
-        self.job = Some(Job { ops, ticket: None, goal: Goal::Prepare { id, file } });
+        self.job = Some(Job { ops, ticket: None, goal: Goal::Prepare { id, file, grows: !formed } });
         self.step_job(shared, now)
     }
 
-    fn finish_prepare(&mut self, shared: &Shared, id: u32, file: Arc<dyn File>) {
+    fn finish_prepare(&mut self, shared: &Shared, id: u32, file: Arc<dyn File>, grows: bool) {
         let dir = &shared.options.dir;
         if !is_broken(Rule::NameSynced)
             && let Err(source) = shared.options.fs.sync_dir(dir)
@@ -537,12 +562,22 @@ impl Background {
         let segment = Segment::new(id, epoch, dir.join(segment_name(id)), file);
         let mut table = shared.table();
         table.prepared.push_back(Arc::new(segment));
-        let has_room = disk_has_room(shared, &mut table);
+        // A file that was there before says nothing of the disk.
+        let has_room = grows && disk_has_room(shared, &mut table);
+        shared.update_room(&mut table);
         drop(table);
         if has_room {
             shared.emit(&WalEvent::SpaceBack);
         }
     }
+}
+
+/// Lets a manifest that grows grow by half as much again and some more, so that it does not need room when the disk is full.
+fn slack(file: &Arc<dyn File>, needed: u64) -> Option<FileOp> {
+    // What the file has is known well enough: without an answer it is written as it is.
+    let len = file.len().ok()?;
+    let more = round_up(needed as usize / 2, BLOCK) as u64 + SLACK_BYTES;
+    (needed > len).then_some(FileOp::Zero { offset: needed, len: more })
 }
 
 /// Notes that the disk took something; whether that is news.

@@ -75,7 +75,8 @@ pub struct Options {
     pub durability: Durability,
     /// Bytes of written frames kept in memory for readers; 0 keeps none.
     pub cache_bytes: usize,
-    /// The most that segment files may take on disk, or no limit but the disk's. At least eight segments.
+    /// The most that segment files may take on disk, or no limit but the disk's. At least eight segments. The two manifests
+    /// come on top, about 100 bytes per group each.
     pub size_limit_bytes: Option<u64>,
     /// The most that one group's entries may take in segments before [`Submitter::try_reserve`](crate::Submitter::try_reserve)
     /// refuses more, so that a group that is not truncated does not fill the log for the others. `None`: no such limit.
@@ -113,7 +114,11 @@ pub struct Options {
     pub driver: DriverMode,
     /// How long nothing happens before a watermark proves the last frame durable.
     pub idle_watermark: Duration,
-    /// How many unused segments are kept ready.
+    /// Segments that ordinary batches leave to hard states, truncations, relocation and checkpoints, at most four. They are
+    /// kept ready once the log is larger than a segment, since a disk that is found full has nothing but what was prepared
+    /// before. With less than two a full disk may leave the log no way to free itself.
+    pub reserve_segments: usize,
+    /// How many unused segments are kept ready; at least one more than the reserve once the log is larger than a segment.
     pub prepared_segments: usize,
 }
 
@@ -143,6 +148,7 @@ impl Options {
             clock: Arc::new(SystemClock::default()),
             driver: DriverMode::Threads,
             idle_watermark: Duration::from_millis(5),
+            reserve_segments: 2,
             prepared_segments: 2,
         }
     }
@@ -186,6 +192,9 @@ impl Options {
             && limit < self.segment_bytes * 8
         {
             return bad("size_limit_bytes", format!("{limit} is less than eight segments"));
+        }
+        if self.reserve_segments > 4 {
+            return bad("reserve_segments", format!("{} is more than four", self.reserve_segments));
         }
         self.compression.check()?;
         if !(1..=16).contains(&self.write_depth) {

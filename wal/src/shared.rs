@@ -33,9 +33,6 @@ use crate::{
 /// What a batch may hold records of, and how large they are, for room to be made at once to check them.
 const MANY_GROUPS: usize = 64;
 const LARGE_RECORD: usize = 256;
-/// Segments that ordinary batches leave to hard states, truncations and the log's own needs.
-const RESERVE_SEGMENTS: u64 = 2;
-
 /// One open log.
 ///
 /// Locks are taken in this order: writer, background, queue, table, a shard of the index, cache. Callbacks and the write
@@ -194,6 +191,13 @@ impl Shared {
         has_id && !table.held && (table.files() as u64 + 1) * self.options.segment_bytes <= limit
     }
 
+    /// How many segments should be ready. Once a log is larger than a segment the reserve is among them: on a disk that is
+    /// found full there is nothing but what was prepared before.
+    pub(crate) fn wanted_prepared(&self, table: &Table) -> usize {
+        let reserve = if table.sealed.is_empty() { 0 } else { self.options.reserve_segments };
+        self.options.prepared_segments.max(1 + reserve) + usize::from(table.cold_waits)
+    }
+
     /// States how much room ordinary batches have.
     pub(crate) fn update_room(&self, table: &mut Table) {
         let segment = self.options.segment_bytes;
@@ -208,10 +212,11 @@ impl Shared {
         // A file that is not filled yet may never be, while the disk is full.
         let free = table.free.iter().filter(|free| free.formed || !table.disk_full).count();
         let ahead = (table.prepared.len() + free) as u64 + growth;
-        table.tight = ahead <= RESERVE_SEGMENTS + 1;
+        let reserve = self.options.reserve_segments as u64;
+        table.tight = ahead <= reserve + 1;
         // Batches do not split over segments, so the end of one may stay empty.
         let active = table.active.as_ref().map_or(0, |active| active.room_bytes);
-        let room = (ahead * (segment / 4 * 3) + active).saturating_sub(RESERVE_SEGMENTS * segment);
+        let room = (ahead * (segment / 4 * 3) + active).saturating_sub(reserve * segment);
         table.starved = room < segment / 2;
         self.space.set_room(room);
     }

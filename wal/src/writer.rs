@@ -573,7 +573,7 @@ impl Writer {
             active.span.add((header.block, header.blocks), header.first_lsn, header.records);
         }
         shared.update_room(&mut table);
-        let short = table.prepared.len() < shared.options.prepared_segments;
+        let short = table.prepared.len() < shared.wanted_prepared(&table);
         let wake = table.capture_waits || table.tight || short;
         drop(table);
         if wake {

@@ -420,8 +420,9 @@ fn r10_a_crash_anywhere_in_a_collection_keeps_each_group_and_no_ghost() {
     let (wal, _) = Wal::open(Options { prepared_segments: 2, ..options(&fs, &clock, 1) }).unwrap();
     let mut model = Model::default();
     let mut rng = Rng(10);
+    let lagging = GroupId(900);
     for round in 0..400u64 {
-        // Few groups hold much, many hold little, some are destroyed.
+        // Few groups hold much, many hold little, some are destroyed; one keeps what it has, and is relocated.
         let skew = 1 + rng.below(200);
         let group = GroupId(1 + rng.below(skew));
         let mut batch = Batch::new();
@@ -435,6 +436,9 @@ fn r10_a_crash_anywhere_in_a_collection_keeps_each_group_and_no_ghost() {
             model.apply(GroupId(1), &Op::Append { back: 0, count: 1, bytes: 8_000 }, &mut batch);
             model.apply(GroupId(1), &Op::Truncate { keep: 2 }, &mut batch);
         }
+        if round % 16 == 0 {
+            model.apply(lagging, &Op::Append { back: round / 16 % 3, count: 2, bytes: 100 }, &mut batch);
+        }
         wal.commit(batch).unwrap();
     }
     let mut batch = Batch::new();
@@ -445,6 +449,7 @@ fn r10_a_crash_anywhere_in_a_collection_keeps_each_group_and_no_ghost() {
     wal.commit(batch).unwrap();
     let (moments, stats) = watched(&fs, Arc::default(), || wal.gc_once().unwrap());
     assert!(stats.checkpoints > 1 && stats.segments_freed > 0 && moments.len() > 2, "{stats:?}");
+    assert!(stats.records_relocated > 5, "{stats:?}");
     for (image, _) in moments {
         let loose = image.loose(512);
         for nth in 0..24u64 {

@@ -12,7 +12,10 @@ mod support;
 mod sweep;
 
 use support::{Rng, encrypt, one_key};
-use sweep::{Answers, BLOCK, Closed, End, SECTOR, Seen, bytes_in, closed_log, ended_log, footers, sectors};
+use sweep::{
+    Answers, BLOCK, Closed, End, SECTOR, Seen, bytes_in, closed_log, ended_log, footers, relocated_log,
+    sectors,
+};
 
 /// Bytes of the log of which each bit is flipped.
 const FLIPPED_BYTES: usize = 64 << 10;
@@ -223,4 +226,23 @@ fn a_manifest_of_any_shorter_length_is_made_up_for_by_the_other() {
             assert_eq!(seen, Seen::Nothing);
         }
     }
+}
+
+#[test]
+fn each_bad_sector_and_byte_of_relocated_records_is_invisible_or_reported() {
+    let log = relocated_log(21);
+    let files = log.cold_files();
+    assert!(!files.is_empty());
+    let mut answers = fail(sectors(&log, &files));
+    for path in &files {
+        let bytes = log.bytes(path);
+        for (at, byte) in bytes.iter().enumerate().take(log.used(path)) {
+            let context = || format!("{} byte {at}", path.display());
+            let flipped = [byte ^ 1 << (at % 8)];
+            answers.count(fail(log.damage(context, |fs| fs.patch(path, at as u64, &flipped).unwrap())));
+        }
+    }
+    println!("{answers:?}");
+    assert!(answers.reported > 1_000 && answers.nothing > 1_000, "{answers:?}");
+    assert_eq!(answers.refused, 0, "{answers:?}");
 }

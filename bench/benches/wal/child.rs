@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     engine::{self, Engine},
-    measure::{Figures, Meter, chill, histogram, rss_mb},
+    measure::{Figures, Meter, chill, disk_mb, histogram, rss_mb},
     ours::Ours,
     work::{Case, Kind, Outcome, Scene, Turn},
 };
@@ -73,6 +73,11 @@ pub(crate) fn run(kind: Kind, case: Case, dir: &Path) -> Outcome<()> {
                 fill_to(&*engine, &case, &mut turn, FILLED / 4)?;
                 collect(&*engine, &case, dir, &turn, &mut freed)
             })
+        }
+        Scene::Lagging => {
+            let engine = engine::open(kind, &case, dir)?;
+            let mut turn = Turn::new(&case, 0);
+            Box::new(move |time| lagging(&*engine, &case, dir, &mut turn, time))
         }
     };
     let (input, mut output) = (std::io::stdin().lock(), std::io::stdout());
@@ -226,6 +231,32 @@ fn read(engine: &dyn Engine, case: &Case, dir: &Path, turn: &Turn) -> Outcome<Fi
         entries += LEN;
     }
     meter.stop(entries, case.value_bytes, &times)
+}
+
+/// All groups write in turn, and after each lap all but the first let go of what they have.
+fn lagging(
+    engine: &dyn Engine,
+    case: &Case,
+    dir: &Path,
+    turn: &mut Turn,
+    time: Duration,
+) -> Outcome<Figures> {
+    let (mut items, mut times, mut entries) = (Vec::new(), histogram(), 0);
+    let meter = Meter::start(dir);
+    while meter.elapsed() < time {
+        for _ in 0..case.groups.div_ceil(case.batch_groups()) {
+            turn.next(&mut items);
+            let start = Instant::now();
+            engine.write(&items)?;
+            times.saturating_record(start.elapsed().as_nanos() as u64);
+            entries += items.len() as u64;
+        }
+        let lasts: Vec<(u64, u64)> = turn.lasts().skip(1).collect();
+        engine.truncate(&lasts)?;
+    }
+    engine.collect()?;
+    let figures = meter.stop(entries, case.value_bytes, &times)?;
+    Ok(Figures { disk_mb: disk_mb(dir)?, ..figures })
 }
 
 /// Drops the older half of every group and frees files.

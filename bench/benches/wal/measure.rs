@@ -28,6 +28,8 @@ pub(crate) struct Figures {
     pub(crate) seconds: f64,
     /// What the log's open added to the process, where that is the question.
     pub(crate) index_mb: f64,
+    /// What the log takes on disk after the round, where that is the question.
+    pub(crate) disk_mb: f64,
 }
 
 impl Figures {
@@ -51,9 +53,21 @@ impl Figures {
             device_write_amp: middle(|f| f.device_write_amp),
             seconds: middle(|f| f.seconds),
             index_mb: middle(|f| f.index_mb),
+            disk_mb: middle(|f| f.disk_mb),
         };
         (figures, speeds[0], speeds[speeds.len() - 1])
     }
+}
+
+/// The size of all files below a directory.
+pub(crate) fn disk_mb(dir: &Path) -> Outcome<f64> {
+    let mut bytes = 0.0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        bytes += if meta.is_dir() { disk_mb(&entry.path())? } else { meta.len() as f64 / 1e6 };
+    }
+    Ok(bytes)
 }
 
 /// Counters at the start of a round.

@@ -179,7 +179,9 @@ fn report(case: &Case, results: &[(Kind, Vec<Figures>)], as_json: bool) -> Outco
             kind.name(),
             figures.device_write_amp,
         );
-        if !matches!(case.scene, Scene::Append | Scene::Outstanding) {
+        if case.scene == Scene::Lagging {
+            println!("      {:.1} MB on disk", figures.disk_mb);
+        } else if !matches!(case.scene, Scene::Append | Scene::Outstanding) {
             println!("      {:.4} s, index {:.1} MB", figures.seconds, figures.index_mb);
         }
     }

@@ -90,6 +90,8 @@ pub(crate) enum Scene {
     ReadCold,
     /// Half of every group goes, and files are collected.
     Collect,
+    /// All groups write, and all but one let go of what they wrote.
+    Lagging,
 }
 
 impl Case {
@@ -134,6 +136,7 @@ impl Case {
         cases.push(special(Scene::ReadCached, 64, 256));
         cases.push(special(Scene::ReadCold, 64, 256));
         cases.push(special(Scene::Collect, 4096, 128));
+        cases.push(Case { file_bytes: 4 << 20, sync: true, ..special(Scene::Lagging, 1000, 1 << 10) });
         cases
     }
 
@@ -152,6 +155,7 @@ impl Case {
             Scene::ReadCached => "read-cached".to_owned(),
             Scene::ReadCold => "read-cold".to_owned(),
             Scene::Collect => "collect".to_owned(),
+            Scene::Lagging => "lagging".to_owned(),
         }
     }
 

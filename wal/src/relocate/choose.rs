@@ -11,6 +11,9 @@ use crate::{
 const EASE_PERCENT: u64 = 25;
 const TIGHT_PERCENT: u64 = 50;
 const STARVED_PERCENT: u64 = 75;
+/// A cold segment is never asked for more than this: frames that do not fill their segment's end leave more of it empty in
+/// the worst case, and what one relocation packs must not be worth the next one.
+const COLD_PERCENT: u64 = 50;
 /// With ease, segments of which fewer newer ones are sealed are left alone: most of what they hold goes by itself soon.
 const YOUNG: usize = 4;
 
@@ -61,9 +64,12 @@ pub(super) fn choose(
         Pressure::Ease => hot.len().checked_sub(YOUNG).map_or(0, |at| hot[at]),
         _ => u64::MAX,
     };
-    let limit = segment_bytes / 100 * pressure.percent();
+    let limit = |stream| match stream {
+        HOT => segment_bytes / 100 * pressure.percent(),
+        _ => segment_bytes / 100 * pressure.percent().min(COLD_PERCENT),
+    };
     let is_old = |sealed: &&Sealed| sealed.stream != HOT || sealed.first_seq < young_from;
-    let is_worth = |sealed: &&Sealed| (1..=limit).contains(&sealed.segment.live_bytes());
+    let is_worth = |sealed: &&Sealed| (1..=limit(sealed.stream)).contains(&sealed.segment.live_bytes());
     let victims = table.sealed.values().filter(is_old).filter(is_worth).filter(|sealed| !is_unfit(sealed));
     match pressure {
         Pressure::Ease => victims.min_by_key(|sealed| (sealed.stream, sealed.first_seq)),

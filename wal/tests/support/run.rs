@@ -194,6 +194,8 @@ impl Run {
             compress_above_bytes: 200,
             durability: if plan.unsynced { Durability::System } else { Durability::Sync },
             write_depth: [4, 1, 2][plan.seed as usize % 3],
+            // Without a reserve segments are used again sooner.
+            reserve_segments: if plan.seed % 4 == 3 { 2 } else { 0 },
             relocate_bytes_per_s: if plan.lagging > 0 { u64::MAX } else { 0 },
             ..options(&fs, &clock, plan.seed)
         };

@@ -12,9 +12,10 @@ use std::{
 use pontoon_wal::{
     Batch, Error, HardState,
     sim::{SimFs, SimImage},
+    tools,
 };
 
-use super::support::{HandClock, Model, Script, damage, open, restarted_now_and_then};
+use super::support::{DIR, HandClock, Model, Op, Script, damage, open, restarted_now_and_then};
 
 pub const SECTOR: usize = 512;
 pub const BLOCK: usize = 4096;
@@ -86,7 +87,45 @@ pub fn ended_log(seed: u64, batches: usize, end: End) -> Closed {
     Closed { image: fs.image(), model, before: script.states.pop().unwrap(), past }
 }
 
+/// A closed log of which a part was relocated, from segments that are gone and from one that is still there.
+pub fn relocated_log(seed: u64) -> Closed {
+    let (fs, clock) = (SimFs::new(), Arc::new(HandClock::default()));
+    let (wal, _) = open(&fs, &clock, seed).unwrap();
+    let (mut model, mut before, mut past) = (Model::default(), Model::default(), Vec::new());
+    for round in 0..90 {
+        before = model.clone();
+        let mut batch = Batch::new();
+        let (group, lags) = (GroupId(10 + round % 4), GroupId(1 + round / 4 % 3));
+        model.apply(group, &Op::Append { back: 0, count: 1, bytes: 12_000 }, &mut batch);
+        model.apply(group, &Op::Truncate { keep: 0 }, &mut batch);
+        if round % 4 == 0 {
+            model.apply(lags, &Op::Append { back: round % 2, count: 2, bytes: 250 }, &mut batch);
+        }
+        wal.commit(batch).unwrap();
+        if round % 7 == 0 {
+            past.push(fs.image());
+        }
+        if round % 40 == 30 {
+            assert!(wal.gc_once().unwrap().records_relocated > 0);
+        }
+    }
+    wal.close().unwrap();
+    fs.kill();
+    Closed { image: fs.image(), model, before, past }
+}
+
 impl Closed {
+    /// The segments that hold relocated records.
+    pub fn cold_files(&self) -> Vec<PathBuf> {
+        let mut paths = BTreeSet::new();
+        tools::frames(&self.fs(), DIR.as_ref(), |frame| {
+            paths.extend((frame.stream == 1).then_some(frame.path));
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+        paths.into_iter().collect()
+    }
+
     pub fn fs(&self) -> SimFs {
         SimFs::from_image(&self.image)
     }
