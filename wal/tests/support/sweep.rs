@@ -10,7 +10,7 @@ use std::{
 };
 
 use pontoon_wal::{
-    Batch, Error, HardState,
+    Batch, Error, GroupId, HardState,
     sim::{SimFs, SimImage},
     tools,
 };
