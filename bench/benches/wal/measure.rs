@@ -106,6 +106,7 @@ impl Meter {
             device_write_amp: written.map_or(0.0, |(after, before)| (after - before) as f64 * 512.0 / bytes),
             seconds,
             index_mb: 0.0,
+            disk_mb: 0.0,
         })
     }
 }
