@@ -223,7 +223,7 @@ impl World {
         options.clock = clock;
         options.driver = DriverMode::Manual;
         // Half of the nodes find nothing in memory that was written.
-        if node.id.get() % 2 == 0 {
+        if node.id.get().is_multiple_of(2) {
             node.fs.set_cold(true);
             options.cache_bytes = 0;
         }
