@@ -55,17 +55,20 @@ pub(crate) fn entries(
     wait: Wait,
     out: &mut Vec<Entry>,
 ) -> Result<bool> {
-    let mut rows = rows(pieces(shared, group, &range, max_bytes)?);
+    let mut pieces = pieces(shared, group, &range, max_bytes)?.into_iter().peekable();
     let mut budget = Budget { left: max_bytes, any: false };
-    let (mut looked, before) = (0, out.len());
+    let before = out.len();
+    if !from_memory(shared, group, &mut pieces, &range, &mut budget, out)? {
+        return Ok(true);
+    }
+    let mut rows = rows(pieces);
+    let mut looked = 0;
     for nth in 0..rows.len() {
         if nth == looked {
             looked += look_ahead(shared, &mut rows[nth..], wait)?;
         }
         let more = match &mut rows[nth] {
-            Row::Memory(entries, count) => budget
-                .take(entries, &range, *count, out)
-                .expect("what this process compressed itself decompresses"),
+            Row::Memory(entries, count) => take_pending(&mut budget, entries, &range, *count, out),
             Row::Disk(row) => {
                 if wait == Wait::Never && !row.is_here() {
                     out.truncate(before);
@@ -80,6 +83,35 @@ pub(crate) fn entries(
     }
     Ok(true)
 }
+
+/// Takes what is in memory, up to the first piece that is not; whether more is wanted.
+fn from_memory(
+    shared: &Shared,
+    group: GroupId,
+    pieces: &mut Pieces,
+    range: &Range<u64>,
+    budget: &mut Budget,
+    out: &mut Vec<Entry>,
+) -> Result<bool> {
+    let (mut hits, mut more) = (0, true);
+    while more && let Some(piece) = pieces.peek() {
+        more = match piece {
+            Piece::Memory(entries, count) => take_pending(budget, entries, range, *count, out),
+            Piece::Disk { segment, offset, len, first, count } => {
+                let Some(bytes) = shared.cache.get(segment.id, *offset, *len) else { break };
+                hits += 1;
+                let segment = segment.clone();
+                let extent = Extent { segment, offset: *offset, len: *len, first: *first, count: *count };
+                take_record(shared, group, &extent, Some(bytes), range, budget, out)?
+            }
+        };
+        pieces.next();
+    }
+    add(&shared.counters.cache_hits, hits);
+    Ok(more)
+}
+
+type Pieces = std::iter::Peekable<std::vec::IntoIter<Piece>>;
 
 /// What the index has for a range.
 fn pieces(shared: &Shared, group: GroupId, range: &Range<u64>, max_bytes: u64) -> Result<Vec<Piece>> {
@@ -129,7 +161,7 @@ impl DiskRow {
     }
 }
 
-fn rows(pieces: Vec<Piece>) -> Vec<Row> {
+fn rows(pieces: Pieces) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for piece in pieces {
         match (piece, rows.last_mut()) {
@@ -320,21 +352,43 @@ fn read_row(
             (None, Some(rest)) => slice(rest, start, extent),
             (None, None) => unreachable!("what was not cached was read"),
         };
-        let intact = nth < known || record::verify_self(&bytes);
-        let plain = intact.then(|| extent.segment.open(extent.offset, bytes)).flatten();
-        let entries = match plain.and_then(|plain| record::decode(&plain)) {
-            Some((head, Body::Entries(entries))) if head.group == group && head.index == extent.first => {
-                entries
-            }
-            _ => return Err(damaged(shared, group, extent)),
-        };
-        match budget.take(&entries, range, extent.count, out) {
-            Some(true) => {}
-            Some(false) => return Ok(false),
-            None => return Err(damaged(shared, group, extent)),
+        let intact = (nth < known || record::verify_self(&bytes)).then_some(bytes);
+        if !take_record(shared, group, extent, intact, range, budget, out)? {
+            return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Takes the entries of a record that waits for the disk; whether more is wanted.
+fn take_pending(
+    budget: &mut Budget,
+    entries: &Entries,
+    range: &Range<u64>,
+    count: u64,
+    out: &mut Vec<Entry>,
+) -> bool {
+    budget.take(entries, range, count, out).expect("what this process compressed itself decompresses")
+}
+
+/// Takes the entries of a record, of which these are the bytes if they are as they were written; whether more is wanted.
+fn take_record(
+    shared: &Shared,
+    group: GroupId,
+    extent: &Extent,
+    intact: Option<Bytes>,
+    range: &Range<u64>,
+    budget: &mut Budget,
+    out: &mut Vec<Entry>,
+) -> Result<bool> {
+    let plain = intact.and_then(|bytes| extent.segment.open(extent.offset, bytes));
+    let more = match plain.and_then(|plain| record::decode(&plain)) {
+        Some((head, Body::Entries(entries))) if head.group == group && head.index == extent.first => {
+            budget.take(&entries, range, extent.count, out)
+        }
+        _ => None,
+    };
+    more.ok_or_else(|| damaged(shared, group, extent))
 }
 
 fn slice(bytes: &Bytes, start: u32, extent: &Extent) -> Bytes {
