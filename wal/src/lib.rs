@@ -80,7 +80,7 @@ pub use pontoon_proto::GroupId;
 pub use queue::{PersistSink, Persisted};
 pub use read::Page;
 pub use reader::WalReader;
-pub use recovery::{DamagedRecord, RecoveryReport, TornTail};
+pub use recovery::{DamageWhy, DamagedRecord, RecoveryReport, TornTail, TornWhy};
 pub use scrub::ScrubReport;
 pub use space::Reservation;
 pub use storage::{MetaInt, Storage};

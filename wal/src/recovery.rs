@@ -60,6 +60,8 @@ pub struct RecoveryReport {
     pub bytes_scanned: u64,
     /// Live frames that were read.
     pub frames: u64,
+    /// Frames in listed segments that a later open cut, or that were relocated and never counted by a checkpoint. Nothing.
+    pub void_frames: u64,
     /// Frames that were acknowledged and are gone; what they held is in `damaged`.
     pub lost_frames: u64,
     /// Records in those frames.
@@ -83,11 +85,32 @@ pub struct TornTail {
     pub path: PathBuf,
     /// The offset of the first frame that was cut.
     pub offset: u64,
+    /// Why it was.
+    pub why: TornWhy,
+}
+
+/// Why an unacknowledged frame was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TornWhy {
+    /// Not all of it reached the disk.
+    NotWhole,
+    /// The frame before it did not.
+    AfterGap,
+}
+
+impl std::fmt::Display for TornWhy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            TornWhy::NotWhole => "not all of it reached the disk",
+            TornWhy::AfterGap => "the frame before it did not reach the disk",
+        })
+    }
 }
 
 impl TornTail {
-    fn at(found: &Found) -> TornTail {
-        TornTail { path: found.segment.path.clone(), offset: u64::from(found.block) * BLOCK as u64 }
+    pub(crate) fn at(found: &Found, why: TornWhy) -> TornTail {
+        TornTail { path: found.segment.path.clone(), offset: u64::from(found.block) * BLOCK as u64, why }
     }
 }
 
@@ -106,6 +129,27 @@ pub struct DamagedRecord {
     pub group: GroupId,
     /// The entries that it held, `[low, high)`.
     pub entries: Option<(u64, u64)>,
+    /// What is wrong with it.
+    pub why: DamageWhy,
+}
+
+/// What is wrong with an acknowledged record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DamageWhy {
+    /// Its bytes are not those that its CRC was made of.
+    Changed,
+    /// Its frame is gone; a copy of the frame's head tells what it held.
+    Gone,
+}
+
+impl std::fmt::Display for DamageWhy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DamageWhy::Changed => "its bytes changed",
+            DamageWhy::Gone => "its frame is gone",
+        })
+    }
 }
 
 /// The readable manifests of a directory.
@@ -317,11 +361,13 @@ impl Look<'_> {
     ) -> Result<(Chain, Cold, BTreeSet<u32>)> {
         let mut scan = self.scan(believed)?;
         report.bytes_scanned += scan.bytes;
+        let found = scan.frames.len() + scan.cold.len();
         self.check_checkpoint(&scan)?;
         let touched = scan.frames.iter().chain(&scan.cold).map(|found| found.segment.id).collect();
         let cold = Cold::new(std::mem::take(&mut scan.cold), self.manifest);
         let Manifest { as_of, segments, .. } = self.manifest;
         let chain = Chain::new(scan, as_of, segments, |id| believed.contains_key(&id));
+        report.void_frames = (found - chain.frames.len() - cold.frames.len()) as u64;
         Ok((chain.with_spare(self.footers.values()), cold, touched))
     }
 

@@ -8,7 +8,7 @@ use std::{ops::RangeInclusive, path::PathBuf, sync::Arc};
 use pontoon_proto::GroupId;
 
 use crate::{
-    DamagedRecord, Error, Result,
+    DamageWhy, DamagedRecord, Error, Result,
     frame::BLOCK,
     fs::read_exact,
     read::{Extent, note_damage},
@@ -111,6 +111,7 @@ fn lost(shared: &Shared, group: GroupId, extent: &Extent, report: &mut ScrubRepo
         bytes: u64::from(extent.len),
         group,
         entries: Some((extent.first, extent.first + extent.count)),
+        why: DamageWhy::Changed,
     });
 }
 

@@ -8,8 +8,8 @@ use std::{
 };
 
 use pontoon_wal::{
-    Batch, Compression, DataKey, DriverMode, Entry, Error, GroupId, HardState, KEY_BYTES, KeyFault, KeyFile,
-    KeyId, KeyProvider, KeySet, Options, SnapshotMeta, Wal, WalReader,
+    Batch, Compression, DamageWhy, DataKey, DriverMode, Entry, Error, GroupId, HardState, KEY_BYTES,
+    KeyFault, KeyFile, KeyId, KeyProvider, KeySet, Options, SnapshotMeta, Wal, WalReader,
     rules::{Rule, break_rule, watch_nonces},
     sim::SimFs,
     tools::{self, FrameInfo},
@@ -425,6 +425,10 @@ fn a_forged_head_is_as_good_as_none() {
             // The next frame carries its head: known to be gone, and whom it hits.
             Ok((_, report)) => {
                 assert_eq!(report.lost_frames, 1, "byte {at}: {report:?}");
+                assert!(
+                    report.damaged.iter().all(|record| record.why == DamageWhy::Gone),
+                    "byte {at}: {report:?}"
+                );
                 assert_eq!(report.damaged_groups.len(), 1, "byte {at}: {report:?}");
             }
             Err(Error::Key { .. }) if at == 76 => {}

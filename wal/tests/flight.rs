@@ -7,7 +7,7 @@ use std::{
 };
 
 use pontoon_wal::{
-    Batch, Entry, Error, GroupId, Options, PersistSink, Persisted, Submitter, Wal, WalEvent,
+    Batch, Entry, Error, GroupId, Options, PersistSink, Persisted, Submitter, TornWhy, Wal, WalEvent,
     sim::{Fault, OpKind, SimFs},
 };
 
@@ -148,12 +148,14 @@ fn a_torn_frame_takes_along_what_was_durable_behind_it() {
     }
     fs.hold(false);
     let (wal, report) = open(&fs, &clock, 2).unwrap();
-    assert!(report.damaged.is_empty() && report.torn.is_some(), "{report:?}");
+    assert_eq!(report.torn.as_ref().map(|torn| torn.why), Some(TornWhy::AfterGap), "{report:?}");
+    assert!(report.damaged.is_empty() && report.void_frames == 0, "{report:?}");
     assert_eq!(wal.group(GroupId(1)).unwrap().last_index, 1);
     wal.commit(append(1, 2, 20)).unwrap();
-    wal.close().unwrap();
+    drop(wal);
     let (wal, report) = open(&fs, &clock, 3).unwrap();
     assert!(report.damaged.is_empty() && report.torn.is_none(), "the cut is in force: {report:?}");
+    assert!(report.void_frames > 0, "{report:?}");
     assert_eq!(wal.group(GroupId(1)).unwrap().last_index, 2);
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use pontoon_wal::{
-    Batch, Entry, Error, GroupId, Options, RecoveryReport, Wal,
+    Batch, DamageWhy, Entry, Error, GroupId, Options, RecoveryReport, TornWhy, Wal,
     sim::{Fault, OpKind, SimFs, SimImage},
 };
 
@@ -189,12 +189,14 @@ fn r04_the_last_batch_is_ambiguous_until_its_watermark_and_no_longer() {
     };
     // A crash and rot of the same frame within 5 ms looks like a torn write: it is cut, and the report says where.
     let (wal, report) = rot(&before);
-    assert!(report.torn.is_some() && report.damaged.is_empty(), "{report:?}");
+    assert_eq!(report.torn.as_ref().map(|torn| torn.why), Some(TornWhy::NotWhole), "{report:?}");
+    assert!(report.damaged.is_empty(), "{report:?}");
     assert_eq!((last(&wal, 1), last(&wal, 2)), (1, 0));
     drop(wal);
     // From the watermark on it is damage.
     let (wal, report) = rot(&after);
     assert_eq!(report.torn, None);
+    assert!(report.damaged.iter().all(|record| record.why == DamageWhy::Changed), "{report:?}");
     assert_eq!(report.damaged_groups.keys().collect::<Vec<_>>(), [&GroupId(2)]);
     assert_eq!(read_all(&wal, 1), [1]);
 }

@@ -24,7 +24,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    DamagedRecord, RecoveryReport,
+    DamageWhy, DamagedRecord, RecoveryReport,
     scan::{Found, read_frame},
     whole::on_threads,
 };
@@ -195,6 +195,7 @@ fn damaged(line: &Line) -> DamagedRecord {
         bytes: u64::from(head.len),
         group: head.group,
         entries: (head.kind == Kind::Entries).then(|| (head.index, head.index + u64::from(head.count))),
+        why: DamageWhy::Changed,
     }
 }
 

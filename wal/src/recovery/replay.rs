@@ -12,7 +12,7 @@ use bytes::Bytes;
 use pontoon_proto::GroupId;
 
 use super::{
-    DamagedRecord, RecoveryReport, TornTail,
+    DamageWhy, DamagedRecord, RecoveryReport, TornTail, TornWhy,
     chain::Chain,
     cold::{Line, Lines},
     scan::{Found, read_frame},
@@ -118,10 +118,10 @@ impl<'a> Replay<'a> {
             }
             let beyond = *seq > chain.proven;
             // Beyond the mark, what follows a missing or a damaged frame is cut with it.
-            if beyond && *seq != expected && !is_broken(Rule::TornTailEnds)
-                || !self.frame(chain, found, beyond, report)?
-            {
-                report.torn = Some(TornTail::at(found));
+            let is_after_gap = beyond && *seq != expected && !is_broken(Rule::TornTailEnds);
+            if is_after_gap || !self.frame(chain, found, beyond, report)? {
+                let why = if is_after_gap { TornWhy::AfterGap } else { TornWhy::NotWhole };
+                report.torn = Some(TornTail::at(found, why));
                 break;
             }
             expected += u64::from(beyond);
@@ -264,12 +264,14 @@ impl<'a> Replay<'a> {
         let mut known = known.chain(chain.spare.values().map(|(segment, _)| segment));
         let next = chain.frames.get(&(seq + 1)).map(|next| &next.segment);
         let segment = known.find(|one| one.id == header.segment).or(next).ok_or_else(gone)?;
+        let known_before = report.damaged.len();
         let base = header.block * BLOCK as u32;
         for (nth, (head, offset)) in heads.iter().enumerate() {
             let lsn = header.first_lsn + nth as u64;
             self.record(lsn, head, None, segment, base + offset, report);
             self.last_lsn = self.last_lsn.max(lsn);
         }
+        report.damaged[known_before..].iter_mut().for_each(|record| record.why = DamageWhy::Gone);
         report.lost_frames += 1;
         self.last_seq = self.last_seq.max(seq);
         self.hold(header.segment, header.incarnation, seq);
@@ -294,6 +296,7 @@ impl<'a> Replay<'a> {
                 group: head.group,
                 entries: (head.kind == Kind::Entries)
                     .then(|| (head.index, head.index + u64::from(head.count))),
+                why: DamageWhy::Changed,
             });
         }
         self.cold_before(lsn);

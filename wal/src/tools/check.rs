@@ -15,7 +15,8 @@ use super::{
     lenient::{Lenient, Unreadable},
 };
 use crate::{
-    Damage, DamagedRecord, Error, Fs, KeyId, KeyProvider, Result, TornTail, WalReader, frame::BLOCK,
+    Damage, DamageWhy, DamagedRecord, Error, Fs, KeyId, KeyProvider, Result, TornTail, TornWhy, WalReader,
+    frame::BLOCK,
 };
 
 /// Bytes of entries that are read at a time.
@@ -127,8 +128,10 @@ pub fn check(fs: Arc<dyn Fs>, dir: &Path, keys: Option<Arc<dyn KeyProvider>>) ->
 fn check_frames(survey: &Survey, report: &mut CheckReport) -> Result<Seen> {
     let torn_from = survey.torn_from()?;
     if let Some(found) = torn_from.and_then(|seq| survey.chain.frames.get(&seq)) {
-        let offset = u64::from(found.block) * BLOCK as u64;
-        report.torn = Some(TornTail { path: found.segment.path.clone(), offset });
+        let before = found.seq - 1;
+        let is_after_gap = before > survey.chain.proven && !survey.chain.frames.contains_key(&before);
+        let why = if is_after_gap { TornWhy::AfterGap } else { TornWhy::NotWhole };
+        report.torn = Some(TornTail::at(found, why));
     }
     let mut seen = Seen::default();
     let hot = survey.chain.frames.range(..torn_from.unwrap_or(u64::MAX));
@@ -168,6 +171,7 @@ fn damaged(path: &Path, segment: u32, record: &RecordInfo) -> DamagedRecord {
         bytes: record.bytes,
         group: record.group,
         entries: record.entries,
+        why: DamageWhy::Changed,
     }
 }
 

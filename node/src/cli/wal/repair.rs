@@ -98,7 +98,7 @@ fn show(report: &tools::CopyReport, target: Option<&PathBuf>) -> Done {
     let json = json!({
         "needed": !lost.is_empty(),
         "groups": groups,
-        "torn": report.torn.as_ref().map(|torn| json!({ "path": torn.path, "offset": torn.offset })),
+        "torn": report.torn.as_ref().map(|torn| json!({ "path": torn.path, "offset": torn.offset, "why": torn.why.to_string() })),
         "unreadable": report.unreadable.iter().map(json_of_unreadable).collect::<Vec<_>>(),
         "written": target,
     });

@@ -26,9 +26,10 @@ pub(super) fn run(log: &Log) -> Result<Done, Failure> {
     )];
     let torn = report.torn.as_ref().map(|torn| {
         format!(
-            "a torn tail begins at {} of {}: never acknowledged, the next open cuts it",
+            "a torn tail begins at {} of {} ({}): never acknowledged, the next open cuts it",
             torn.offset,
-            torn.path.display()
+            torn.path.display(),
+            torn.why
         )
     });
     lines.extend(torn.clone());
@@ -72,11 +73,12 @@ fn words_of(hit: &DamagedRecord) -> String {
         None => "a record without entries".to_owned(),
     };
     format!(
-        "{} at offset {}: {what} of group {}, {} bytes",
+        "{} at offset {}: {what} of group {}, {} bytes: {}",
         hit.path.display(),
         hit.offset,
         hit.group.0,
-        hit.bytes
+        hit.bytes,
+        hit.why
     )
 }
 
@@ -102,7 +104,7 @@ fn json_of(report: &tools::CheckReport) -> Value {
     let damaged = report.damaged.iter().map(|hit| {
         json!({
             "path": hit.path, "segment": hit.segment, "offset": hit.offset, "bytes": hit.bytes,
-            "group": hit.group.0, "entries": hit.entries,
+            "group": hit.group.0, "entries": hit.entries, "why": hit.why.to_string(),
         })
     });
     let lost = report.lost.iter().map(|(group, damage)| {
@@ -121,7 +123,7 @@ fn json_of(report: &tools::CheckReport) -> Value {
         "void_frames": report.void_frames,
         "records": report.records,
         "entries": report.entries,
-        "torn": report.torn.as_ref().map(|torn| json!({ "path": torn.path, "offset": torn.offset })),
+        "torn": report.torn.as_ref().map(|torn| json!({ "path": torn.path, "offset": torn.offset, "why": torn.why.to_string() })),
         "unreadable_manifest": report.unreadable_manifest,
         "unreadable": report.unreadable.iter().map(json_of_unreadable).collect::<Vec<_>>(),
         "faults": faults.collect::<Vec<_>>(),
