@@ -470,7 +470,7 @@ impl Core {
                 Ok(())
             }
             Body::ReadReply(reply) => {
-                replica.on_read_reply(reply.context, reply.index, fx);
+                replica.confirm(reply.context, reply.index, fx);
                 Ok(())
             }
             Body::Ping(_) => Ok(()),

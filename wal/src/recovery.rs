@@ -20,7 +20,7 @@ use crate::{
     frame::{BLOCK, Cut, HOT},
     fs::{File, FileOp, Fs, OpenMode, read_whole, sync},
     manifest::{ListedSegment, Listing, MANIFEST_NAMES, Manifest, Unreadable},
-    record::Head,
+    record::{Head, Kind},
     rules::{Rule, is_broken},
     segment::{Segment, segment_id, segment_name},
     shared::Parts,
@@ -131,6 +131,21 @@ pub struct DamagedRecord {
     pub entries: Option<(u64, u64)>,
     /// What is wrong with it.
     pub why: DamageWhy,
+}
+
+impl DamagedRecord {
+    /// A record that a directory names, at its offset in the segment.
+    fn of(head: &Head, segment: &Segment, offset: u32) -> DamagedRecord {
+        DamagedRecord {
+            path: segment.path.clone(),
+            segment: segment.id,
+            offset: u64::from(offset),
+            bytes: u64::from(head.len),
+            group: head.group,
+            entries: (head.kind == Kind::Entries).then(|| (head.index, head.index + u64::from(head.count))),
+            why: DamageWhy::Changed,
+        }
+    }
 }
 
 /// What is wrong with an acknowledged record.

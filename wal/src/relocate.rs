@@ -312,21 +312,13 @@ impl Relocator {
         let load = std::mem::take(&mut self.load);
         let syncs = shared.options.durability == Durability::Sync && !is_broken(Rule::CopyDurable);
         let header = FrameHeader {
-            store: self.identity.store,
-            epoch: segment.epoch,
-            segment: segment.id,
-            block,
-            incarnation: self.identity.incarnation,
-            ordinal: self.identity.ordinal,
             stream: COLD,
             seq: self.next_seq,
             durable_seq: if syncs { self.next_seq - 1 } else { 0 },
             first_lsn: load.first_lsn,
             records: load.moved.len() as u32,
             opening_seq,
-            cuts: self.identity.cuts,
-            checkpoint: shared.table().manifest_seqs.into_iter().max().unwrap_or(0),
-            ..FrameHeader::default()
+            ..self.identity.header(shared, &segment, block)
         };
         let seal = segment.seal().cloned();
         let plan = frame::plan(header, &[], [&load.dir[..]].into_iter(), records_len as usize, seal);

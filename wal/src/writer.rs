@@ -151,6 +151,22 @@ impl Identity {
         let Identity { store, incarnation, .. } = *self;
         segment.set_seal(keyring.seal_new(&Use { store, epoch, segment: id, incarnation }));
     }
+
+    /// What each frame of this open says of itself and of its place.
+    pub(crate) fn header(&self, shared: &Shared, segment: &Segment, block: u32) -> FrameHeader {
+        let Identity { store, incarnation, ordinal, cuts } = *self;
+        FrameHeader {
+            store,
+            epoch: segment.epoch,
+            segment: segment.id,
+            block,
+            incarnation,
+            ordinal,
+            cuts,
+            checkpoint: shared.table().manifest_seqs.into_iter().max().unwrap_or(0),
+            ..FrameHeader::default()
+        }
+    }
 }
 
 /// A frame between its write and its acknowledgement.
@@ -396,12 +412,6 @@ impl Writer {
         };
         let header = FrameHeader {
             flags,
-            store: self.identity.store,
-            epoch: segment.epoch,
-            segment: segment.id,
-            block,
-            incarnation: self.identity.incarnation,
-            ordinal: self.identity.ordinal,
             seq: self.next_seq,
             durable_seq: match shared.options.durability {
                 Durability::Sync if is_broken(Rule::DurableMarkIsPrefix) => self.last_done(),
@@ -411,9 +421,7 @@ impl Writer {
             first_lsn: batches.first().map_or(0, |batch| batch.first_lsn),
             records: batches.iter().map(|batch| batch.records).sum(),
             opening_seq: self.opening_seq.unwrap_or(self.next_seq),
-            cuts: self.identity.cuts,
-            checkpoint: shared.table().manifest_seqs.into_iter().max().unwrap_or(0),
-            ..FrameHeader::default()
+            ..self.identity.header(shared, &segment, block)
         };
         let memory = self.slabs.take(frame::frame_blocks(dir_len, self.carry.len(), records_len) * BLOCK);
         let dirs = batches.iter().map(|batch| &batch.dir[..]);

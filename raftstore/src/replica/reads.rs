@@ -93,11 +93,6 @@ impl Replica {
         }
     }
 
-    /// The leader's answer.
-    pub(crate) fn on_read_reply(&mut self, context: u64, index: u64, fx: &mut Effects) {
-        self.confirm(context, index, fx);
-    }
-
     /// Begins a round if somebody waits and none is under way.
     pub(crate) fn start_reads(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
         let idle = self.reads.round.is_none() && self.installing.is_none();
@@ -160,7 +155,8 @@ impl Replica {
         }
     }
 
-    fn confirm(&mut self, context: u64, index: u64, fx: &mut Effects) {
+    /// The question of this number is answered, by raft or by the leader's replica; earlier ones count for nothing.
+    pub(crate) fn confirm(&mut self, context: u64, index: u64, fx: &mut Effects) {
         let Some(round) = self.reads.round.take_if(|round| round.context == context) else { return };
         self.reads.confirmed = Some(Confirmed { since: round.since, index });
         for reader in round.readers {

@@ -24,7 +24,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    DamageWhy, DamagedRecord, RecoveryReport,
+    DamagedRecord, RecoveryReport,
     scan::{Found, read_frame},
     whole::on_threads,
 };
@@ -187,16 +187,7 @@ fn unknown(path: std::path::PathBuf, offset: u64, seq: u64) -> Error {
 }
 
 fn damaged(line: &Line) -> DamagedRecord {
-    let Line { head, segment, offset, .. } = line;
-    DamagedRecord {
-        path: segment.path.clone(),
-        segment: segment.id,
-        offset: u64::from(*offset),
-        bytes: u64::from(head.len),
-        group: head.group,
-        entries: (head.kind == Kind::Entries).then(|| (head.index, head.index + u64::from(head.count))),
-        why: DamageWhy::Changed,
-    }
+    DamagedRecord::of(&line.head, &line.segment, line.offset)
 }
 
 /// A frame with its directory, from its own head or from the copy.

@@ -288,16 +288,7 @@ impl<'a> Replay<'a> {
         report: &mut RecoveryReport,
     ) {
         if body.is_none() {
-            report.damaged.push(DamagedRecord {
-                path: segment.path.clone(),
-                segment: segment.id,
-                offset: u64::from(offset),
-                bytes: u64::from(head.len),
-                group: head.group,
-                entries: (head.kind == Kind::Entries)
-                    .then(|| (head.index, head.index + u64::from(head.count))),
-                why: DamageWhy::Changed,
-            });
+            report.damaged.push(DamagedRecord::of(head, segment, offset));
         }
         self.cold_before(lsn);
         if let Some(copy) = self.cold.pop_front_if(|line| line.lsn == lsn)
