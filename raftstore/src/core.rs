@@ -9,63 +9,27 @@
 //! A turn gives the log one atomic batch per turn (cut between groups at the batch limit), so one sync serves them all.
 //! Reads of the log and its non-blocking submissions are calls, not effects: raft reads its storage synchronously.
 
+mod lifecycle;
+mod time;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
-use pontoon_wal::{self as wal, Batch, Reservation, Submitter, Wal};
-use prost::Message as _;
+use pontoon_wal::{Batch, Reservation, Submitter, Wal};
+
+use lifecycle::Record;
 
 use crate::{
-    apply::{ApplyOutcome, ApplyTask, MARK_FORMAT},
+    apply::{ApplyOutcome, ApplyTask},
     effects::{Answer, Effects, Input, Token},
     envelope,
     error::{Error, Rejected},
     hybrid::HybridClock,
     replica::{Alive, Replica, Shared, Taken},
     snapshot::ServeTask,
-    transport::Class,
-    types::{Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, Room},
+    types::{Config, Event, GroupStatus, Room},
 };
-
-/// The log's metadata key of a replica's record.
-const RECORD_KEY: &[u8] = b"replica";
-const RECORD_FORMAT: u32 = 1;
-
-/// Ticks between looks at what the log may drop, and between words to peers that have not accepted us.
-const HOUSEKEEPING_TICKS: u64 = 10;
-
-/// What the log remembers of a replica beside raft's state.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Record {
-    #[prost(uint32, tag = "1")]
-    format: u32,
-    #[prost(uint64, tag = "2")]
-    replica: u64,
-    #[prost(bytes = "bytes", tag = "3")]
-    descriptor: Bytes,
-    #[prost(uint64, tag = "4")]
-    epoch: u64,
-    /// The founding configuration; absent for a replica that began empty.
-    #[prost(message, optional, tag = "5")]
-    initial: Option<v1::ConfState>,
-}
-
-impl Record {
-    /// Where a founding member's machine stands before its first entry.
-    fn initial_mark(&self) -> Option<v1::Mark> {
-        let conf = self.initial.clone()?;
-        let (index, term) = INITIAL_POSITION;
-        Some(v1::Mark {
-            format: MARK_FORMAT,
-            index,
-            term,
-            conf_state: Some(conf),
-            epoch: self.epoch,
-            ..Default::default()
-        })
-    }
-}
 
 enum Slot {
     /// The record is being made durable, or the machine is being opened.
@@ -363,82 +327,6 @@ impl Core {
         }
     }
 
-    fn tick(&mut self, ticks: u64, fx: &mut Effects) {
-        if self.failed.is_some() {
-            return;
-        }
-        let before = self.shared.ticks;
-        self.shared.ticks += ticks;
-        let groups: Vec<GroupId> = self.slots.keys().copied().collect();
-        for group in &groups {
-            self.with(*group, fx, |replica, shared, fx| replica.tick(shared, ticks, fx));
-        }
-        if before / HOUSEKEEPING_TICKS == self.shared.ticks / HOUSEKEEPING_TICKS {
-            return;
-        }
-        fx.serve.push(ServeTask::Tick { ticks: HOUSEKEEPING_TICKS });
-        self.make_way(fx);
-        let mut strangers = BTreeSet::new();
-        let mut batch = Batch::new();
-        for group in groups {
-            let Some(replica) = live(&mut self.slots, group) else { continue };
-            strangers.extend(replica.strangers(&self.shared));
-            if self.shared.room != Room::Ample {
-                strangers.extend(replica.peers(&self.shared));
-            }
-            if let Some((index, term)) = replica.truncation(&self.shared)
-                && batch.size_bytes() < self.batch_limit / 2
-            {
-                batch.truncate_prefix(group, index, term);
-            }
-        }
-        if !batch.is_empty() {
-            // Losing a truncation only keeps entries longer.
-            batch.relaxed();
-            self.send_batch(batch, None, Submission::Turn(Vec::new()), fx);
-        }
-        self.ping(strangers, fx);
-    }
-
-    /// A word to other nodes: it opens a connection, and tells how much room there is here.
-    fn ping(&self, nodes: BTreeSet<NodeId>, fx: &mut Effects) {
-        let room = match self.shared.room {
-            Room::Ample => v1::NodeRoom::Ample,
-            Room::Low => v1::NodeRoom::Low,
-            Room::Critical => v1::NodeRoom::Critical,
-        };
-        let ping = v1::NodePing { sent: self.shared.ticks, room: room.into() };
-        for node in nodes {
-            let body = Some(v1::peer_message::Body::Ping(ping));
-            let message = v1::PeerMessage { group: GroupId::NODE.0, from: 0, to: 0, body };
-            fx.send.push((node, Class::Control, message));
-        }
-    }
-
-    fn on_room(&mut self, room: Room, fx: &mut Effects) {
-        if self.shared.room == room || self.failed.is_some() {
-            return;
-        }
-        self.shared.room = room;
-        let peers = self.slots.values().filter_map(|slot| match slot {
-            Slot::Live(replica) => Some(replica.peers(&self.shared)),
-            _ => None,
-        });
-        self.ping(peers.flatten().collect(), fx);
-        self.make_way(fx);
-    }
-
-    /// Leadership leaves a node without room.
-    fn make_way(&mut self, fx: &mut Effects) {
-        if self.shared.room == Room::Ample {
-            return;
-        }
-        let groups: Vec<GroupId> = self.slots.keys().copied().collect();
-        for group in groups {
-            self.with(group, fx, |replica, shared, fx| replica.make_way(shared, fx));
-        }
-    }
-
     fn on_peer(&mut self, from: NodeId, message: v1::PeerMessage, fx: &mut Effects) {
         use v1::peer_message::Body;
         let group = GroupId(message.group);
@@ -585,156 +473,6 @@ impl Core {
                 self.ready.insert(group);
             }
             Err(reason) => self.kill(group, reason, fx),
-        }
-    }
-
-    /// Makes sure of a replica. Crash argument: the record, the log's first position and the hard state are one batch;
-    /// before it is durable nothing of the replica exists, after it the next open finds all of it.
-    fn create(&mut self, spec: GroupSpec, token: Token, fx: &mut Effects) {
-        let (group, asked) = (spec.group, spec.replica);
-        let refuse = |error| (token, Answer::Replica(Err(error)));
-        if self.failed.is_some() {
-            return fx.answers.push(refuse(Error::Stopped));
-        }
-        if let Some(min_replica) = self.shared.wal.tombstone(group).filter(|min| asked.get() < *min) {
-            return fx.answers.push(refuse(Error::Tombstoned { group, replica: asked, min_replica }));
-        }
-        match self.slots.get_mut(&group) {
-            Some(Slot::Live(replica)) if replica.id == asked => {
-                return fx.answers.push((token, Answer::Replica(Ok(asked))));
-            }
-            Some(Slot::Opening { replica, waiting, .. }) if *replica == asked => return waiting.push(token),
-            Some(Slot::Dead { replica, reason, .. }) if *replica == asked => {
-                let reason = reason.clone();
-                return fx.answers.push(refuse(Error::Damaged { group, reason }));
-            }
-            Some(Slot::Live(replica)) => {
-                let existing = replica.id;
-                return fx.answers.push(refuse(Error::OtherReplica { group, existing, asked }));
-            }
-            Some(Slot::Opening { replica, .. } | Slot::Dead { replica, .. }) => {
-                let existing = *replica;
-                return fx.answers.push(refuse(Error::OtherReplica { group, existing, asked }));
-            }
-            Some(Slot::Leaving { .. }) => {
-                let reason = "an earlier replica is being removed; try again".to_owned();
-                return fx.answers.push(refuse(Error::Damaged { group, reason }));
-            }
-            None => {}
-        }
-        let record = Record {
-            format: RECORD_FORMAT,
-            replica: asked.get(),
-            descriptor: spec.descriptor,
-            epoch: spec.epoch,
-            initial: spec.initial,
-        };
-        let mut batch = Batch::new();
-        batch.put_meta(group, RECORD_KEY, &record.encode_to_vec());
-        if record.initial.is_some() {
-            let (index, term) = INITIAL_POSITION;
-            batch.reset_to(group, index, term);
-            batch.hard_state(group, wal::HardState { term, vote: 0, commit: index });
-        }
-        let founding = record.initial.is_some();
-        self.records.insert(group, record);
-        self.slots.insert(group, Slot::Opening { replica: asked, founding, waiting: vec![token] });
-        self.send_batch(batch, None, Submission::Created(group), fx);
-    }
-
-    /// Opens what the log holds of a group.
-    fn adopt(&mut self, group: GroupId, token: Token, fx: &mut Effects) {
-        let record = self
-            .shared
-            .wal
-            .meta(group, RECORD_KEY)
-            .and_then(|bytes| Record::decode(bytes).ok())
-            .filter(|record| record.format == RECORD_FORMAT)
-            .and_then(|record| Some((ReplicaId::new(record.replica).ok()?, record)));
-        let Some((replica, record)) = record else {
-            let reason = "its record in the log cannot be read".to_owned();
-            return fx.answers.push((token, Answer::Replica(Err(Error::Damaged { group, reason }))));
-        };
-        self.records.insert(group, record);
-        self.slots.insert(group, Slot::Opening { replica, founding: false, waiting: vec![token] });
-        self.open_machine(group, fx);
-    }
-
-    fn open_machine(&mut self, group: GroupId, fx: &mut Effects) {
-        if let (Some(Slot::Opening { .. }), Some(record)) = (self.slots.get(&group), self.records.get(&group))
-        {
-            let (descriptor, initial) = (record.descriptor.clone(), record.initial_mark());
-            fx.apply.push(ApplyTask::Open { group, replica: record.replica, descriptor, initial });
-        }
-    }
-
-    fn on_opened(&mut self, group: GroupId, mark: Option<v1::Mark>, fx: &mut Effects) {
-        let Some(Slot::Opening { replica, founding, .. }) = self.slots.get(&group) else { return };
-        match Replica::build(&mut self.shared, group, *replica, mark, *founding) {
-            Ok(built) => {
-                let id = built.id;
-                fx.statuses.push(built.status());
-                let before = self.slots.insert(group, Slot::Live(Box::new(built)));
-                if let Some(Slot::Opening { waiting, .. }) = before {
-                    fx.answers.extend(waiting.into_iter().map(|token| (token, Answer::Replica(Ok(id)))));
-                }
-                self.ready.insert(group);
-            }
-            Err(error) => {
-                fx.apply.push(ApplyTask::Close { group });
-                let reason = match error {
-                    Error::Damaged { reason, .. } => reason,
-                    other => other.to_string(),
-                };
-                self.kill(group, reason, fx);
-            }
-        }
-    }
-
-    /// Removes a replica for ever. Crash argument: the tombstone is durable before the machine's data goes, and the next
-    /// open of a group that has only a tombstone removes what is left when this is asked again.
-    fn destroy(&mut self, group: GroupId, replica: ReplicaId, token: Token, fx: &mut Effects) {
-        if self.failed.is_some() {
-            return fx.answers.push((token, Answer::Destroyed(Err(Error::Stopped))));
-        }
-        let min_replica = replica.get() + 1;
-        let existing = match self.slots.get_mut(&group) {
-            Some(Slot::Leaving { min_replica: current, waiting, .. }) if *current >= min_replica => {
-                // An engine that failed before is asked again; one that is at work answers both.
-                waiting.push(token);
-                if waiting.len() == 1 {
-                    self.retry_destroy(group, fx);
-                }
-                return;
-            }
-            Some(Slot::Live(live)) => Some(live.id),
-            Some(Slot::Opening { replica, .. } | Slot::Dead { replica, .. }) => Some(*replica),
-            Some(Slot::Leaving { .. }) | None => None,
-        };
-        if existing.is_some_and(|existing| existing > replica) {
-            // A later replica lives here; the one that was meant is long gone.
-            return fx.answers.push((token, Answer::Destroyed(Ok(()))));
-        }
-        let descriptor = self.records.remove(&group).map(|record| record.descriptor).unwrap_or_default();
-        let mut waiting = vec![token];
-        match self.slots.remove(&group) {
-            Some(Slot::Live(mut live)) => live.abandon(fx),
-            Some(Slot::Opening { waiting: creators, .. }) => {
-                let stopped = || Answer::Replica(Err(Error::Stopped));
-                fx.answers.extend(creators.into_iter().map(|token| (token, stopped())));
-            }
-            Some(Slot::Leaving { waiting: earlier, .. }) => waiting.extend(earlier),
-            Some(Slot::Dead { .. }) | None => {}
-        }
-        self.slots.insert(group, Slot::Leaving { min_replica, descriptor, waiting });
-        let mut batch = Batch::new();
-        batch.destroy(group, min_replica);
-        self.send_batch(batch, None, Submission::Tombstone(group), fx);
-    }
-
-    fn retry_destroy(&mut self, group: GroupId, fx: &mut Effects) {
-        if let Some(Slot::Leaving { descriptor, .. }) = self.slots.get(&group) {
-            fx.apply.push(ApplyTask::Destroy { group, descriptor: descriptor.clone() });
         }
     }
 }

@@ -1,0 +1,203 @@
+//! How replicas come and go: made, found in the log, opened, removed for ever.
+
+use bytes::Bytes;
+use pontoon_proto::{GroupId, ReplicaId, v1};
+use pontoon_wal::{self as wal, Batch};
+use prost::Message as _;
+
+use super::{Core, Slot, Submission};
+use crate::{
+    apply::{ApplyTask, MARK_FORMAT},
+    effects::{Answer, Effects, Token},
+    error::Error,
+    replica::Replica,
+    types::{GroupSpec, INITIAL_POSITION},
+};
+
+/// The log's metadata key of a replica's record.
+const RECORD_KEY: &[u8] = b"replica";
+const RECORD_FORMAT: u32 = 1;
+
+/// What the log remembers of a replica beside raft's state.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Record {
+    #[prost(uint32, tag = "1")]
+    format: u32,
+    #[prost(uint64, tag = "2")]
+    replica: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    descriptor: Bytes,
+    #[prost(uint64, tag = "4")]
+    epoch: u64,
+    /// The founding configuration; absent for a replica that began empty.
+    #[prost(message, optional, tag = "5")]
+    initial: Option<v1::ConfState>,
+}
+
+impl Record {
+    /// Where a founding member's machine stands before its first entry.
+    fn initial_mark(&self) -> Option<v1::Mark> {
+        let conf = self.initial.clone()?;
+        let (index, term) = INITIAL_POSITION;
+        Some(v1::Mark {
+            format: MARK_FORMAT,
+            index,
+            term,
+            conf_state: Some(conf),
+            epoch: self.epoch,
+            ..Default::default()
+        })
+    }
+}
+
+impl Core {
+    /// Makes sure of a replica. Crash argument: the record, the log's first position and the hard state are one batch;
+    /// before it is durable nothing of the replica exists, after it the next open finds all of it.
+    pub(super) fn create(&mut self, spec: GroupSpec, token: Token, fx: &mut Effects) {
+        let (group, asked) = (spec.group, spec.replica);
+        let refuse = |error| (token, Answer::Replica(Err(error)));
+        if self.failed.is_some() {
+            return fx.answers.push(refuse(Error::Stopped));
+        }
+        if let Some(min_replica) = self.shared.wal.tombstone(group).filter(|min| asked.get() < *min) {
+            return fx.answers.push(refuse(Error::Tombstoned { group, replica: asked, min_replica }));
+        }
+        match self.slots.get_mut(&group) {
+            Some(Slot::Live(replica)) if replica.id == asked => {
+                return fx.answers.push((token, Answer::Replica(Ok(asked))));
+            }
+            Some(Slot::Opening { replica, waiting, .. }) if *replica == asked => return waiting.push(token),
+            Some(Slot::Dead { replica, reason, .. }) if *replica == asked => {
+                let reason = reason.clone();
+                return fx.answers.push(refuse(Error::Damaged { group, reason }));
+            }
+            Some(Slot::Live(replica)) => {
+                let existing = replica.id;
+                return fx.answers.push(refuse(Error::OtherReplica { group, existing, asked }));
+            }
+            Some(Slot::Opening { replica, .. } | Slot::Dead { replica, .. }) => {
+                let existing = *replica;
+                return fx.answers.push(refuse(Error::OtherReplica { group, existing, asked }));
+            }
+            Some(Slot::Leaving { .. }) => {
+                let reason = "an earlier replica is being removed; try again".to_owned();
+                return fx.answers.push(refuse(Error::Damaged { group, reason }));
+            }
+            None => {}
+        }
+        let record = Record {
+            format: RECORD_FORMAT,
+            replica: asked.get(),
+            descriptor: spec.descriptor,
+            epoch: spec.epoch,
+            initial: spec.initial,
+        };
+        let mut batch = Batch::new();
+        batch.put_meta(group, RECORD_KEY, &record.encode_to_vec());
+        if record.initial.is_some() {
+            let (index, term) = INITIAL_POSITION;
+            batch.reset_to(group, index, term);
+            batch.hard_state(group, wal::HardState { term, vote: 0, commit: index });
+        }
+        let founding = record.initial.is_some();
+        self.records.insert(group, record);
+        self.slots.insert(group, Slot::Opening { replica: asked, founding, waiting: vec![token] });
+        self.send_batch(batch, None, Submission::Created(group), fx);
+    }
+
+    /// Opens what the log holds of a group.
+    pub(super) fn adopt(&mut self, group: GroupId, token: Token, fx: &mut Effects) {
+        let record = self
+            .shared
+            .wal
+            .meta(group, RECORD_KEY)
+            .and_then(|bytes| Record::decode(bytes).ok())
+            .filter(|record| record.format == RECORD_FORMAT)
+            .and_then(|record| Some((ReplicaId::new(record.replica).ok()?, record)));
+        let Some((replica, record)) = record else {
+            let reason = "its record in the log cannot be read".to_owned();
+            return fx.answers.push((token, Answer::Replica(Err(Error::Damaged { group, reason }))));
+        };
+        self.records.insert(group, record);
+        self.slots.insert(group, Slot::Opening { replica, founding: false, waiting: vec![token] });
+        self.open_machine(group, fx);
+    }
+
+    pub(super) fn open_machine(&mut self, group: GroupId, fx: &mut Effects) {
+        if let (Some(Slot::Opening { .. }), Some(record)) = (self.slots.get(&group), self.records.get(&group))
+        {
+            let (descriptor, initial) = (record.descriptor.clone(), record.initial_mark());
+            fx.apply.push(ApplyTask::Open { group, replica: record.replica, descriptor, initial });
+        }
+    }
+
+    pub(super) fn on_opened(&mut self, group: GroupId, mark: Option<v1::Mark>, fx: &mut Effects) {
+        let Some(Slot::Opening { replica, founding, .. }) = self.slots.get(&group) else { return };
+        match Replica::build(&mut self.shared, group, *replica, mark, *founding) {
+            Ok(built) => {
+                let id = built.id;
+                fx.statuses.push(built.status());
+                let before = self.slots.insert(group, Slot::Live(Box::new(built)));
+                if let Some(Slot::Opening { waiting, .. }) = before {
+                    fx.answers.extend(waiting.into_iter().map(|token| (token, Answer::Replica(Ok(id)))));
+                }
+                self.ready.insert(group);
+            }
+            Err(error) => {
+                fx.apply.push(ApplyTask::Close { group });
+                let reason = match error {
+                    Error::Damaged { reason, .. } => reason,
+                    other => other.to_string(),
+                };
+                self.kill(group, reason, fx);
+            }
+        }
+    }
+
+    /// Removes a replica for ever. Crash argument: the tombstone is durable before the machine's data goes, and the next
+    /// open of a group that has only a tombstone removes what is left when this is asked again.
+    pub(super) fn destroy(&mut self, group: GroupId, replica: ReplicaId, token: Token, fx: &mut Effects) {
+        if self.failed.is_some() {
+            return fx.answers.push((token, Answer::Destroyed(Err(Error::Stopped))));
+        }
+        let min_replica = replica.get() + 1;
+        let existing = match self.slots.get_mut(&group) {
+            Some(Slot::Leaving { min_replica: current, waiting, .. }) if *current >= min_replica => {
+                // An engine that failed before is asked again; one that is at work answers both.
+                waiting.push(token);
+                if waiting.len() == 1 {
+                    self.retry_destroy(group, fx);
+                }
+                return;
+            }
+            Some(Slot::Live(live)) => Some(live.id),
+            Some(Slot::Opening { replica, .. } | Slot::Dead { replica, .. }) => Some(*replica),
+            Some(Slot::Leaving { .. }) | None => None,
+        };
+        if existing.is_some_and(|existing| existing > replica) {
+            // A later replica lives here; the one that was meant is long gone.
+            return fx.answers.push((token, Answer::Destroyed(Ok(()))));
+        }
+        let descriptor = self.records.remove(&group).map(|record| record.descriptor).unwrap_or_default();
+        let mut waiting = vec![token];
+        match self.slots.remove(&group) {
+            Some(Slot::Live(mut live)) => live.abandon(fx),
+            Some(Slot::Opening { waiting: creators, .. }) => {
+                let stopped = || Answer::Replica(Err(Error::Stopped));
+                fx.answers.extend(creators.into_iter().map(|token| (token, stopped())));
+            }
+            Some(Slot::Leaving { waiting: earlier, .. }) => waiting.extend(earlier),
+            Some(Slot::Dead { .. }) | None => {}
+        }
+        self.slots.insert(group, Slot::Leaving { min_replica, descriptor, waiting });
+        let mut batch = Batch::new();
+        batch.destroy(group, min_replica);
+        self.send_batch(batch, None, Submission::Tombstone(group), fx);
+    }
+
+    fn retry_destroy(&mut self, group: GroupId, fx: &mut Effects) {
+        if let Some(Slot::Leaving { descriptor, .. }) = self.slots.get(&group) {
+            fx.apply.push(ApplyTask::Destroy { group, descriptor: descriptor.clone() });
+        }
+    }
+}

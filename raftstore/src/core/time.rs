@@ -1,0 +1,90 @@
+//! What goes on with time: raft's clocks, housekeeping, words to other nodes.
+
+use std::collections::BTreeSet;
+
+use pontoon_proto::{GroupId, NodeId, v1};
+use pontoon_wal::Batch;
+
+use super::{Core, Slot, Submission, live};
+use crate::{effects::Effects, snapshot::ServeTask, transport::Class, types::Room};
+
+/// Ticks between looks at what the log may drop, and between words to peers that have not accepted us.
+const HOUSEKEEPING_TICKS: u64 = 10;
+
+impl Core {
+    pub(super) fn tick(&mut self, ticks: u64, fx: &mut Effects) {
+        if self.failed.is_some() {
+            return;
+        }
+        let before = self.shared.ticks;
+        self.shared.ticks += ticks;
+        let groups: Vec<GroupId> = self.slots.keys().copied().collect();
+        for group in &groups {
+            self.with(*group, fx, |replica, shared, fx| replica.tick(shared, ticks, fx));
+        }
+        if before / HOUSEKEEPING_TICKS == self.shared.ticks / HOUSEKEEPING_TICKS {
+            return;
+        }
+        fx.serve.push(ServeTask::Tick { ticks: HOUSEKEEPING_TICKS });
+        self.make_way(fx);
+        let mut strangers = BTreeSet::new();
+        let mut batch = Batch::new();
+        for group in groups {
+            let Some(replica) = live(&mut self.slots, group) else { continue };
+            strangers.extend(replica.strangers(&self.shared));
+            if self.shared.room != Room::Ample {
+                strangers.extend(replica.peers(&self.shared));
+            }
+            if let Some((index, term)) = replica.truncation(&self.shared)
+                && batch.size_bytes() < self.batch_limit / 2
+            {
+                batch.truncate_prefix(group, index, term);
+            }
+        }
+        if !batch.is_empty() {
+            // Losing a truncation only keeps entries longer.
+            batch.relaxed();
+            self.send_batch(batch, None, Submission::Turn(Vec::new()), fx);
+        }
+        self.ping(strangers, fx);
+    }
+
+    /// A word to other nodes: it opens a connection, and tells how much room there is here.
+    fn ping(&self, nodes: BTreeSet<NodeId>, fx: &mut Effects) {
+        let room = match self.shared.room {
+            Room::Ample => v1::NodeRoom::Ample,
+            Room::Low => v1::NodeRoom::Low,
+            Room::Critical => v1::NodeRoom::Critical,
+        };
+        let ping = v1::NodePing { sent: self.shared.ticks, room: room.into() };
+        for node in nodes {
+            let body = Some(v1::peer_message::Body::Ping(ping));
+            let message = v1::PeerMessage { group: GroupId::NODE.0, from: 0, to: 0, body };
+            fx.send.push((node, Class::Control, message));
+        }
+    }
+
+    pub(super) fn on_room(&mut self, room: Room, fx: &mut Effects) {
+        if self.shared.room == room || self.failed.is_some() {
+            return;
+        }
+        self.shared.room = room;
+        let peers = self.slots.values().filter_map(|slot| match slot {
+            Slot::Live(replica) => Some(replica.peers(&self.shared)),
+            _ => None,
+        });
+        self.ping(peers.flatten().collect(), fx);
+        self.make_way(fx);
+    }
+
+    /// Leadership leaves a node without room.
+    fn make_way(&mut self, fx: &mut Effects) {
+        if self.shared.room == Room::Ample {
+            return;
+        }
+        let groups: Vec<GroupId> = self.slots.keys().copied().collect();
+        for group in groups {
+            self.with(group, fx, |replica, shared, fx| replica.make_way(shared, fx));
+        }
+    }
+}
