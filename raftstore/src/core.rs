@@ -92,6 +92,7 @@ impl Core {
                 wal,
                 submitter,
                 accepted: BTreeSet::new(),
+                flights: Default::default(),
                 room: Room::Ample,
                 low_peers: BTreeMap::new(),
                 clock: HybridClock::default(),
@@ -187,8 +188,12 @@ impl Core {
     /// there, before waiting for more.
     pub(crate) fn poll(&mut self, fx: &mut Effects) {
         // A ready can make another one ready (a sole voter's); the rounds end because each consumes what it found.
-        while !self.ready.is_empty() && self.failed.is_none() {
+        while self.failed.is_none() {
+            self.feed(fx);
             let groups = std::mem::take(&mut self.ready);
+            if groups.is_empty() {
+                return;
+            }
             let mut turn = Turn::default();
             for group in groups {
                 if turn.batch.size_bytes() > self.batch_limit / 2 {
@@ -197,6 +202,14 @@ impl Core {
                 self.collect(group, &mut turn, fx);
             }
             self.submit(turn, fx);
+        }
+    }
+
+    /// Followers that waited for their nodes go on.
+    fn feed(&mut self, fx: &mut Effects) {
+        let fed = self.shared.flights.take_fed(self.shared.config.max_node_inflight_bytes);
+        for (group, member) in fed {
+            self.with(group, fx, |replica, shared, fx| replica.feed(shared, member, fx));
         }
     }
 
@@ -289,7 +302,7 @@ impl Core {
         let Some(slot) = self.slots.remove(&group) else { return false };
         let replica = match slot {
             Slot::Live(mut replica) => {
-                replica.abandon(fx);
+                replica.abandon(&mut self.shared, fx);
                 fx.apply.push(ApplyTask::Close { group });
                 replica.id
             }

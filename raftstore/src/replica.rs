@@ -10,6 +10,7 @@
 //!    boot token, so that a copied or restored disk cannot vote twice.
 
 mod fetched;
+pub(crate) mod flow;
 mod inbound;
 mod membership;
 mod proposals;
@@ -28,6 +29,7 @@ use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_wal::{self as wal, Reservation, Submitter, Wal};
 use raft::{RawNode, StateRole, eraftpb as pb};
 
+use flow::{Flights, NodeFlights};
 use reads::Reads;
 pub(crate) use ready::Taken;
 
@@ -51,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) submitter: Submitter,
     /// Peers that accepted this node's current boot token.
     pub(crate) accepted: BTreeSet<NodeId>,
+    /// What other nodes have under way.
+    pub(crate) flights: NodeFlights,
     /// How much room the disks here have.
     pub(crate) room: Room,
     /// Nodes that lack room, and the tick at which they last said so.
@@ -100,6 +104,7 @@ pub(crate) struct Replica {
     /// The ready whose term or vote is not durable yet.
     vote_pending: Option<u64>,
     held: VecDeque<(u64, Vec<pb::Message>)>,
+    flights: Flights,
     reservation: Option<Reservation>,
     /// Bytes stepped or proposed since the last ready.
     pending_bytes: u64,
@@ -197,7 +202,8 @@ impl Replica {
             heartbeat_tick: config.heartbeat_ticks,
             applied: mark.index,
             max_size_per_msg: config.max_append_bytes,
-            max_inflight_msgs: config.max_inflight_appends,
+            // The first burst; `flow` allows more where messages prove small.
+            max_inflight_msgs: config.first_inflight_appends(),
             check_quorum: true,
             pre_vote: true,
             min_election_tick: config.election_ticks,
@@ -227,6 +233,7 @@ impl Replica {
             persisted_number: 0,
             vote_pending: None,
             held: VecDeque::new(),
+            flights: Flights::default(),
             reservation: None,
             pending_bytes: 0,
             committed: VecDeque::new(),
@@ -344,7 +351,7 @@ impl Replica {
 
     /// To be called after each visit to raft: notices changes of role, term and leader, and replaces raft's own
     /// randomness by a timeout that depends on rank, term and seed only.
-    fn after_raft(&mut self, shared: &Shared, fx: &mut Effects) {
+    fn after_raft(&mut self, shared: &mut Shared, fx: &mut Effects) {
         let term = self.raw.raft.term;
         let now = (term, self.role(), self.raw.raft.leader_id);
         self.raw.raft.set_randomized_election_timeout(self.timeout_ticks(shared, term));
@@ -354,6 +361,7 @@ impl Replica {
         let before = std::mem::replace(&mut self.seen, now);
         self.dirty = true;
         if before.1 == StateRole::Leader && now.1 != StateRole::Leader {
+            self.forget_flights(shared);
             self.lost_leadership(fx);
         }
         if now.1 == StateRole::Leader && before.1 != StateRole::Leader {
@@ -400,7 +408,8 @@ impl Replica {
     }
 
     /// Answers everybody who waits: the replica stops.
-    pub(crate) fn abandon(&mut self, fx: &mut Effects) {
+    pub(crate) fn abandon(&mut self, shared: &mut Shared, fx: &mut Effects) {
+        self.forget_flights(shared);
         self.lost_leadership(fx);
         self.stop_reads(fx);
     }
@@ -442,7 +451,7 @@ impl Replica {
     }
 
     /// The node does not answer: raft stops waiting for it.
-    pub(crate) fn unreachable(&mut self, shared: &Shared, node: NodeId, fx: &mut Effects) -> Alive<()> {
+    pub(crate) fn unreachable(&mut self, shared: &mut Shared, node: NodeId, fx: &mut Effects) -> Alive<()> {
         if !self.is_leader() || self.installing.is_some() {
             return Ok(());
         }
@@ -456,6 +465,7 @@ impl Replica {
                 raw.report_unreachable(id);
                 raw.report_snapshot(id, raft::SnapshotStatus::Failure);
             })?;
+            self.level(shared, id);
             self.offered.remove(&id);
             self.dirty = true;
         }

@@ -33,6 +33,11 @@ pub struct Config {
     pub max_append_bytes: u64,
     /// Append messages in flight per follower.
     pub max_inflight_appends: usize,
+    /// Bytes of entries in flight per follower; exceeded by one message at most.
+    pub max_inflight_bytes: u64,
+    /// Bytes of entries in flight per node, over all groups of one core thread; exceeded by one message per group that
+    /// probes at most.
+    pub max_node_inflight_bytes: u64,
     /// Proposed and not yet committed bytes per group, above which proposals are answered Busy.
     pub max_uncommitted_bytes: u64,
     /// Committed and not yet applied bytes per group, above which proposals are answered Busy.
@@ -64,6 +69,8 @@ impl Default for Config {
             max_entry_bytes: 2 << 20,
             max_append_bytes: 512 << 10,
             max_inflight_appends: 128,
+            max_inflight_bytes: 8 << 20,
+            max_node_inflight_bytes: 32 << 20,
             max_uncommitted_bytes: 32 << 20,
             max_unapplied_bytes: 32 << 20,
             chunk_bytes: 1 << 20,
@@ -94,7 +101,20 @@ impl Config {
         if self.max_entry_bytes == 0 || self.max_inflight_appends == 0 {
             return refuse("max_entry_bytes and max_inflight_appends are at least 1");
         }
+        if self.max_append_bytes == 0
+            || self.max_append_bytes > self.max_inflight_bytes.min(self.max_node_inflight_bytes)
+        {
+            return refuse(
+                "max_append_bytes is at least 1, and at most max_inflight_bytes and max_node_inflight_bytes",
+            );
+        }
         Ok(())
+    }
+
+    /// Appends of the largest size that a follower may have under way.
+    pub(crate) fn first_inflight_appends(&self) -> usize {
+        let first = self.max_inflight_bytes / self.max_append_bytes;
+        usize::try_from(first).map_or(self.max_inflight_appends, |first| first.min(self.max_inflight_appends))
     }
 }
 

@@ -181,7 +181,7 @@ impl Core {
         let descriptor = self.records.remove(&group).map(|record| record.descriptor).unwrap_or_default();
         let mut waiting = vec![token];
         match self.slots.remove(&group) {
-            Some(Slot::Live(mut live)) => live.abandon(fx),
+            Some(Slot::Live(mut live)) => live.abandon(&mut self.shared, fx),
             Some(Slot::Opening { waiting: creators, .. }) => {
                 let stopped = || Answer::Replica(Err(Error::Stopped));
                 fx.answers.extend(creators.into_iter().map(|token| (token, stopped())));

@@ -53,9 +53,16 @@ impl Replica {
             return Ok(());
         }
         let standing = self.standing(from);
+        let answers_append = kind == pb::MessageType::MsgAppendResponse as i32 && self.is_leader();
+        if answers_append && !message.reject && message.term == self.raw.raft.term {
+            self.note_acknowledged(shared, from.get(), message.index);
+        }
         let raw = &mut self.raw;
         // An unknown peer's answer is an error and no fault.
         guarded(|| raw.step(message).ok())?;
+        if answers_append {
+            self.level(shared, from.get());
+        }
         // In an idle group nothing else tells that a member has arrived: whoever waits for it looks at the status.
         self.dirty |= self.standing(from) != standing || self.silent.remove(&from.get());
         let from_leader = self.raw.raft.leader_id == from.get() && self.raw.raft.term == term;

@@ -169,7 +169,7 @@ impl Replica {
     /// Hands leadership over; answered when raft has begun, the status tells when it is done.
     pub(crate) fn transfer(
         &mut self,
-        shared: &Shared,
+        shared: &mut Shared,
         token: Token,
         to: ReplicaId,
         fx: &mut Effects,

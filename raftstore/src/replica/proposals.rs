@@ -101,7 +101,7 @@ impl Replica {
     /// The machine applied entries up to the mark.
     pub(crate) fn on_applied(
         &mut self,
-        shared: &Shared,
+        shared: &mut Shared,
         mark: v1::Mark,
         bytes: u64,
         replies: Vec<Reply>,

@@ -3,7 +3,7 @@
 use pontoon_wal::{self as wal, Batch, Reservation};
 use raft::{Ready, eraftpb as pb};
 
-use super::{Alive, Replica, Shared, after_install, convert, guarded, install_meta};
+use super::{Alive, Replica, Shared, after_install, convert, flow, guarded, install_meta};
 use crate::{
     apply::{ApplyTask, weight},
     effects::Effects,
@@ -123,7 +123,7 @@ impl Replica {
     }
 
     /// Sends or holds the messages of a ready; see the rules at the head of [`super`].
-    fn send_of(&mut self, shared: &Shared, ready: &mut Ready, number: u64, fx: &mut Effects) {
+    fn send_of(&mut self, shared: &mut Shared, ready: &mut Ready, number: u64, fx: &mut Effects) {
         let mut now = ready.take_messages();
         let mut later = ready.take_persisted_messages();
         if let Some(pending) = self.vote_pending {
@@ -145,10 +145,10 @@ impl Replica {
         }
     }
 
-    fn send(&mut self, shared: &Shared, messages: Vec<pb::Message>, fx: &mut Effects) {
+    fn send(&mut self, shared: &mut Shared, messages: Vec<pb::Message>, fx: &mut Effects) {
         use pb::MessageType::*;
         let gate_open = self.gate_open(shared);
-        for message in messages {
+        for (message, made_of) in flow::merge(messages, shared.config.max_append_bytes) {
             let Ok(to) = ReplicaId::new(message.to) else { continue };
             let kind = message.get_msg_type();
             let promises = matches!(
@@ -164,6 +164,9 @@ impl Replica {
             };
             if kind == MsgSnapshot {
                 self.offered.insert(message.to, shared.ticks);
+            }
+            if kind == MsgAppend {
+                self.note_sent(shared, &message, made_of);
             }
             let floor = if matches!(kind, MsgAppend | MsgHeartbeat) { self.floor } else { 0 };
             let body = v1::peer_message::Body::Raft(convert::message_to_wire(message, floor));

@@ -67,7 +67,7 @@ impl Replica {
     }
 
     /// A leader on a node without room hands leadership to a voter that has some and the whole log.
-    pub(crate) fn make_way(&mut self, shared: &Shared, fx: &mut Effects) -> Alive<()> {
+    pub(crate) fn make_way(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
         if !self.is_leader()
             || self.installing.is_some()
             || shared.room == Room::Ample

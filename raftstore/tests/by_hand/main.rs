@@ -1,0 +1,6 @@
+//! The runtime moved by hand: each message, sync and tick comes when a test says so.
+
+mod flow;
+mod lab;
+#[path = "../common/machine.rs"]
+mod machine;
