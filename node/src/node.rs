@@ -137,7 +137,11 @@ impl Node {
         let shards = open_engine(engine, &directory).await?;
         let machines = Arc::new(NodeMachines::new(shards, config.machines.clone()));
         let transport = Arc::new(PeerTransport::new(own, map.clone()));
-        let raft_config = pontoon_raftstore::Config { seed: wal.incarnation(), ..config.raft.clone() };
+        let raft_config = pontoon_raftstore::Config {
+            seed: wal.incarnation(),
+            urgent_group: Some(GroupId::META),
+            ..config.raft.clone()
+        };
         let raft = blocking({
             let (wal, machines, transport) = (wal.clone(), machines.clone(), transport.clone());
             move || MultiRaft::open(raft_config, wal, identity, machines, transport)

@@ -189,9 +189,14 @@ pub(crate) struct Applier {
     session_ttl: u64,
 }
 
+/// The bytes that an entry weighs in the apply budget.
+pub(crate) fn entry_weight(entry: &pb::Entry) -> u64 {
+    entry.data.len() as u64 + 32
+}
+
 /// The bytes that entries weigh in the apply budget.
 pub(crate) fn weight(entries: &[pb::Entry]) -> u64 {
-    entries.iter().map(|e| e.data.len() as u64 + 32).sum()
+    entries.iter().map(entry_weight).sum()
 }
 
 impl Applier {

@@ -60,6 +60,14 @@ enum Submission {
     Tombstone(GroupId),
 }
 
+/// A submission that is not durable yet.
+struct Submitted {
+    token: u64,
+    /// The tick it was made at.
+    since: u64,
+    what: Submission,
+}
+
 /// All replicas of one loop.
 pub(crate) struct Core {
     shared: Shared,
@@ -67,7 +75,7 @@ pub(crate) struct Core {
     /// What was made durable of each replica at its creation; the tombstone ends it.
     records: BTreeMap<GroupId, Record>,
     ready: BTreeSet<GroupId>,
-    submissions: VecDeque<(u64, Submission)>,
+    submissions: VecDeque<Submitted>,
     next_submission: u64,
     batch_limit: u64,
     /// The log failed: no replica acts any more.
@@ -93,6 +101,7 @@ impl Core {
                 submitter,
                 accepted: BTreeSet::new(),
                 flights: Default::default(),
+                unapplied_bytes: 0,
                 room: Room::Ample,
                 low_peers: BTreeMap::new(),
                 clock: HybridClock::default(),
@@ -265,7 +274,7 @@ impl Core {
         self.next_submission += 1;
         match self.shared.submitter.submit(batch, reservation, token) {
             Ok(_) => {
-                self.submissions.push_back((token, what));
+                self.submissions.push_back(Submitted { token, since: self.shared.ticks, what });
                 true
             }
             Err(error) => {
@@ -380,12 +389,8 @@ impl Core {
 
     fn on_persisted(&mut self, submission: u64, fx: &mut Effects) {
         // Acknowledgements come in the order of submission; relaxed ones may be skipped over.
-        while let Some((token, _)) = self.submissions.front() {
-            if *token > submission {
-                break;
-            }
-            let Some((_, what)) = self.submissions.pop_front() else { break };
-            match what {
+        while let Some(done) = self.submissions.pop_front_if(|waiting| waiting.token <= submission) {
+            match done.what {
                 Submission::Turn(groups) => {
                     for (group, number) in groups {
                         self.with(group, fx, |replica, shared, fx| replica.on_persisted(shared, number, fx));

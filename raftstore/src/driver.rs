@@ -20,15 +20,17 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use dashmap::DashMap;
-use pontoon_proto::{GroupId, NodeId};
+use pontoon_proto::{GroupId, NodeId, v1::PeerMessage};
 use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
-    apply::{Applier, ApplyOutcome, ApplyTask},
+    apply::{Applier, ApplyOutcome},
     core::Core,
+    door::{Door, Inbox, ToLoop, door},
     effects::{Answer, Effects, Input, Token},
     error::Error,
+    lanes::Lane,
     machine::Machines,
     snapshot::{ServeTask, SnapshotServer},
     transport::{Class, Transport},
@@ -38,39 +40,36 @@ use crate::{
 /// Inputs that one turn takes before it submits, so that a flood does not keep the log idle.
 const INPUTS_PER_TURN: usize = 2048;
 
-/// Inputs waiting in front of a loop above which proposals are answered Busy.
-pub(crate) const QUEUE_LIMIT: usize = 65_536;
-
-/// What a loop thread receives.
-pub(crate) enum ToLoop {
-    Input(Input),
-    /// An input whose answer goes to a waiting caller.
-    Ask(Input, Token, oneshot::Sender<Answer>),
-    Stop,
-}
-
 /// What all threads share.
 pub(crate) struct Board {
     pub(crate) statuses: DashMap<GroupId, watch::Sender<GroupStatus>>,
     pub(crate) events: broadcast::Sender<Event>,
-    pub(crate) loops: Vec<Sender<ToLoop>>,
+    loops: Vec<Door>,
 }
 
 impl Board {
-    pub(crate) fn to_group(&self, group: GroupId) -> &Sender<ToLoop> {
+    fn door(&self, group: GroupId) -> &Door {
         &self.loops[group.0 as usize % self.loops.len()]
     }
 
-    pub(crate) fn input(&self, group: GroupId, input: Input) {
-        // A loop is gone only when the runtime stops; nobody waits for this then.
-        let _ = self.to_group(group).send(ToLoop::Input(input));
+    /// Asks the loop of a group; the answer goes to whoever waits for it.
+    pub(crate) fn ask(&self, group: GroupId, input: Input, token: Token, answer: oneshot::Sender<Answer>) {
+        self.door(group).to_group(group, ToLoop::Ask(input, token, answer));
+    }
+
+    /// Whether so much waits in front of the group's loop that commands are refused.
+    pub(crate) fn is_full(&self, group: GroupId) -> bool {
+        self.door(group).is_full()
+    }
+
+    /// A message of a peer for a group.
+    pub(crate) fn peer(&self, from: NodeId, message: PeerMessage) {
+        self.door(GroupId(message.group)).peer(from, message);
     }
 
     /// What concerns the node goes to every loop.
     pub(crate) fn input_all(&self, input: impl Fn() -> Input) {
-        for end in &self.loops {
-            let _ = end.send(ToLoop::Input(input()));
-        }
+        self.loops.iter().for_each(|door| door.first(input()));
     }
 
     fn engine_failed(&self, reason: &str) {
@@ -78,18 +77,18 @@ impl Board {
     }
 }
 
-struct LoopSink(Sender<ToLoop>);
+struct LoopSink(Door);
 
 impl PersistSink for LoopSink {
     fn persisted(&self, done: &[Persisted]) {
         // Acknowledgements come in prefix order: the last one speaks for all.
         if let Some(last) = done.last() {
-            let _ = self.0.send(ToLoop::Input(Input::Persisted { submission: last.token }));
+            self.0.first(Input::Persisted { submission: last.token });
         }
     }
 
     fn failed(&self, error: &wal::Error) {
-        let _ = self.0.send(ToLoop::Input(Input::LogFailed { reason: error.to_string() }));
+        self.0.first(Input::LogFailed { reason: error.to_string() });
     }
 }
 
@@ -102,7 +101,7 @@ pub(crate) struct Threads {
 }
 
 struct Workers {
-    apply: Vec<Sender<ApplyTask>>,
+    apply: Vec<Arc<Lane>>,
     serve: Sender<ServeTask>,
     flush_stop: Sender<()>,
     handles: Vec<JoinHandle<()>>,
@@ -130,18 +129,18 @@ pub(crate) fn start(
     transport: &Arc<dyn Transport>,
 ) -> Result<Threads, Error> {
     let (loop_ends, receivers): (Vec<_>, Vec<_>) =
-        (0..config.core_threads).map(|_| crossbeam_channel::unbounded()).unzip();
+        (0..config.core_threads).map(|_| door(config.urgent_group)).unzip();
     let board =
         Arc::new(Board { statuses: DashMap::new(), events: broadcast::channel(1024).0, loops: loop_ends });
     let dirty: Dirty = Arc::default();
     let mut handles = Vec::new();
     let mut apply = Vec::new();
     for i in 0..config.apply_threads {
-        let (sender, tasks) = crossbeam_channel::unbounded();
-        apply.push(sender);
+        let lane = Arc::new(Lane::new(config.urgent_group));
+        apply.push(lane.clone());
         let applier = Applier::new(machines.clone(), config.session_ttl);
         let (board, dirty) = (board.clone(), dirty.clone());
-        handles.push(spawn(format!("apply-{i}"), move || run_applier(applier, &tasks, &board, &dirty))?);
+        handles.push(spawn(format!("apply-{i}"), move || run_applier(applier, &lane, &board, &dirty))?);
     }
     let (serve, serve_tasks) = crossbeam_channel::unbounded();
     let server = SnapshotServer::new(config.chunk_bytes, wal.incarnation() & (u64::MAX >> 1));
@@ -177,15 +176,14 @@ pub(crate) fn start(
 impl Threads {
     /// Stops the loops, then the workers after what they were given, then flushes once more. Blocks.
     pub(crate) fn stop(&self) {
-        for end in &self.board.loops {
-            let _ = end.send(ToLoop::Stop);
-        }
+        self.board.loops.iter().for_each(Door::stop);
         for handle in lock(&self.loops).drain(..) {
             let _ = handle.join();
         }
         if let Some(workers) = lock(&self.workers).take() {
             let Workers { apply, serve, flush_stop, handles } = workers;
-            drop((apply, serve));
+            apply.iter().for_each(|lane| lane.close());
+            drop(serve);
             // The flusher goes last: it makes durable what the appliers did at the end.
             let (mut handles, flusher) = split_last(handles);
             for handle in handles.drain(..) {
@@ -207,8 +205,8 @@ fn split_last<T>(mut all: Vec<T>) -> (Vec<T>, Option<T>) {
 
 struct Looper {
     core: Core,
-    inputs: Receiver<ToLoop>,
-    apply: Vec<Sender<ApplyTask>>,
+    inputs: Inbox,
+    apply: Vec<Arc<Lane>>,
     serve: Sender<ServeTask>,
     transport: Arc<dyn Transport>,
     wal: Wal,
@@ -222,11 +220,7 @@ impl Looper {
         let mut fx = Effects::default();
         let mut next_tick = Instant::now() + self.tick;
         loop {
-            let first = match self.inputs.recv_deadline(next_tick) {
-                Ok(first) => Some(first),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
+            let Ok(first) = self.inputs.next(next_tick) else { return };
             // Time first: after a pause nobody may take what it heard last for fresh.
             let now = Instant::now();
             if now >= next_tick {
@@ -242,7 +236,7 @@ impl Looper {
                     return;
                 }
                 taken += 1;
-                next = if taken < INPUTS_PER_TURN { self.inputs.try_recv().ok() } else { None };
+                next = if taken < INPUTS_PER_TURN { self.inputs.try_next() } else { None };
             }
             self.core.poll(&mut fx);
             self.dispatch(&mut fx);
@@ -250,6 +244,7 @@ impl Looper {
     }
 
     fn take(&mut self, message: ToLoop, fx: &mut Effects) -> bool {
+        self.inputs.taken(&message);
         match message {
             ToLoop::Input(input) => self.core.handle(wall_ms(), input, fx),
             ToLoop::Ask(input, token, answer) => {
@@ -271,16 +266,14 @@ impl Looper {
         }
         for task in fx.apply.drain(..) {
             let lane = (task.group().0 >> 1) as usize % self.apply.len();
-            // Workers outlive the loops.
-            let _ = self.apply[lane].send(task);
+            self.apply[lane].push(task);
         }
         for task in fx.serve.drain(..) {
             let _ = self.serve.send(task);
         }
         for task in fx.fetch.drain(..) {
-            let end = self.board.to_group(task.group).clone();
-            // A loop is gone only when the runtime stops; nobody waits for this then.
-            task.begin(&self.wal, move |input| drop(end.send(ToLoop::Input(input))));
+            let door = self.board.door(task.group).clone();
+            task.begin(&self.wal, move |input| door.first(input));
         }
         for status in fx.statuses.drain(..) {
             publish(&self.board.statuses, status);
@@ -337,14 +330,9 @@ fn log_event(event: &Event) {
     }
 }
 
-fn run_applier(
-    mut applier: Applier,
-    tasks: &Receiver<ApplyTask>,
-    board: &Board,
-    dirty: &Mutex<BTreeMap<GroupId, u64>>,
-) {
+fn run_applier(mut applier: Applier, lane: &Lane, board: &Board, dirty: &Mutex<BTreeMap<GroupId, u64>>) {
     let mut outcomes = Vec::new();
-    for task in tasks {
+    while let Some(task) = lane.take() {
         let group = task.group();
         applier.run(task, &mut outcomes);
         for outcome in outcomes.drain(..) {
@@ -361,7 +349,7 @@ fn run_applier(
                 }
                 _ => {}
             }
-            board.input(group, Input::Outcome(outcome));
+            board.door(group).first(Input::Outcome(outcome));
         }
     }
 }
@@ -398,7 +386,7 @@ impl Flusher {
                 by_loop.entry(group.0 as usize % self.board.loops.len()).or_default().push((group, index));
             }
             for (at, marks) in by_loop {
-                let _ = self.board.loops[at].send(ToLoop::Input(Input::Flushed(marks)));
+                self.board.loops[at].first(Input::Flushed(marks));
             }
             if stopping {
                 return;

@@ -16,7 +16,7 @@ use pontoon_wal::Wal;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
-    driver::{self, QUEUE_LIMIT, Threads, ToLoop},
+    driver::{self, Threads},
     effects::{Answer, Input, Token},
     error::{Ambiguous, Error, ProposeError, Rejected},
     identity::{Identity, Peers},
@@ -79,7 +79,7 @@ impl MultiRaft {
         let token = self.inner.next_token.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         // A stopped loop drops the sender, which the receiver notices.
-        let _ = self.inner.threads.board.to_group(group).send(ToLoop::Ask(input(token), token, sender));
+        self.inner.threads.board.ask(group, input(token), token, sender);
         receiver
     }
 
@@ -120,7 +120,7 @@ impl MultiRaft {
         for message in messages {
             match GroupId(message.group) {
                 GroupId::NODE => board.input_all(|| Input::Peer { from, message: message.clone() }),
-                group => board.input(group, Input::Peer { from, message }),
+                _ => board.peer(from, message),
             }
         }
         true
@@ -224,7 +224,7 @@ impl Group {
     /// Proposes a command. The ticket resolves when it is applied here, or refused, or when its outcome cannot be told.
     pub fn propose(&self, proposal: Proposal) -> Ticket {
         let board = &self.runtime.inner.threads.board;
-        if board.to_group(self.id).len() > QUEUE_LIMIT {
+        if board.is_full(self.id) {
             let busy = Rejected::Busy { group: self.id, retry_after: Duration::from_millis(10) };
             return Ticket { group: self.id, state: TicketState::Refused(Some(busy)) };
         }

@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) accepted: BTreeSet<NodeId>,
     /// What other nodes have under way.
     pub(crate) flights: NodeFlights,
+    /// Committed and not yet applied.
+    pub(crate) unapplied_bytes: u64,
     /// How much room the disks here have.
     pub(crate) room: Room,
     /// Nodes that lack room, and the tick at which they last said so.
@@ -410,6 +412,7 @@ impl Replica {
     /// Answers everybody who waits: the replica stops.
     pub(crate) fn abandon(&mut self, shared: &mut Shared, fx: &mut Effects) {
         self.forget_flights(shared);
+        shared.unapplied_bytes -= self.unapplied_bytes;
         self.lost_leadership(fx);
         self.stop_reads(fx);
     }

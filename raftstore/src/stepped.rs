@@ -12,10 +12,11 @@ use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
 
 use crate::{
-    apply::{Applier, ApplyOutcome, ApplyTask},
+    apply::{Applier, ApplyOutcome},
     core::Core,
     effects::{Answer, Effects, Input},
     error::Error,
+    lanes::Lane,
     machine::Machines,
     snapshot::{ServeTask, SnapshotServer},
     transport::Class,
@@ -68,7 +69,7 @@ pub struct Stepped {
     machines: Arc<dyn Machines>,
     sink: Arc<Sink>,
     wal: Wal,
-    apply: VecDeque<ApplyTask>,
+    apply: Lane,
     serve: VecDeque<ServeTask>,
     dirty: BTreeMap<GroupId, u64>,
     out: Output,
@@ -94,12 +95,12 @@ impl Stepped {
         let groups: Vec<GroupId> = wal.groups().into_iter().filter(|group| *group != GroupId::NODE).collect();
         let mut stepped = Stepped {
             applier: Applier::new(machines.clone(), config.session_ttl),
+            apply: Lane::new(config.urgent_group),
             server: SnapshotServer::new(config.chunk_bytes, incarnation & (u64::MAX >> 1)),
             core: Core::new(config, node, wal.clone(), submitter, incarnation),
             machines,
             sink,
             wal,
-            apply: VecDeque::new(),
             serve: VecDeque::new(),
             dirty: BTreeMap::new(),
             out: Output::default(),
@@ -136,7 +137,7 @@ impl Stepped {
         self.out.answers.extend(fx.answers);
         self.out.statuses.extend(fx.statuses);
         self.out.events.extend(fx.events);
-        self.apply.extend(fx.apply);
+        fx.apply.into_iter().for_each(|task| self.apply.push(task));
         self.serve.extend(fx.serve);
         for task in fx.fetch {
             let sink = self.sink.clone();
@@ -164,7 +165,7 @@ impl Stepped {
 
     /// Runs the next task of the state machines; false if there is none.
     pub fn step_apply(&mut self) -> bool {
-        let Some(task) = self.apply.pop_front() else { return false };
+        let Some(task) = self.apply.try_take() else { return false };
         let mut outcomes = Vec::new();
         self.applier.run(task, &mut outcomes);
         for outcome in outcomes {

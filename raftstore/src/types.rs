@@ -19,6 +19,9 @@ pub const MAX_OPEN_REQUESTS: usize = 1024;
 pub struct Config {
     /// Threads that run consensus; each owns the groups that hash to it. At least 1.
     pub core_threads: usize,
+    /// A group whose inputs and whose applying go before those of all others: one that the others wait for, such as the
+    /// one that says where everything is.
+    pub urgent_group: Option<GroupId>,
     /// Threads that apply; each owns the machines that hash to it. At least 1.
     pub apply_threads: usize,
     /// How often Raft's clock moves.
@@ -40,8 +43,11 @@ pub struct Config {
     pub max_node_inflight_bytes: u64,
     /// Proposed and not yet committed bytes per group, above which proposals are answered Busy.
     pub max_uncommitted_bytes: u64,
-    /// Committed and not yet applied bytes per group, above which proposals are answered Busy.
+    /// Committed and not yet applied bytes per group, above which proposals are answered Busy and followers take no
+    /// entries: their leaders repeat them.
     pub max_unapplied_bytes: u64,
+    /// The same over all groups of one core thread.
+    pub max_unapplied_node_bytes: u64,
     /// The size that snapshot chunks aim at, in bytes.
     pub chunk_bytes: usize,
     /// Chunks that a receiver asks for ahead.
@@ -62,6 +68,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             core_threads: 1,
+            urgent_group: None,
             apply_threads: 1,
             tick: Duration::from_millis(100),
             heartbeat_ticks: 3,
@@ -73,6 +80,7 @@ impl Default for Config {
             max_node_inflight_bytes: 32 << 20,
             max_uncommitted_bytes: 32 << 20,
             max_unapplied_bytes: 32 << 20,
+            max_unapplied_node_bytes: 256 << 20,
             chunk_bytes: 1 << 20,
             chunk_window: 4,
             flush_interval: Duration::from_secs(1),

@@ -22,11 +22,16 @@ impl Core {
         for group in &groups {
             self.with(*group, fx, |replica, shared, fx| replica.tick(shared, ticks, fx));
         }
+        if self.is_stalled() {
+            self.make_way(fx);
+        }
         if before / HOUSEKEEPING_TICKS == self.shared.ticks / HOUSEKEEPING_TICKS {
             return;
         }
         fx.serve.push(ServeTask::Tick { ticks: HOUSEKEEPING_TICKS });
-        self.make_way(fx);
+        if self.shared.room != Room::Ample {
+            self.make_way(fx);
+        }
         let mut strangers = BTreeSet::new();
         let mut batch = Batch::new();
         for group in groups {
@@ -74,14 +79,25 @@ impl Core {
             _ => None,
         });
         self.ping(peers.flatten().collect(), fx);
-        self.make_way(fx);
+        if room != Room::Ample {
+            self.make_way(fx);
+        }
     }
 
-    /// Leadership leaves a node without room.
+    /// Whether the log has owed a sync for half an election timeout. Who leads here still commits by the others' disks, but
+    /// neither votes nor takes part; and if the disk does not come back, every group would wait for it a whole timeout.
+    fn is_stalled(&self) -> bool {
+        let patience = (self.shared.config.election_ticks as u64 / 2).max(1);
+        // What need not be synced rides with the next sync, however long that takes.
+        let owed = self.submissions.iter().find(|waiting| match &waiting.what {
+            Submission::Turn(groups) => !groups.is_empty(),
+            Submission::Created(_) | Submission::Tombstone(_) => true,
+        });
+        owed.is_some_and(|oldest| oldest.since + patience <= self.shared.ticks)
+    }
+
+    /// Leadership leaves a node without room, or one whose disk does not answer.
     fn make_way(&mut self, fx: &mut Effects) {
-        if self.shared.room == Room::Ample {
-            return;
-        }
         let groups: Vec<GroupId> = self.slots.keys().copied().collect();
         for group in groups {
             self.with(group, fx, |replica, shared, fx| replica.make_way(shared, fx));

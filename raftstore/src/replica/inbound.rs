@@ -48,8 +48,9 @@ impl Replica {
         let commands =
             entries.iter().any(|e| e.entry_type == pb::EntryType::EntryNormal && !e.data.is_empty());
         let bytes: u64 = entries.iter().map(|e| e.data.len() as u64 + 64).sum();
-        if bytes > 0 && ((commands && shared.room == Room::Critical) || !self.reserve(shared, bytes)) {
-            // A full log or disk takes no entries; the leader repeats them.
+        let no_room = commands && (shared.room == Room::Critical || self.is_behind(shared));
+        if bytes > 0 && (no_room || !self.reserve(shared, bytes)) {
+            // A full log or disk takes no entries, nor does an engine that is far behind; the leader repeats them.
             return Ok(());
         }
         let standing = self.standing(from);

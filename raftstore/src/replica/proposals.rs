@@ -40,8 +40,7 @@ impl Replica {
             return Ok(());
         }
         let busy = Rejected::Busy { group: self.group, retry_after: RETRY_AFTER };
-        if self.unapplied_bytes > shared.config.max_unapplied_bytes || self.raw.raft.lead_transferee.is_some()
-        {
+        if self.is_behind(shared) || self.raw.raft.lead_transferee.is_some() {
             fx.propose_error(token, busy);
             return Ok(());
         }
@@ -86,6 +85,12 @@ impl Replica {
         }
     }
 
+    /// Whether so much waits to be applied that nothing may be added.
+    pub(super) fn is_behind(&self, shared: &Shared) -> bool {
+        self.unapplied_bytes > shared.config.max_unapplied_bytes
+            || shared.unapplied_bytes > shared.config.max_unapplied_node_bytes
+    }
+
     /// Whether the next ready would grow past half a batch of the log.
     pub(crate) fn is_full(&self, limit: u64) -> bool {
         self.pending_bytes > limit / 2
@@ -109,6 +114,7 @@ impl Replica {
     ) -> Alive<()> {
         assert!(mark.index >= self.mark.index, "{}: the applied index never goes back", self.group);
         self.unapplied_bytes -= bytes;
+        shared.unapplied_bytes -= bytes;
         self.mark = mark;
         self.dirty = true;
         self.raw.mut_store().offer =

@@ -192,7 +192,9 @@ impl Replica {
                 .position(|e| e.get_entry_type() != pb::EntryType::EntryNormal)
                 .unwrap_or(self.committed.len());
             let entries: Vec<pb::Entry> = self.committed.drain(..normal).collect();
-            self.unapplied_bytes += weight(&entries);
+            let bytes = weight(&entries);
+            self.unapplied_bytes += bytes;
+            shared.unapplied_bytes += bytes;
             fx.apply.push(ApplyTask::Entries { group: self.group, entries, want_replies });
         }
         Ok(())

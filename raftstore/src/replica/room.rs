@@ -66,24 +66,22 @@ impl Replica {
         }
     }
 
-    /// A leader on a node without room hands leadership to a voter that has some and the whole log.
+    /// A leader on a node without room, or whose disk does not answer, hands leadership to a voter with room: to the one
+    /// that has most of the log. Raft waits until it has the rest, for an election timeout at most.
     pub(crate) fn make_way(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
-        if !self.is_leader()
-            || self.installing.is_some()
-            || shared.room == Room::Ample
-            || self.raw.raft.has_pending_conf()
-            || self.raw.raft.lead_transferee.is_some()
-        {
+        if !self.is_leader() || self.installing.is_some() || self.raw.raft.lead_transferee.is_some() {
             return Ok(());
         }
-        let last = self.last_index();
         let prs = self.raw.raft.prs();
-        let heir = self.conf.voters.iter().copied().find(|id| {
-            *id != self.id.get()
-                && node_of(*id).is_some_and(|node| shared.has_room(node))
-                && prs.get(*id).is_some_and(|progress| progress.recent_active && progress.matched == last)
+        let others = self.conf.voters.iter().copied().filter(|id| *id != self.id.get());
+        let heirs = others.filter_map(|id| {
+            let progress = prs.get(id).filter(|progress| {
+                progress.recent_active && progress.state == raft::ProgressState::Replicate
+            })?;
+            node_of(id).filter(|node| shared.has_room(*node)).map(|_| (progress.matched, id))
         });
-        if let Some(to) = heir {
+        // The first of those that have as much.
+        if let Some((_, to)) = heirs.rev().max_by_key(|(matched, _)| *matched) {
             let raw = &mut self.raw;
             guarded(|| raw.transfer_leader(to))?;
             self.after_raft(shared, fx);

@@ -1,6 +1,6 @@
 //! What is under way to followers is bounded in bytes, and what waits goes on by itself.
 
-use pontoon_raftstore::Config;
+use pontoon_raftstore::{Class, Config};
 
 use crate::lab::{Lab, Mail, node};
 
@@ -42,6 +42,8 @@ fn a_follower_that_does_not_answer_has_a_bounded_number_of_bytes_under_way() {
         lab.settle_where(not_to_3);
         assert!(under_way(&lab, 3) <= WINDOW + MESSAGE, "{} bytes", under_way(&lab, 3));
     }
+    // What is large and what is urgent travel apart.
+    assert!(lab.mail.iter().all(|mail| mail.entry_bytes() == 0 || mail.class == Class::Append));
     // The others did not wait.
     for asked in asked {
         lab.outcome(asked).unwrap().unwrap();
@@ -111,4 +113,28 @@ fn the_groups_of_a_node_share_what_may_be_under_way_to_it_and_none_is_forgotten(
         let leader = lab.leader(group).unwrap();
         assert_eq!(lab.status(3, group).applied, lab.status(leader, group).applied, "group {group}");
     }
+}
+
+#[test]
+fn a_follower_whose_engine_is_behind_takes_no_more_than_it_may_hold() {
+    const UNAPPLIED: u64 = 64 << 10;
+    let mut lab = Lab::new(3, Config { max_unapplied_bytes: UNAPPLIED, ..config() });
+    lab.found(3..4, &[1, 2, 3]);
+    let leader = lab.leader(3).unwrap();
+    lab.frozen.insert(node(3));
+    let before = lab.status(3, 3).last_index;
+    for i in 0..300 {
+        lab.propose(leader, 3, command(i, 1000));
+        lab.settle();
+    }
+    // What it may hold, and what was under way when it had that.
+    let taken = lab.status(3, 3).last_index - before;
+    assert!((UNAPPLIED / 1100..=(UNAPPLIED + WINDOW + MESSAGE) / 1000).contains(&taken), "{taken} entries");
+    assert_eq!(lab.status(leader, 3).applied, lab.status(leader, 3).last_index);
+    // It is heard, and comes right.
+    lab.tick(20);
+    assert_eq!(lab.leader(3), Some(leader));
+    lab.frozen.clear();
+    lab.tick(30);
+    assert_eq!(lab.status(3, 3).applied, lab.status(leader, 3).last_index);
 }

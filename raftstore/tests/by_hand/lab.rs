@@ -1,7 +1,7 @@
 //! Nodes that are moved by hand, message by message.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -65,6 +65,8 @@ pub(crate) struct Lab {
     pub(crate) mail: Vec<Mail>,
     pub(crate) answers: BTreeMap<(NodeId, u64), Answer>,
     pub(crate) events: Vec<(NodeId, Event)>,
+    /// Nodes that apply nothing.
+    pub(crate) frozen: BTreeSet<NodeId>,
 }
 
 pub(crate) fn node(id: u64) -> NodeId {
@@ -85,6 +87,7 @@ impl Lab {
             mail: Vec::new(),
             answers: BTreeMap::new(),
             events: Vec::new(),
+            frozen: BTreeSet::new(),
         };
         for id in 1..=size {
             let (fs, machines) = (SimFs::new(), TestMachines::default());
@@ -153,11 +156,13 @@ impl Lab {
 
     /// Lets a node work off what it has, and takes what it says.
     pub(crate) fn turn(&mut self, id: NodeId) {
+        let applies = !self.frozen.contains(&id);
         let node = self.nodes.get_mut(&id).expect("such a node");
         loop {
             node.stepped.turn();
             let moved = node.wal.step();
-            if !(node.stepped.step_log() | node.stepped.step_apply() | node.stepped.step_serve() | moved) {
+            let applied = applies && node.stepped.step_apply();
+            if !(node.stepped.step_log() | applied | node.stepped.step_serve() | moved) {
                 break;
             }
         }

@@ -4,3 +4,4 @@ mod flow;
 mod lab;
 #[path = "../common/machine.rs"]
 mod machine;
+mod stall;
