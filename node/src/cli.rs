@@ -5,6 +5,7 @@
 mod cluster;
 mod data;
 mod load;
+mod log;
 mod moves;
 mod node;
 mod output;
@@ -13,7 +14,7 @@ mod wal;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use pontoon_node::client::{Client, ClientError};
+use pontoon_node::client::{Client, ClientError, Reads};
 use pontoon_proto::NodeId;
 use pontoon_shard::EngineKind;
 
@@ -61,7 +62,7 @@ enum Command {
     /// Load N-Triples, N-Quads or Dgraph RDF, also .gz. Run it again to go on after a kill.
     Load(load::LoadArgs),
     /// Read a key; for loaded data, all objects of a subject.
-    Get(data::KeyArgs),
+    Get(data::GetArgs),
     /// Set the value of a key.
     Put(data::PutArgs),
     /// Delete a key.
@@ -70,6 +71,9 @@ enum Command {
     Cas(data::CasArgs),
     /// List rows in order of their keys.
     Scan(data::ScanArgs),
+    /// Logs: records in the order in which they were appended.
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// The cluster at a glance.
     Status,
     /// The nodes, and what each holds.
@@ -113,6 +117,28 @@ impl Context {
     }
 }
 
+/// How old an answer may be.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct ReadArgs {
+    /// The answer may lack what was written in this time, as in 2s or 500ms: the node at --addr answers from its own
+    /// replica, if it has one, without asking the leader each time.
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "local")]
+    max_lag: Option<Duration>,
+    /// Whatever the replica of the node at --addr has, however old.
+    #[arg(long)]
+    local: bool,
+}
+
+impl ReadArgs {
+    pub(crate) fn reads(&self) -> Reads {
+        match (self.local, self.max_lag) {
+            (true, _) => Reads::Local,
+            (false, Some(lag)) => Reads::Bounded(lag),
+            (false, None) => Reads::Linearizable,
+        }
+    }
+}
+
 /// Which engine a node stores its rows with.
 #[derive(Debug, Args, Clone)]
 pub(crate) struct EngineArgs {
@@ -137,6 +163,7 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
         Command::Delete(args) => data::delete(&context, args).await,
         Command::Cas(args) => data::cas(&context, args).await,
         Command::Scan(args) => data::scan(&context, args).await,
+        Command::Log(command) => log::run(&context, command).await,
         Command::Status => cluster::status(&context).await,
         Command::Nodes => cluster::nodes(&context).await,
         Command::Predicates => cluster::predicates(&context).await,
@@ -156,6 +183,21 @@ fn seconds(text: &str) -> Result<f64, String> {
         Ok(seconds) if seconds > 0.0 && seconds <= 86_400.0 => Ok(seconds),
         _ => Err("a number of seconds above 0, at most 86400".to_owned()),
     }
+}
+
+/// A time as people write it: `2s`, `500ms`, `1m`.
+fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: Option<u64> = number.parse().ok();
+    let ms = match unit {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" => Some(60_000),
+        _ => None,
+    };
+    let ms = number.zip(ms).and_then(|(number, ms)| number.checked_mul(ms));
+    ms.map(Duration::from_millis).ok_or_else(|| "a time is a number and ms, s or m, as in 500ms".to_owned())
 }
 
 fn address(text: &str) -> Result<String, String> {
@@ -209,6 +251,10 @@ mod tests {
             &["pontoon", "status", "--addr", "http://127.0.0.1:7400/"],
             &["pontoon", "move", "start", "name", "--to", "0"],
             &["pontoon", "decommission", "third"],
+            &["pontoon", "get", "name", "k", "--local", "--max-lag", "2s"],
+            &["pontoon", "log", "tail", "events", "--from", "-1"],
+            &["pontoon", "log", "truncate", "events"],
+            &["pontoon", "log", "mirror", "events"],
             // Without a cluster to join there is nobody whose place it could take.
             &["pontoon", "node", "--dir", "d", "--listen", "127.0.0.1:1", "--replace", "3"],
         ] {
@@ -216,6 +262,16 @@ mod tests {
         }
         assert!(Cli::try_parse_from(["pontoon", "status", "--json", "--addr", "127.0.0.1:1"]).is_ok());
         assert!(Cli::try_parse_from(["pontoon", "status", "--addr", "[::1]:7,localhost:8"]).is_ok());
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(time("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(time("1m"), Ok(Duration::from_secs(60)));
+        for wrong in ["2", "s", "", "2h", "-1s", "1.5s", "99999999999999999999s"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -24,7 +24,9 @@
 mod admin;
 mod ask;
 mod error;
+mod log;
 mod many;
+mod mirror;
 mod place;
 mod session;
 
@@ -43,9 +45,11 @@ use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 
 pub use error::ClientError;
+pub use log::{Appended, Bounds, Log, Records, Tail};
+pub use mirror::{Mirror, MirrorError, Mirrored, mirror};
 
-use crate::{api::admin_client::AdminClient, channels::Channels};
-use place::Place;
+use crate::{api::admin_client::AdminClient, channels::Channels, route::Routed};
+use place::{Missing, Place};
 
 /// How long a call may take, retries included, unless [`Client::with_deadline`] says otherwise.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -60,6 +64,20 @@ const ADDRESSES_MOST: usize = 1_024;
 pub struct Client {
     inner: Arc<Inner>,
     deadline: Duration,
+    reads: Reads,
+}
+
+/// How fresh reads are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reads {
+    /// Every write that was acknowledged before the read is seen. The leader answers.
+    #[default]
+    Linearizable,
+    /// Every write that was acknowledged more than this before the read is seen. The node that the client was given first
+    /// answers from its own replica, a learner's too, or passes the read on if it has none.
+    Bounded(Duration),
+    /// Whatever the replica there has, however old.
+    Local,
 }
 
 #[derive(Debug)]
@@ -157,7 +175,7 @@ impl Client {
             addresses: Mutex::new(addresses.clone()),
             turn: AtomicUsize::new(0),
         };
-        let client = Client { inner: Arc::new(inner), deadline: DEADLINE };
+        let client = Client { inner: Arc::new(inner), deadline: DEADLINE, reads: Reads::default() };
         let mut reason = "no address was given".to_owned();
         for address in &addresses {
             match timeout(GREETING, client.greet(address)).await {
@@ -181,7 +199,29 @@ impl Client {
     /// The same client with another limit for each call, retries included.
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Client {
-        Client { inner: self.inner.clone(), deadline }
+        Client { deadline, ..self.clone() }
+    }
+
+    /// The same client with other reads: `get`, `scan` and those of logs.
+    #[must_use]
+    pub fn with_reads(&self, reads: Reads) -> Client {
+        Client { reads, ..self.clone() }
+    }
+
+    /// Whether reads are refused by whoever does not lead, with a hint.
+    fn direct(&self) -> bool {
+        self.reads == Reads::Linearizable
+    }
+
+    fn freshness(&self) -> Option<v1::Freshness> {
+        let level = match self.reads {
+            Reads::Linearizable => return None,
+            Reads::Bounded(lag) => {
+                v1::freshness::Level::MaxLagMs(u64::try_from(lag.as_millis()).unwrap_or(u64::MAX))
+            }
+            Reads::Local => v1::freshness::Level::Local(true),
+        };
+        Some(v1::Freshness { level: Some(level) })
     }
 
     /// Sets the value of a key. The predicate is made if it does not exist.
@@ -235,20 +275,29 @@ impl Client {
     /// Dropping this abandons the answer, not the write.
     pub async fn write(&self, predicate: &str, ops: Vec<v1::WriteOp>) -> Result<Written, ClientError> {
         check_name(predicate)?;
-        let until = Instant::now() + self.deadline;
         let place = self.place(predicate);
+        let request = |id| v1::WriteRequest {
+            predicate: predicate.to_owned(),
+            epoch: place.epoch(),
+            request: Some(id),
+            ops: ops.clone(),
+            direct: true,
+            hops: 0,
+        };
+        self.write_once(&place, Missing::Make, request).await.map(written)
+    }
+
+    /// Sends a request under one id until it is answered.
+    async fn write_once<R: Routed>(
+        &self,
+        place: &Arc<Place>,
+        missing: Missing,
+        request: impl Fn(v1::RequestId) -> R,
+    ) -> Result<R::Reply, ClientError> {
+        let until = Instant::now() + self.deadline;
         loop {
-            let ticket = self.ticket(&place, until).await?;
-            let request = || v1::WriteRequest {
-                predicate: predicate.to_owned(),
-                epoch: place.epoch(),
-                request: Some(ticket.id()),
-                ops: ops.clone(),
-                direct: true,
-                hops: 0,
-            };
-            match self.ask_write(&place, until, request).await {
-                Ok(reply) => return Ok(written(reply)),
+            let ticket = self.ticket(place, missing, until).await?;
+            match self.ask_write(place, until, || request(ticket.id())).await {
                 // Refused at its first and only sending: it was not applied, and never will be under that id.
                 Err(ClientError::SessionExpired { sent_before: false }) => place.end_session(&ticket),
                 Err(error) => {
@@ -257,11 +306,12 @@ impl Client {
                     }
                     return Err(error);
                 }
+                Ok(reply) => return Ok(reply),
             }
         }
     }
 
-    /// Reads one key, linearizable. `None`: it has no row.
+    /// Reads one key, as fresh as [`Client::with_reads`] says. `None`: it has no row.
     ///
     /// # Errors
     /// [`ClientError::NoSuchPredicate`] among others.
@@ -272,14 +322,15 @@ impl Client {
             predicate: predicate.to_owned(),
             epoch: place.epoch(),
             key: key.clone(),
-            direct: true,
+            direct: self.direct(),
             hops: 0,
+            freshness: self.freshness(),
         };
-        let reply = self.ask(&place, Instant::now() + self.deadline, request).await?;
+        let reply = self.ask_read(&place, Instant::now() + self.deadline, request).await?;
         Ok(reply.found.then_some(Row { key, value: reply.value, modified: reply.modified }))
     }
 
-    /// Reads one page of rows, linearizable, as of one index.
+    /// Reads one page of rows, as fresh as [`Client::with_reads`] says, as of one index.
     ///
     /// # Errors
     /// [`ClientError::NoSuchPredicate`] among others.
@@ -295,10 +346,11 @@ impl Client {
             limit: range.limit,
             limit_bytes: 0,
             continuation: range.continuation.clone(),
-            direct: true,
+            direct: self.direct(),
             hops: 0,
+            freshness: self.freshness(),
         };
-        let reply = self.ask(&place, Instant::now() + self.deadline, request).await?;
+        let reply = self.ask_read(&place, Instant::now() + self.deadline, request).await?;
         let row = |row: v1::ScanRow| Row { key: row.key, value: row.value, modified: row.modified };
         Ok(Page {
             rows: reply.rows.into_iter().map(row).collect(),

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use futures::future::join_all;
 use pontoon_proto::{
     NodeId, ReplicaId,
-    v1::{self, meta_command::Body, meta_reply::Body as Answer},
+    v1::{self, meta_command::Body, meta_reply::Body as Answer, refusal::Kind},
 };
 use pontoon_shard::{MetaState, planner};
 use tokio::time::timeout;
@@ -14,7 +14,7 @@ use tonic::Status;
 
 use crate::{
     map::{holders, member_nodes},
-    route::check_predicate,
+    route::{check_predicate, wrong_kind},
     shared::Shared,
     views::{is_ended, no_such_predicate, under_replicated},
 };
@@ -38,7 +38,10 @@ impl Shared {
         check_predicate(&request.predicate).map_err(Status::invalid_argument)?;
         let state = self.meta_state();
         let shard = match state.shard(&request.predicate) {
-            Some(shard) if shard.state() != v1::ShardState::Dropping => (**shard).clone(),
+            Some(shard) if shard.state() != v1::ShardState::Dropping => {
+                check_kind(shard, request.kind)?;
+                (**shard).clone()
+            }
             _ => {
                 let wanted = if request.replicas == 0 { REPLICAS_DEFAULT } else { request.replicas };
                 let nodes =
@@ -95,6 +98,9 @@ impl Shared {
         let Some(shard) = state.shard(&request.predicate) else {
             return Err(no_such_predicate(&request.predicate));
         };
+        if let Some(kind) = request.kind {
+            check_kind(shard, kind)?;
+        }
         let group = shard.group;
         self.meta_done(Body::DropShard(v1::DropShard { predicate: request.predicate.clone() })).await?;
         let mut states = self.machines.shards().meta();
@@ -282,6 +288,19 @@ impl Shared {
         };
         self.meta_done(Body::SetNodeAddress(address)).await?;
         Ok(v1::AnnounceReply {})
+    }
+}
+
+/// Refuses a call for predicates of one kind that names one of another.
+fn check_kind(shard: &v1::Shard, wanted: i32) -> Result<(), Status> {
+    let wrong = v1::ShardKind::try_from(wanted).ok().and_then(|wanted| wrong_kind(shard, wanted));
+    match wrong.and_then(|refusal| refusal.kind) {
+        Some(Kind::WrongKind(wrong)) => Err(Status::failed_precondition(wrong.reason)),
+        _ if shard.kind == wanted => Ok(()),
+        _ => Err(Status::failed_precondition(format!(
+            "{} exists already and is of the kind {}, not {wanted}: choose another name",
+            shard.predicate, shard.kind
+        ))),
     }
 }
 

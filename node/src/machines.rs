@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use pontoon_proto::{GroupId, v1};
 use pontoon_raftstore::{MachineError, Machines, StateMachine};
-use pontoon_shard::{MapReader, ShardMachines};
+use pontoon_shard::{LogReader, MapReader, ShardMachines};
 use prost::Message;
 
 use crate::config::{MachineExtension, OWN_KINDS_FROM};
@@ -32,6 +32,10 @@ impl NodeMachines {
 
     pub(crate) fn reader(&self, group: GroupId) -> Option<MapReader> {
         self.shards.reader(group)
+    }
+
+    pub(crate) fn log(&self, group: GroupId) -> Option<LogReader> {
+        self.shards.log(group)
     }
 
     /// About how many bytes a group's rows take here; 0 for the embedder's own.

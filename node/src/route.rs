@@ -43,6 +43,8 @@ pub(crate) trait Routed: Clone + Send + Sync + 'static {
     fn creates(&self) -> bool;
     /// Whether the call may be repeated when its answer was lost.
     fn repeatable(&self) -> bool;
+    /// What the predicate must be; `None`: anything.
+    fn kind() -> Option<v1::ShardKind>;
     fn local(
         self,
         shared: &Shared,
@@ -53,6 +55,68 @@ pub(crate) trait Routed: Clone + Send + Sync + 'static {
     fn refusal(reply: &Self::Reply) -> Option<&Refusal>;
     fn refused(refusal: Refusal) -> Self::Reply;
 }
+
+/// Implements [`Routed`] for requests with the usual fields: which one names the predicate, which call of the service
+/// answers, what the predicate must be, whether a missing one is made, whether the call may be repeated, and the function
+/// that answers here.
+macro_rules! routed {
+    ($($request:ident => $reply:ident {
+        $name:ident by $method:ident, kind $kind:expr, creates $creates:expr, repeatable $repeatable:expr, local $local:path
+    })*) => {$(
+        impl $crate::route::Routed for v1::$request {
+            type Reply = v1::$reply;
+
+            fn predicate(&self) -> &str {
+                &self.$name
+            }
+
+            fn stays(&self) -> bool {
+                self.direct || self.hops > 0
+            }
+
+            fn passed_on(&self) -> Self {
+                v1::$request { hops: self.hops + 1, ..self.clone() }
+            }
+
+            fn creates(&self) -> bool {
+                let creates: fn(&Self) -> bool = $creates;
+                creates(self)
+            }
+
+            fn repeatable(&self) -> bool {
+                let repeatable: fn(&Self) -> bool = $repeatable;
+                repeatable(self)
+            }
+
+            fn kind() -> Option<v1::ShardKind> {
+                $kind
+            }
+
+            async fn local(
+                self,
+                shared: &Shared,
+                shard: &v1::Shard,
+                group: Group,
+            ) -> Result<Self::Reply, Refused> {
+                $local(self, shared, shard, group).await
+            }
+
+            async fn remote(self, mut client: DataClient<Channel>) -> Result<Self::Reply, Status> {
+                Ok(client.$method(self).await?.into_inner())
+            }
+
+            fn refusal(reply: &Self::Reply) -> Option<&Refusal> {
+                reply.refusal.as_ref()
+            }
+
+            fn refused(refusal: Refusal) -> Self::Reply {
+                v1::$reply { refusal: Some(refusal), ..Default::default() }
+            }
+        }
+    )*};
+}
+
+pub(crate) use routed;
 
 /// How a local call ended without its answer.
 #[derive(Debug)]
@@ -94,6 +158,10 @@ impl Shared {
                 Ok(shard) => shard,
                 Err(refusal) => return Ok(R::refused(refusal)),
             };
+            // Before anything is proposed: a machine of another kind would not know the command.
+            if let Some(refusal) = R::kind().and_then(|wanted| wrong_kind(&shard, wanted)) {
+                return Ok(R::refused(refusal));
+            }
             let group = GroupId(shard.group);
             let mut last = None;
             if let Some(handle) = self.raft.group(group) {
@@ -346,6 +414,29 @@ impl Shared {
             address: node.and_then(|node| self.map.address(node)).unwrap_or_default(),
         }))
     }
+}
+
+/// Why a call for predicates of one kind is not for this one; `None` if it is.
+pub(crate) fn wrong_kind(shard: &v1::Shard, wanted: v1::ShardKind) -> Option<Refusal> {
+    if shard.kind == i32::from(wanted) {
+        return None;
+    }
+    let name = &shard.predicate;
+    let reason = match v1::ShardKind::try_from(shard.kind) {
+        Ok(v1::ShardKind::Log) => format!(
+            "{name} is a log: `pontoon log append {name}` writes to it, `pontoon log read {name}` and `pontoon log tail \
+             {name}` read it"
+        ),
+        Ok(v1::ShardKind::Map) => format!(
+            "{name} is a map: `pontoon put {name}` writes to it, `pontoon get {name}` and `pontoon scan {name}` read it"
+        ),
+        _ => format!(
+            "{name} is of the kind {}: only the program that made it talks to its machine",
+            shard.kind
+        ),
+    };
+    let refused = v1::RefusedWrongKind { predicate: name.clone(), kind: shard.kind, reason };
+    Some(refusal(Kind::WrongKind(refused)))
 }
 
 enum Passed<T> {

@@ -1,6 +1,8 @@
 //! The services on the node's port.
 
 pub(crate) mod admin;
+mod common;
 pub(crate) mod data;
 pub(crate) mod http;
+mod log;
 pub(crate) mod peer;

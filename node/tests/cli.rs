@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     path::Path,
     process::{Child, Command, Output, Stdio},
 };
@@ -306,6 +306,83 @@ fn a_demo_that_cannot_begin_says_why_before_anything_runs() {
     demo(&["--dir", dir], 2, "is not empty");
     demo(&["--dir", file], 1, "name another directory with --dir");
     demo(&["--data", "/nowhere/films.rdf"], 1, "name an RDF file with --data");
+}
+
+#[test]
+fn a_log_is_made_appended_to_read_cut_and_dropped() {
+    let scratch = tempfile::tempdir().unwrap();
+    let node = node(&scratch.path().join("node"));
+    let at = node.address.as_str();
+    let refused = |words: &[&str], says: &str| {
+        let (code, _, stderr) = run(at, words);
+        assert!(code == 2 && stderr.contains(says), "{words:?}: {code} {stderr}");
+    };
+
+    refused(&["log", "append", "events", "x"], "pontoon log create events");
+    refused(&["log", "read", "events"], "there is no log events");
+    assert_eq!(run(at, &["log", "create", "events"]).0, 0);
+    let (code, json, stderr) = run(at, &["log", "append", "events", "a", "b"]);
+    assert_eq!((code, &json["first"], &json["next"]), (0, &0.into(), &2.into()), "{stderr}");
+    let mut child = pontoon()
+        .args(["--json", "--addr", at, "log", "append", "events"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"c\n\nlast without an end").unwrap();
+    let (code, json, _) = read(&child.wait_with_output().unwrap());
+    assert_eq!((code, &json["first"], &json["records"]), (0, &2.into(), &3.into()));
+    refused(&["log", "append", "events", "x", "--expect-offset", "4"], "goes on at offset 5");
+    assert_eq!(run(at, &["log", "append", "events", "f", "--expect-offset", "5"]).0, 0);
+
+    let (_, json, _) = run(at, &["log", "read", "events", "--from", "1", "--to", "4"]);
+    let records: Vec<_> = json["records"].as_array().unwrap().iter().map(|found| &found["record"]).collect();
+    assert_eq!(records, ["b", "c", ""]);
+    let output = pontoon()
+        .args(["--addr", at, "log", "tail", "events", "--from", "4", "--count", "2"])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "4\tlast without an end\n5\tf\n");
+    assert_eq!(run(at, &["log", "read", "events", "--local"]).1["records"].as_array().unwrap().len(), 6);
+
+    let (_, json, _) = run(at, &["log", "truncate", "events", "--below", "4"]);
+    assert_eq!((&json["lowest"], &json["next"]), (&4.into(), &6.into()));
+    refused(&["log", "truncate", "events", "--below", "7"], "ends before");
+    refused(&["log", "read", "events", "--from", "3"], "[4, 6)");
+    refused(&["log", "tail", "events", "--from", "9"], "[4, 6)");
+    let (_, json, _) = run(at, &["log", "list"]);
+    assert_eq!((&json["logs"][0]["lowest"], &json["logs"][0]["next"]), (&4.into(), &6.into()));
+    let (_, json, _) = run(at, &["log", "reset", "events", "--at", "50"]);
+    assert_eq!((&json["next"], &json["era"]), (&50.into(), &2.into()));
+    assert_eq!(run(at, &["log", "append", "events", "x"]).1["first"], 50);
+
+    // Each kind of predicate names the commands of its own.
+    assert_eq!(run(at, &["put", "name", "k", "v"]).0, 0);
+    for words in [&["put", "events", "k", "v"][..], &["get", "events", "k"], &["scan", "events"]] {
+        refused(words, "events is a log: `pontoon log append events`");
+    }
+    for words in [
+        &["log", "append", "name", "x"][..],
+        &["log", "read", "name"],
+        &["log", "tail", "name"],
+        &["log", "truncate", "name", "--below", "0"],
+        &["log", "reset", "name"],
+        &["log", "create", "name"],
+        &["log", "drop", "name"],
+    ] {
+        refused(words, "name is a map: `pontoon put name`");
+    }
+    refused(&["predicate", "create", "events"], "events is a log");
+    let kinds: Vec<Value> = run(at, &["predicates"]).1["predicates"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|predicate| predicate["kind"].clone())
+        .collect();
+    assert_eq!(kinds, ["log", "map"]);
+    assert_eq!(run(at, &["log", "drop", "events"]).0, 0);
+    refused(&["log", "read", "events"], "there is no log events");
+    assert_eq!(run(at, &["get", "name", "k"]).1["value"], "v");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use pontoon_proto::GroupId;
 
-use crate::engine::EngineKind;
+use crate::{engine::EngineKind, log::LogBounds};
 
 /// Everything that can go wrong here. A variant exists because a caller acts differently on it.
 #[derive(Debug, thiserror::Error)]
@@ -171,6 +171,24 @@ pub enum Error {
         len: usize,
         /// The limit.
         max: usize,
+    },
+    /// A log cannot begin at so high an offset.
+    #[error("the offset {offset} is over the limit of {max}")]
+    OffsetTooLarge {
+        /// The offset.
+        offset: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// A log has no record at an offset, and will not append the next one there either.
+    #[error("{group} has no offset {offset}: it has [{}, {})", bounds.lowest, bounds.next)]
+    NoSuchOffset {
+        /// The group.
+        group: GroupId,
+        /// What was asked for.
+        offset: u64,
+        /// What there is.
+        bounds: LogBounds,
     },
     /// A message does not decode.
     #[error("not a valid message: {0}")]

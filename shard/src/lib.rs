@@ -10,7 +10,7 @@
 //!   can be rolled back.
 //!
 //! ```text
-//!   raftstore ──Machines──> ShardMachines ──> MapMachine, MetaMachine      MapReader, watch<MetaState>
+//!   raftstore ──Machines──> ShardMachines ──> map, log, meta machines      MapReader, LogReader, watch<MetaState>
 //!                                 │                  │                          ^
 //!                                 │           GroupStore: generations, mark ────┘
 //!                                 └──────> engine: fjall · sled · memory
@@ -42,6 +42,7 @@
 
 mod error;
 mod layout;
+mod log;
 mod machines;
 mod map;
 mod meta;
@@ -54,6 +55,10 @@ pub mod planner;
 
 pub use engine::EngineKind;
 pub use error::Error;
+pub use log::{
+    LogBounds, LogCommand, LogPage, LogReader, MAX_RECORD_BYTES, MAX_RECORDS, MAX_RESET_OFFSET, Records,
+    decode_log_reply,
+};
 pub use machines::ShardMachines;
 pub use map::{
     Expect, MAX_COMMAND_BYTES, MAX_KEY_BYTES, MAX_OPS, MAX_VALUE_BYTES, MapCommand, MapReader, Page, Row,

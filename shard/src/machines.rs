@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::{
     engine::Engine,
     error::Error,
+    log::{LogBounds, LogMachine, LogReader},
     map::{MapMachine, MapReader},
     meta::{MetaMachine, MetaState},
     store::{GroupStore, GroupView, Known, Shared},
@@ -28,6 +29,8 @@ pub struct ShardMachines {
     /// What the scan at open found of groups that were not opened since.
     known: Mutex<BTreeMap<GroupId, Known>>,
     views: DashMap<GroupId, (v1::ShardKind, Arc<GroupView>)>,
+    /// What the logs here say of themselves, for readers that wait.
+    logs: DashMap<GroupId, watch::Receiver<LogBounds>>,
     meta: watch::Sender<Arc<MetaState>>,
 }
 
@@ -45,13 +48,27 @@ impl ShardMachines {
     pub fn new(engine: Arc<dyn Engine>) -> Result<Arc<ShardMachines>, Error> {
         let (shared, known) = Shared::open(engine)?;
         let (meta, _) = watch::channel(Arc::default());
-        Ok(Arc::new(ShardMachines { shared, known: Mutex::new(known), views: DashMap::new(), meta }))
+        Ok(Arc::new(ShardMachines {
+            shared,
+            known: Mutex::new(known),
+            views: DashMap::new(),
+            logs: DashMap::new(),
+            meta,
+        }))
     }
 
     /// Reads the rows of a map; `None` if no map of this group was opened here, or it was destroyed.
     pub fn reader(&self, group: GroupId) -> Option<MapReader> {
         let view = self.views.get(&group)?;
         (view.0 == v1::ShardKind::Map && view.1.is_there()).then(|| MapReader::new(view.1.clone()))
+    }
+
+    /// Reads the records of a log; `None` if no log of this group was opened here, or it was destroyed.
+    pub fn log(&self, group: GroupId) -> Option<LogReader> {
+        let view = self.views.get(&group)?;
+        let seen = self.logs.get(&group)?;
+        let there = view.0 == v1::ShardKind::Log && view.1.is_there();
+        there.then(|| LogReader::new(view.1.clone(), seen.clone()))
     }
 
     /// The meta group's state as this node has applied it; of version 0 while this node has no replica of it.
@@ -92,7 +109,11 @@ impl ShardMachines {
         Ok(match kind {
             v1::ShardKind::Map => Box::new(MapMachine::new(store)),
             v1::ShardKind::Meta => Box::new(MetaMachine::open(store, self.meta.clone())?),
-            v1::ShardKind::Log => return Err(Error::UnknownKind { group, kind: "log".into() }),
+            v1::ShardKind::Log => {
+                let (sender, seen) = watch::channel(LogBounds { lowest: 0, next: 0, era: 1 });
+                self.logs.insert(group, seen);
+                Box::new(LogMachine::open(store, sender)?)
+            }
         })
     }
 }

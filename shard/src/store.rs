@@ -19,6 +19,7 @@
 
 mod group;
 mod stage;
+mod view;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -29,7 +30,7 @@ use bytes::Bytes;
 use pontoon_proto::{GroupId, v1};
 use prost::Message;
 
-pub(crate) use self::group::{GroupStore, GroupView};
+pub(crate) use self::{group::GroupStore, view::GroupView};
 use crate::{
     engine::{Engine, Scope, WriteBatch, prefix_end},
     error::Error,

@@ -104,6 +104,7 @@ pub(super) async fn predicates(context: &Context) -> Result<Done, Failure> {
             let shard = view.shard.clone().unwrap_or_default();
             vec![
                 shard.predicate.clone(),
+                kind_of(&shard),
                 shard.group.to_string(),
                 name_of(shard.state().as_str_name(), "SHARD_STATE_"),
                 places(&shard.voters),
@@ -127,6 +128,7 @@ pub(super) async fn predicates(context: &Context) -> Result<Done, Failure> {
             let shard = view.shard.clone().unwrap_or_default();
             json!({
                 "predicate": shard.predicate,
+                "kind": kind_of(&shard),
                 "group": shard.group,
                 "epoch": shard.epoch,
                 "state": name_of(shard.state().as_str_name(), "SHARD_STATE_"),
@@ -139,7 +141,7 @@ pub(super) async fn predicates(context: &Context) -> Result<Done, Failure> {
             })
         })
         .collect();
-    let text = table(&["predicate", "group", "state", "nodes", "leader", "bytes", ""], &rows);
+    let text = table(&["predicate", "kind", "group", "state", "nodes", "leader", "bytes", ""], &rows);
     Ok(Done::new(text, json!({ "predicates": json })))
 }
 
@@ -157,7 +159,9 @@ pub(super) async fn predicate(context: &Context, command: PredicateCommand) -> R
             ))
         }
         PredicateCommand::Drop { name } => {
-            client.drop_predicate(v1::DropPredicateRequest { predicate: name.clone(), hops: 0 }).await?;
+            client
+                .drop_predicate(v1::DropPredicateRequest { predicate: name.clone(), ..Default::default() })
+                .await?;
             Ok(Done::new(format!("{name} is dropped"), json!({ "predicate": name, "dropped": true })))
         }
     }
@@ -271,11 +275,19 @@ pub(super) fn name_of(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_lowercase().replace('_', "-")
 }
 
-fn node_ids(replicas: &[u64]) -> Vec<u64> {
+/// What a predicate is: map, log, or the number of an embedder's own kind.
+fn kind_of(shard: &v1::Shard) -> String {
+    match v1::ShardKind::try_from(shard.kind) {
+        Ok(kind) => name_of(kind.as_str_name(), "SHARD_KIND_"),
+        Err(_) => shard.kind.to_string(),
+    }
+}
+
+pub(super) fn node_ids(replicas: &[u64]) -> Vec<u64> {
     replicas.iter().map(|&replica| node_of(replica)).collect()
 }
 
-fn places(replicas: &[u64]) -> String {
+pub(super) fn places(replicas: &[u64]) -> String {
     let mut nodes = node_ids(replicas);
     nodes.sort_unstable();
     nodes.iter().map(u64::to_string).collect::<Vec<_>>().join(",")

@@ -9,7 +9,7 @@ use pontoon_node::{
 use serde_json::{Value, json};
 
 use super::{
-    Context, Done, Failure,
+    Context, Done, Failure, ReadArgs,
     output::{json_of, table, text_of},
 };
 
@@ -18,6 +18,14 @@ pub(super) struct KeyArgs {
     predicate: String,
     /// The key; for loaded data a subject as it is kept, `<iri>` or `_:label`.
     key: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GetArgs {
+    #[command(flatten)]
+    row: KeyArgs,
+    #[command(flatten)]
+    read: ReadArgs,
 }
 
 #[derive(Debug, Args)]
@@ -63,10 +71,13 @@ pub(super) struct ScanArgs {
     /// At most so many rows; 0: all.
     #[arg(long, default_value_t = 100)]
     limit: usize,
+    #[command(flatten)]
+    read: ReadArgs,
 }
 
-pub(super) async fn get(context: &Context, args: KeyArgs) -> Result<Done, Failure> {
-    let client = context.client().await?;
+pub(super) async fn get(context: &Context, args: GetArgs) -> Result<Done, Failure> {
+    let client = context.client().await?.with_reads(args.read.reads());
+    let args = args.row;
     if let Some(row) = client.get(&args.predicate, args.key.clone()).await? {
         let json =
             json!({ "found": true, "key": args.key, "value": json_of(&row.value), "modified": row.modified });
@@ -136,7 +147,7 @@ pub(super) async fn cas(context: &Context, args: CasArgs) -> Result<Done, Failur
 }
 
 pub(super) async fn scan(context: &Context, args: ScanArgs) -> Result<Done, Failure> {
-    let client = context.client().await?;
+    let client = context.client().await?.with_reads(args.read.reads());
     let prefix = match (args.prefix, args.subject) {
         (Some(prefix), _) => prefix.into_bytes(),
         (None, Some(subject)) => subject_prefix(&subject),

@@ -51,6 +51,10 @@ impl From<ClientError> for Failure {
             | ClientError::TooLarge { .. }
             | ClientError::DiskFull { .. }
             | ClientError::Address { .. }
+            | ClientError::WrongKind { .. }
+            | ClientError::NoSuchLog { .. }
+            | ClientError::NoSuchOffset { .. }
+            | ClientError::UnexpectedOffset { .. }
             | ClientError::NoSuchPredicate { .. } => Self::REFUSED,
             _ => Self::ERROR,
         };

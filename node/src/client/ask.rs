@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Status;
 
 use super::{
-    Client, ClientError,
+    Client, ClientError, Reads, UNPOISONED,
     error::{passes, words},
     place::Place,
 };
@@ -37,6 +37,8 @@ pub(super) struct Trip {
     heard: String,
     /// Since when only lack of room was heard.
     full_since: Option<Instant>,
+    /// Of a call that any replica may answer: which of the client's addresses is next.
+    near: Option<usize>,
 }
 
 /// What to do after a sending that brought no answer.
@@ -61,6 +63,7 @@ impl Trip {
             unsure: false,
             heard: "nothing was heard".to_owned(),
             full_since: None,
+            near: None,
         }
     }
 
@@ -112,6 +115,18 @@ impl Client {
         self.ask_on(place, Trip::new(until, false), request).await
     }
 
+    /// The same for a call that reads: one that need not see the latest goes to the client's own node.
+    pub(super) async fn ask_read<R: Routed>(
+        &self,
+        place: &Arc<Place>,
+        until: Instant,
+        request: impl Fn() -> R,
+    ) -> Result<R::Reply, ClientError> {
+        let mut trip = Trip::new(until, false);
+        trip.near = (self.reads != Reads::Linearizable).then_some(0);
+        self.ask_on(place, trip, request).await
+    }
+
     /// The same for a call that writes: at its end what is not known is said.
     pub(super) async fn ask_write<R: Routed>(
         &self,
@@ -129,7 +144,10 @@ impl Client {
         request: impl Fn() -> R,
     ) -> Result<R::Reply, ClientError> {
         loop {
-            let address = self.aim(place);
+            let address = match trip.near {
+                Some(turn) => self.near(turn),
+                None => self.aim(place),
+            };
             let next = match self.inner.channels.data(&address) {
                 Err(status) => {
                     Next::Fail(ClientError::Address { address, reason: status.message().to_owned() })
@@ -137,7 +155,9 @@ impl Client {
                 Ok(client) => match timeout_at(trip.sending_ends(), request().remote(client)).await {
                     Ok(Ok(reply)) => match R::refusal(&reply) {
                         None => {
-                            place.set_leader(&address);
+                            if trip.near.is_none() {
+                                place.set_leader(&address);
+                            }
                             return Ok(reply);
                         }
                         Some(refusal) => self.refused(&mut trip, place, &address, refusal),
@@ -158,6 +178,12 @@ impl Client {
         place.leader().unwrap_or_else(|| self.any_address())
     }
 
+    /// The addresses in the order in which they were given or learnt.
+    fn near(&self, turn: usize) -> String {
+        let addresses = self.inner.addresses.lock().expect(UNPOISONED);
+        addresses[turn % addresses.len()].clone()
+    }
+
     /// A sending that ended without the node's word.
     pub(super) fn broken(
         &self,
@@ -167,6 +193,7 @@ impl Client {
         status: Option<&Status>,
     ) -> Next {
         place.not_led_at(address);
+        trip.near = trip.near.map(|turn| turn + 1);
         match status {
             Some(status) if !passes(status) => return Next::Fail(ClientError::of(status)),
             Some(status) => trip.heard = format!("{address}: {}", words(status)),
@@ -230,6 +257,16 @@ impl Client {
             Some(Kind::NoSuchPredicate(_)) => {
                 Next::Fail(ClientError::NoSuchPredicate { predicate: predicate() })
             }
+            Some(Kind::WrongKind(wrong)) => {
+                Next::Fail(ClientError::WrongKind { kind: wrong.kind, reason: wrong.reason.clone() })
+            }
+            Some(Kind::Offset(gone)) => Next::Fail(ClientError::NoSuchOffset {
+                log: predicate(),
+                offset: gone.offset,
+                lowest: gone.lowest,
+                next: gone.next,
+                era: gone.era,
+            }),
             Some(Kind::Invalid(invalid)) => {
                 Next::Fail(ClientError::Refused { reason: invalid.reason.clone() })
             }

@@ -40,6 +40,48 @@ pub enum ClientError {
         /// Its name.
         predicate: String,
     },
+    /// The predicate is of another kind than the call is for; nothing was done.
+    #[error("{reason}")]
+    WrongKind {
+        /// A `ShardKind`, or an embedder's own from 1000 on.
+        kind: i32,
+        /// What it is, with the commands that it takes.
+        reason: String,
+    },
+    /// There is no such log.
+    #[error("there is no log {log}; `pontoon log list` lists them, `pontoon log create {log}` makes it")]
+    NoSuchLog {
+        /// Its name.
+        log: String,
+    },
+    /// The log has no record at the offset, and the next one will not come there either.
+    #[error(
+        "{log} has no offset {offset} any more or yet: it has [{lowest}, {next}) in era {era}; `pontoon log read {log}` begins at the lowest"
+    )]
+    NoSuchOffset {
+        /// The log.
+        log: String,
+        /// What was asked for.
+        offset: u64,
+        /// The lowest offset that it has.
+        lowest: u64,
+        /// The offset of the next record.
+        next: u64,
+        /// How often it was reset, and one.
+        era: u64,
+    },
+    /// An append expected another offset; nothing was appended.
+    #[error(
+        "{log} goes on at offset {next}, not at {expected}; nothing was appended: read on from {expected} and append again"
+    )]
+    UnexpectedOffset {
+        /// The log.
+        log: String,
+        /// What was expected.
+        expected: u64,
+        /// Where it goes on.
+        next: u64,
+    },
     /// Over a limit; nothing was proposed.
     #[error("the {what} has {size} bytes, the limit is {limit}; split it")]
     TooLarge {

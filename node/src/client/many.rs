@@ -10,7 +10,7 @@ use super::{
     Client, ClientError, Written,
     ask::{Next, Trip},
     check_name,
-    place::Place,
+    place::{Missing, Place},
     session::Ticket,
     written,
 };
@@ -92,11 +92,9 @@ impl Client {
         for write in pending.iter().filter(|write| write.ticket.is_none()) {
             places.insert(&write.place.predicate, &write.place);
         }
-        let opened = join_all(
-            places
-                .into_iter()
-                .map(async |(predicate, place)| (predicate.to_owned(), self.session(place, until).await)),
-        );
+        let opened = join_all(places.into_iter().map(async |(predicate, place)| {
+            (predicate.to_owned(), self.session(place, Missing::Make, until).await)
+        }));
         let sessions: BTreeMap<String, _> = opened.await.into_iter().collect();
         let (mut ready, mut waiting) = (Vec::new(), Vec::new());
         for mut write in pending {
@@ -114,7 +112,7 @@ impl Client {
         if ready.is_empty()
             && let Some(mut first) = waiting.pop()
         {
-            match self.ticket(&first.place, until).await {
+            match self.ticket(&first.place, Missing::Make, until).await {
                 Ok(ticket) => {
                     first.ticket = Some(ticket);
                     ready.push(first);

@@ -27,6 +27,13 @@ struct Known {
     session: Option<Arc<Session>>,
 }
 
+/// What to do about a predicate that does not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    Make,
+    Refuse,
+}
+
 impl Place {
     pub(super) fn new(predicate: &str) -> Self {
         Place {
@@ -85,10 +92,11 @@ impl Place {
 }
 
 impl Client {
-    /// The session with the predicate's group, opened if there is none; the predicate is made if need be.
+    /// The session with the predicate's group, opened if there is none.
     pub(super) async fn session(
         &self,
         place: &Arc<Place>,
+        missing: Missing,
         until: Instant,
     ) -> Result<Arc<Session>, ClientError> {
         if let Some(session) = place.session() {
@@ -104,7 +112,7 @@ impl Client {
             client_low: self.inner.id as u64,
             direct: true,
             hops: 0,
-            must_exist: false,
+            must_exist: missing == Missing::Refuse,
         };
         let reply = self.ask(place, until, request).await?;
         let session = Arc::new(Session::new(self.inner.id, reply.stamp));
@@ -116,8 +124,13 @@ impl Client {
     }
 
     /// A number for one write, as soon as the session's window has one.
-    pub(super) async fn ticket(&self, place: &Arc<Place>, until: Instant) -> Result<Ticket, ClientError> {
-        let session = self.session(place, until).await?;
+    pub(super) async fn ticket(
+        &self,
+        place: &Arc<Place>,
+        missing: Missing,
+        until: Instant,
+    ) -> Result<Ticket, ClientError> {
+        let session = self.session(place, missing, until).await?;
         loop {
             // Made before the look, so that a number which closes between the two is not missed.
             let closed = session.closed.notified();

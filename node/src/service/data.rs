@@ -6,17 +6,19 @@ use bytes::Bytes;
 use futures::future::join_all;
 use pontoon_proto::{
     GroupId, NodeId,
-    v1::{self, Refusal, refusal::Kind},
+    v1::{self, Refusal, ShardKind, refusal::Kind},
 };
-use pontoon_raftstore::{Group, Proposal, ReadLevel, RequestId, Ticket};
-use pontoon_shard::{Error as ShardError, Expect, MapCommand, MapReader, Scan, decode_map_reply};
+use pontoon_raftstore::{Group, Ticket};
+use pontoon_shard::{Expect, MapCommand, MapReader, Scan, decode_map_reply};
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::Channel};
 
+use super::common::{blocking, check_epoch, invalid, level_of, not_open, over_limit, submit};
 use crate::{
     api::{data_client::DataClient, data_server::Data},
     map::member_nodes,
-    route::{Refused, Routed, refusal},
+    route::{Refused, Routed, refusal, routed, wrong_kind},
     shared::Shared,
 };
 
@@ -63,194 +65,121 @@ impl Data for DataService {
     async fn route(&self, request: Request<v1::RouteRequest>) -> Result<Response<v1::RouteReply>, Status> {
         self.shared.route_of(request.into_inner()).await.map(Response::new)
     }
-}
 
-impl Routed for v1::OpenSessionRequest {
-    type Reply = v1::OpenSessionReply;
-
-    fn predicate(&self) -> &str {
-        &self.predicate
+    async fn append_log(
+        &self,
+        request: Request<v1::AppendLogRequest>,
+    ) -> Result<Response<v1::AppendLogReply>, Status> {
+        self.shared.route(request.into_inner()).await.map(Response::new)
     }
 
-    fn stays(&self) -> bool {
-        self.direct || self.hops > 0
+    async fn read_log(
+        &self,
+        request: Request<v1::ReadLogRequest>,
+    ) -> Result<Response<v1::ReadLogReply>, Status> {
+        self.shared.route(request.into_inner()).await.map(Response::new)
     }
 
-    fn passed_on(&self) -> Self {
-        v1::OpenSessionRequest { hops: self.hops + 1, ..self.clone() }
+    type TailLogStream = ReceiverStream<Result<v1::ReadLogReply, Status>>;
+
+    async fn tail_log(
+        &self,
+        request: Request<v1::ReadLogRequest>,
+    ) -> Result<Response<Self::TailLogStream>, Status> {
+        Ok(Response::new(ReceiverStream::new(self.shared.tail_log(request.into_inner()))))
     }
 
-    fn creates(&self) -> bool {
-        !self.must_exist
+    async fn truncate_log(
+        &self,
+        request: Request<v1::TruncateLogRequest>,
+    ) -> Result<Response<v1::TruncateLogReply>, Status> {
+        self.shared.route(request.into_inner()).await.map(Response::new)
     }
 
-    fn repeatable(&self) -> bool {
-        true
-    }
-
-    async fn local(self, shared: &Shared, shard: &v1::Shard, group: Group) -> Result<Self::Reply, Refused> {
-        let stamp = group.session_stamp().await?;
-        Ok(v1::OpenSessionReply {
-            refusal: None,
-            stamp,
-            epoch: shard.epoch,
-            group: shard.group,
-            leader_node: shared.own.get(),
-            leader_address: shared.address.clone(),
-        })
-    }
-
-    async fn remote(self, mut client: DataClient<Channel>) -> Result<Self::Reply, Status> {
-        Ok(client.open_session(self).await?.into_inner())
-    }
-
-    fn refusal(reply: &Self::Reply) -> Option<&Refusal> {
-        reply.refusal.as_ref()
-    }
-
-    fn refused(refusal: Refusal) -> Self::Reply {
-        v1::OpenSessionReply { refusal: Some(refusal), ..Default::default() }
+    async fn reset_log(
+        &self,
+        request: Request<v1::ResetLogRequest>,
+    ) -> Result<Response<v1::ResetLogReply>, Status> {
+        self.shared.route(request.into_inner()).await.map(Response::new)
     }
 }
 
-impl Routed for v1::WriteRequest {
-    type Reply = v1::WriteReply;
-
-    fn predicate(&self) -> &str {
-        &self.predicate
+routed! {
+    OpenSessionRequest => OpenSessionReply {
+        predicate by open_session, kind None, creates |ask| !ask.must_exist, repeatable |_| true, local session
     }
-
-    fn stays(&self) -> bool {
-        self.direct || self.hops > 0
+    WriteRequest => WriteReply {
+        predicate by write, kind Some(ShardKind::Map), creates |_| true, repeatable |ask| ask.request.is_some(), local write
     }
-
-    fn passed_on(&self) -> Self {
-        v1::WriteRequest { hops: self.hops + 1, ..self.clone() }
+    GetRequest => GetReply {
+        predicate by get, kind Some(ShardKind::Map), creates |_| false, repeatable |_| true, local get
     }
-
-    fn creates(&self) -> bool {
-        true
-    }
-
-    fn repeatable(&self) -> bool {
-        self.request.is_some()
-    }
-
-    async fn local(self, _: &Shared, _: &v1::Shard, group: Group) -> Result<Self::Reply, Refused> {
-        let ops = self.ops.len();
-        finish(ops, propose(&group, self)?).await
-    }
-
-    async fn remote(self, mut client: DataClient<Channel>) -> Result<Self::Reply, Status> {
-        Ok(client.write(self).await?.into_inner())
-    }
-
-    fn refusal(reply: &Self::Reply) -> Option<&Refusal> {
-        reply.refusal.as_ref()
-    }
-
-    fn refused(refusal: Refusal) -> Self::Reply {
-        v1::WriteReply { refusal: Some(refusal), ..Default::default() }
+    ScanRequest => ScanReply {
+        predicate by scan, kind Some(ShardKind::Map), creates |_| false, repeatable |_| true, local scan
     }
 }
 
-impl Routed for v1::GetRequest {
-    type Reply = v1::GetReply;
-
-    fn predicate(&self) -> &str {
-        &self.predicate
-    }
-
-    fn stays(&self) -> bool {
-        self.direct || self.hops > 0
-    }
-
-    fn passed_on(&self) -> Self {
-        v1::GetRequest { hops: self.hops + 1, ..self.clone() }
-    }
-
-    fn creates(&self) -> bool {
-        false
-    }
-
-    fn repeatable(&self) -> bool {
-        true
-    }
-
-    async fn local(self, shared: &Shared, shard: &v1::Shard, group: Group) -> Result<Self::Reply, Refused> {
-        check_epoch(&group, self.epoch, shard)?;
-        let index = group.read_barrier(ReadLevel::Linearizable).await?;
-        let row = read(shared, group.id(), move |reader| reader.get(&self.key)).await?;
-        Ok(match row {
-            None => v1::GetReply { index, ..Default::default() },
-            Some(row) => {
-                v1::GetReply { refusal: None, found: true, value: row.value, modified: row.index, index }
-            }
-        })
-    }
-
-    async fn remote(self, mut client: DataClient<Channel>) -> Result<Self::Reply, Status> {
-        Ok(client.get(self).await?.into_inner())
-    }
-
-    fn refusal(reply: &Self::Reply) -> Option<&Refusal> {
-        reply.refusal.as_ref()
-    }
-
-    fn refused(refusal: Refusal) -> Self::Reply {
-        v1::GetReply { refusal: Some(refusal), ..Default::default() }
-    }
+async fn session(
+    _: v1::OpenSessionRequest,
+    shared: &Shared,
+    shard: &v1::Shard,
+    group: Group,
+) -> Result<v1::OpenSessionReply, Refused> {
+    Ok(v1::OpenSessionReply {
+        refusal: None,
+        stamp: group.session_stamp().await?,
+        epoch: shard.epoch,
+        group: shard.group,
+        leader_node: shared.own.get(),
+        leader_address: shared.address.clone(),
+    })
 }
 
-impl Routed for v1::ScanRequest {
-    type Reply = v1::ScanReply;
+async fn write(
+    request: v1::WriteRequest,
+    _: &Shared,
+    _: &v1::Shard,
+    group: Group,
+) -> Result<v1::WriteReply, Refused> {
+    let ops = request.ops.len();
+    finish(ops, propose(&group, request)?).await
+}
 
-    fn predicate(&self) -> &str {
-        &self.predicate
-    }
+async fn get(
+    request: v1::GetRequest,
+    shared: &Shared,
+    shard: &v1::Shard,
+    group: Group,
+) -> Result<v1::GetReply, Refused> {
+    check_epoch(&group, request.epoch, shard)?;
+    let index = group.read_barrier(level_of(request.freshness.as_ref())).await?;
+    let reader = map_of(shared, &group)?;
+    Ok(match blocking(move || reader.get(&request.key)).await?? {
+        None => v1::GetReply { index, ..Default::default() },
+        Some(row) => {
+            v1::GetReply { refusal: None, found: true, value: row.value, modified: row.index, index }
+        }
+    })
+}
 
-    fn stays(&self) -> bool {
-        self.direct || self.hops > 0
-    }
-
-    fn passed_on(&self) -> Self {
-        v1::ScanRequest { hops: self.hops + 1, ..self.clone() }
-    }
-
-    fn creates(&self) -> bool {
-        false
-    }
-
-    fn repeatable(&self) -> bool {
-        true
-    }
-
-    async fn local(self, shared: &Shared, shard: &v1::Shard, group: Group) -> Result<Self::Reply, Refused> {
-        check_epoch(&group, self.epoch, shard)?;
-        let scan = scan_of(&self)?;
-        group.read_barrier(ReadLevel::Linearizable).await?;
-        let page = read(shared, group.id(), move |reader| reader.scan(&scan)).await?;
-        let row =
-            |row: pontoon_shard::Row| v1::ScanRow { key: row.key, value: row.value, modified: row.index };
-        Ok(v1::ScanReply {
-            refusal: None,
-            rows: page.rows.into_iter().map(row).collect(),
-            continuation: page.next.map(continuation_of).unwrap_or_default(),
-            index: page.index,
-        })
-    }
-
-    async fn remote(self, mut client: DataClient<Channel>) -> Result<Self::Reply, Status> {
-        Ok(client.scan(self).await?.into_inner())
-    }
-
-    fn refusal(reply: &Self::Reply) -> Option<&Refusal> {
-        reply.refusal.as_ref()
-    }
-
-    fn refused(refusal: Refusal) -> Self::Reply {
-        v1::ScanReply { refusal: Some(refusal), ..Default::default() }
-    }
+async fn scan(
+    request: v1::ScanRequest,
+    shared: &Shared,
+    shard: &v1::Shard,
+    group: Group,
+) -> Result<v1::ScanReply, Refused> {
+    check_epoch(&group, request.epoch, shard)?;
+    let scan = scan_of(&request)?;
+    group.read_barrier(level_of(request.freshness.as_ref())).await?;
+    let reader = map_of(shared, &group)?;
+    let page = blocking(move || reader.scan(&scan)).await??;
+    let row = |row: pontoon_shard::Row| v1::ScanRow { key: row.key, value: row.value, modified: row.index };
+    Ok(v1::ScanReply {
+        refusal: None,
+        rows: page.rows.into_iter().map(row).collect(),
+        continuation: page.next.map(continuation_of).unwrap_or_default(),
+        index: page.index,
+    })
 }
 
 impl Shared {
@@ -270,6 +199,10 @@ impl Shared {
                 slow.push(at);
                 continue;
             };
+            if let Some(refusal) = wrong_kind(shard, ShardKind::Map) {
+                replies[at] = Some(v1::WriteRequest::refused(refusal));
+                continue;
+            }
             let group = self.raft.group(GroupId(shard.group));
             let led = group.as_ref().and_then(|group| group.status().borrow().leader);
             match group {
@@ -381,15 +314,8 @@ impl Shared {
 }
 
 fn propose(group: &Group, request: v1::WriteRequest) -> Result<Ticket, Refused> {
-    let (epoch, id) = (request.epoch, request.request);
     let payload = command(request.ops)?;
-    let request = id.map(|id| RequestId {
-        client: (u128::from(id.client_high) << 64) | u128::from(id.client_low),
-        stamp: id.stamp,
-        seq: id.seq,
-        acked_below: id.acked_below,
-    });
-    Ok(group.propose(Proposal { payload, request, epoch, urgent: false }))
+    Ok(submit(group, request.epoch, request.request, payload))
 }
 
 async fn finish(ops: usize, ticket: Ticket) -> Result<v1::WriteReply, Refused> {
@@ -427,47 +353,11 @@ fn command(ops: Vec<v1::WriteOp>) -> Result<Bytes, Refused> {
             None => return Err(invalid("an operation of the batch is empty".to_owned())),
         };
     }
-    command.encode().map_err(|error| match error {
-        ShardError::KeyTooLarge { len, max } => too_large("key", len, max),
-        ShardError::ValueTooLarge { len, max } => too_large("value", len, max),
-        ShardError::CommandTooLarge { len, max } => too_large("batch", len, max),
-        other => invalid(other.to_string()),
-    })
+    command.encode().map_err(over_limit)
 }
 
-fn too_large(what: &str, size: usize, limit: usize) -> Refused {
-    let refused = v1::RefusedTooLarge { size: size as u64, limit: limit as u64, what: what.to_owned() };
-    Refused::Refusal(Box::new(Kind::TooLarge(refused)))
-}
-
-fn invalid(reason: String) -> Refused {
-    Refused::Refusal(Box::new(Kind::Invalid(v1::RefusedInvalid { reason })))
-}
-
-/// Reads check the epoch here; writes carry it into the log.
-fn check_epoch(group: &Group, asked: u64, shard: &v1::Shard) -> Result<(), Refused> {
-    let current = group.status().borrow().epoch;
-    if asked == 0 || asked == current {
-        return Ok(());
-    }
-    let descriptor = Some(shard.clone());
-    Err(Refused::Refusal(Box::new(Kind::StaleEpoch(v1::RefusedStaleEpoch { asked, current, descriptor }))))
-}
-
-/// Reads rows away from the network's threads: the engine may go to disk.
-async fn read<T: Send + 'static>(
-    shared: &Shared,
-    group: GroupId,
-    read: impl FnOnce(MapReader) -> Result<T, ShardError> + Send + 'static,
-) -> Result<T, Refused> {
-    let reader = shared
-        .machines
-        .reader(group)
-        .ok_or_else(|| invalid(format!("{group} is not a map; its own kind of machine answers for it")))?;
-    tokio::task::spawn_blocking(move || read(reader))
-        .await
-        .map_err(|error| Refused::Status(Status::internal(error.to_string())))?
-        .map_err(|error| Refused::Status(Status::internal(error.to_string())))
+fn map_of(shared: &Shared, group: &Group) -> Result<MapReader, Refused> {
+    shared.machines.reader(group.id()).ok_or_else(|| not_open(group))
 }
 
 /// A continuation is a version byte and the first key of the next page.

@@ -125,6 +125,8 @@ impl StateMachine for MapMachine {
         let refuse = |text: String| v1::MapReply { index, refused: text, ..Default::default() };
         let reply = match v1::MapCommand::decode(command.payload.clone()) {
             Err(error) => refuse(format!("not a command of a map: {error}")),
+            // Every command has a format: this is something else that happens to decode, a log's command for one.
+            Ok(command) if command.format == 0 => refuse("not a command of a map".to_owned()),
             Ok(command) if command.format != super::FORMAT => {
                 let (group, found) = (self.store.group(), command.format);
                 return Err(

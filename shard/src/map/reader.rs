@@ -1,15 +1,15 @@
 //! Reads rows, from any thread, while commands are applied.
 
-use std::{fmt, sync::Arc, sync::atomic::Ordering};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
 use super::machine::decode_row;
 use crate::{
-    engine::{EngineSnapshot, Scope, prefix_end},
+    engine::prefix_end,
     error::Error,
-    layout::{self, DATA, MARKS, Record, generation_prefix, record_key, row_key},
-    store::{GroupView, decode_mark},
+    layout::{self, DATA, row_key},
+    store::GroupView,
 };
 
 /// A row of a map.
@@ -90,10 +90,7 @@ impl MapReader {
     /// # Errors
     /// [`Error::Gone`] if the replica was destroyed, and the engine's.
     pub fn get(&self, key: &[u8]) -> Result<Option<Row>, Error> {
-        let logical = layout::logical(DATA, key);
-        let found = self.live(|generation| {
-            self.view.shared.engine.get(self.view.space, &row_key(self.view.group, generation, &logical))
-        })?;
+        let found = self.view.get(&layout::logical(DATA, key))?;
         found.map(|row| self.row(Bytes::copy_from_slice(key), row)).transpose()
     }
 
@@ -102,8 +99,8 @@ impl MapReader {
     /// # Errors
     /// [`Error::Gone`] if the replica was destroyed, and the engine's.
     pub fn scan(&self, scan: &Scan) -> Result<Page, Error> {
-        let (generation, snapshot) = self.snapshot()?;
-        let index = self.index_of(&*snapshot)?;
+        let (generation, snapshot) = self.view.snapshot()?;
+        let index = self.view.index_of(&*snapshot)?;
         let base = row_key(self.view.group, generation, &[DATA]);
         let low = scan.low.clone().max(scan.prefix.clone());
         let ends = [scan.high.clone(), prefix_end(&scan.prefix).map(Bytes::from)];
@@ -135,7 +132,7 @@ impl MapReader {
     /// # Errors
     /// [`Error::Gone`] if the replica was destroyed, and the engine's.
     pub fn applied(&self) -> Result<u64, Error> {
-        self.index_of(&*self.snapshot()?.1)
+        self.view.index_of(&*self.view.snapshot()?.1)
     }
 
     /// About how many bytes the rows take, counted as they were written.
@@ -147,35 +144,5 @@ impl MapReader {
         let damaged = Error::Damaged { group: self.view.group, what: "a row" };
         let (value, index) = decode_row(row).ok_or(damaged)?;
         Ok(Row { key, value, index })
-    }
-
-    /// Runs `read` on the live generation; once more, if another became the live one meanwhile, since the old one's
-    /// rows may have been dropped under the read.
-    fn live<T>(&self, mut read: impl FnMut(u32) -> Result<T, Error>) -> Result<T, Error> {
-        loop {
-            let generation = self.view.live.load(Ordering::Acquire);
-            if generation == 0 {
-                return Err(Error::Gone { group: self.view.group });
-            }
-            let found = read(generation);
-            if self.view.live.load(Ordering::Acquire) == generation {
-                return found;
-            }
-        }
-    }
-
-    fn snapshot(&self) -> Result<(u32, Box<dyn EngineSnapshot>), Error> {
-        let mark = Scope { space: MARKS, prefix: record_key(self.view.group, Record::Mark) };
-        self.live(|generation| {
-            let prefix = Bytes::copy_from_slice(&generation_prefix(self.view.group, generation));
-            let rows = Scope { space: self.view.space, prefix };
-            Ok((generation, self.view.shared.engine.snapshot(vec![mark.clone(), rows])?))
-        })
-    }
-
-    fn index_of(&self, snapshot: &dyn EngineSnapshot) -> Result<u64, Error> {
-        let group = self.view.group;
-        let Some(mark) = snapshot.get(MARKS, &record_key(group, Record::Mark))? else { return Ok(0) };
-        Ok(decode_mark(group, &mark)?.mark.map_or(0, |mark| mark.index))
     }
 }

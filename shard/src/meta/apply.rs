@@ -266,6 +266,13 @@ impl Step<'_> {
                 let text = format!("{} is being dropped: retry when it is gone", ask.predicate);
                 return Err(refuse(MetaRefusal::Busy, text));
             }
+            if shard.kind != ask.kind {
+                let text = format!(
+                    "{} exists already and is of another kind: `pontoon predicates` shows it",
+                    ask.predicate
+                );
+                return Err(invalid(text));
+            }
             return Ok(Answer::Shard(v1::Shard::clone(shard)));
         }
         let len = ask.predicate.len();

@@ -16,35 +16,13 @@ use prost::Message;
 use super::{
     Known, Shared, declare_dead, scan_records,
     stage::{Source, Stage},
+    view::GroupView,
 };
 use crate::{
     engine::{Engine, Keyspace, Scope, WriteBatch, prefix_end},
     error::Error,
     layout::{self, DATA, MARKS, Record, SYSTEM, data_space, generation_prefix, record_key, row_key},
 };
-
-/// What readers of a group share with its machine.
-pub(crate) struct GroupView {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) group: GroupId,
-    pub(crate) space: Keyspace,
-    /// The live generation; 0 once the group is destroyed. Stored after the switch and before the old generation is
-    /// queued for dropping, so a reader that finds it unchanged after its read has read whole rows.
-    pub(crate) live: AtomicU32,
-    bytes: AtomicU64,
-}
-
-impl GroupView {
-    /// False from the group's destruction on.
-    pub(crate) fn is_there(&self) -> bool {
-        self.live.load(Ordering::Acquire) != 0
-    }
-
-    /// About how many bytes the live generation holds.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-}
 
 /// The rows of one group, for the one thread that applies commands to them.
 ///

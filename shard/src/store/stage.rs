@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use pontoon_raftstore::{MachineError, SnapshotSource, SnapshotStage};
 
-use super::{declare_dead, group::GroupView};
+use super::{declare_dead, view::GroupView};
 use crate::{
     engine::{EngineSnapshot, Keyspace, WriteBatch, prefix_end},
     error::Error,
