@@ -12,7 +12,10 @@
 mod lifecycle;
 mod time;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
@@ -22,7 +25,7 @@ use lifecycle::Record;
 
 use crate::{
     apply::{ApplyOutcome, ApplyTask},
-    effects::{Answer, Effects, Input, Token},
+    effects::{Answer, Effects, Input, Now, Token},
     envelope,
     error::{Error, Rejected},
     hybrid::HybridClock,
@@ -106,6 +109,7 @@ impl Core {
                 low_peers: BTreeMap::new(),
                 clock: HybridClock::default(),
                 wall_ms: 0,
+                clock_now: Duration::ZERO,
                 ticks: 0,
                 unique: unique_base,
                 max_entry_bytes,
@@ -120,9 +124,9 @@ impl Core {
         }
     }
 
-    /// Takes one input. `wall_ms` is unix time; it only colours timestamps.
-    pub(crate) fn handle(&mut self, wall_ms: u64, input: Input, fx: &mut Effects) {
-        self.shared.wall_ms = wall_ms;
+    /// Takes one input.
+    pub(crate) fn handle(&mut self, now: Now, input: Input, fx: &mut Effects) {
+        (self.shared.wall_ms, self.shared.clock_now) = (now.wall_ms, now.clock);
         match input {
             Input::Tick(ticks) => self.tick(ticks, fx),
             Input::Peer { from, message } => self.on_peer(from, message, fx),
@@ -376,7 +380,7 @@ impl Core {
             }
             Body::Manifest(_) | Body::Chunk(_) | Body::PullRefused(_) => replica.on_pulled(shared, body, fx),
             Body::ReadRequest(asked) => {
-                replica.on_read_request(sender, asked.context);
+                replica.on_read_request(shared, sender, asked.context, fx);
                 Ok(())
             }
             Body::ReadReply(reply) => {

@@ -28,7 +28,7 @@ use crate::{
     apply::{Applier, ApplyOutcome},
     core::Core,
     door::{Door, Inbox, ToLoop, door},
-    effects::{Answer, Effects, Input, Token},
+    effects::{Answer, Effects, Input, Now, Token},
     error::Error,
     lanes::Lane,
     machine::Machines,
@@ -166,6 +166,7 @@ pub(crate) fn start(
             board: board.clone(),
             waiting: HashMap::new(),
             tick: config.tick,
+            started: Instant::now(),
         };
         loops.push(spawn(format!("raft-{i}"), move || looper.run())?);
     }
@@ -213,6 +214,7 @@ struct Looper {
     board: Arc<Board>,
     waiting: HashMap<Token, oneshot::Sender<Answer>>,
     tick: Duration,
+    started: Instant,
 }
 
 impl Looper {
@@ -227,7 +229,7 @@ impl Looper {
                 let late = now.duration_since(next_tick).as_nanos() / self.tick.as_nanos();
                 let ticks = 1 + late as u64;
                 next_tick += self.tick * ticks as u32;
-                self.core.handle(wall_ms(), Input::Tick(ticks), &mut fx);
+                self.core.handle(self.now(), Input::Tick(ticks), &mut fx);
             }
             let mut next = first;
             let mut taken = 0;
@@ -243,13 +245,18 @@ impl Looper {
         }
     }
 
+    fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Now { wall_ms: wall.map_or(0, |since| since.as_millis() as u64), clock: self.started.elapsed() }
+    }
+
     fn take(&mut self, message: ToLoop, fx: &mut Effects) -> bool {
         self.inputs.taken(&message);
         match message {
-            ToLoop::Input(input) => self.core.handle(wall_ms(), input, fx),
+            ToLoop::Input(input) => self.core.handle(self.now(), input, fx),
             ToLoop::Ask(input, token, answer) => {
                 self.waiting.insert(token, answer);
-                self.core.handle(wall_ms(), input, fx);
+                self.core.handle(self.now(), input, fx);
             }
             ToLoop::Stop => return false,
         }
@@ -393,8 +400,4 @@ impl Flusher {
             }
         }
     }
-}
-
-fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -1,5 +1,7 @@
 //! What goes into the core and what comes out.
 
+use std::time::Duration;
+
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_wal::{self as wal, Wal};
 
@@ -13,6 +15,15 @@ use crate::{
 
 /// Names a caller who waits for an answer. Chosen by the driver.
 pub(crate) type Token = u64;
+
+/// What the clocks say when an input is taken; read after it arrived.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Now {
+    /// Unix time in milliseconds; it only colours timestamps.
+    pub(crate) wall_ms: u64,
+    /// A clock that never goes back, since any moment.
+    pub(crate) clock: Duration,
+}
 
 /// Everything that can happen to the core.
 pub(crate) enum Input {

@@ -12,6 +12,7 @@
 mod fetched;
 pub(crate) mod flow;
 mod inbound;
+mod lease;
 mod membership;
 mod proposals;
 mod pulls;
@@ -22,6 +23,7 @@ mod room;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -30,6 +32,7 @@ use pontoon_wal::{self as wal, Reservation, Submitter, Wal};
 use raft::{RawNode, StateRole, eraftpb as pb};
 
 use flow::{Flights, NodeFlights};
+use lease::Lease;
 use reads::Reads;
 pub(crate) use ready::Taken;
 
@@ -63,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) low_peers: BTreeMap<NodeId, u64>,
     pub(crate) clock: HybridClock,
     pub(crate) wall_ms: u64,
+    /// A clock that never goes back, read when the input at hand was taken.
+    pub(crate) clock_now: Duration,
     /// Ticks since the core started.
     pub(crate) ticks: u64,
     /// Makes read contexts and pull ids unique between incarnations.
@@ -117,6 +122,7 @@ pub(crate) struct Replica {
     proposals: VecDeque<ProposalWait>,
     change_wait: Option<ProposalWait>,
     reads: Reads,
+    lease: Lease,
 
     pull: Option<Pull>,
     /// A ready that carries a snapshot: it continues once the engine has switched.
@@ -243,6 +249,7 @@ impl Replica {
             proposals: VecDeque::new(),
             change_wait: None,
             reads: Reads::default(),
+            lease: if founding { Lease::default() } else { Lease::of_reopened(shared.clock_now) },
             pull: None,
             installing: None,
             installed: None,
@@ -318,8 +325,12 @@ impl Replica {
         let may_campaign = self.gate_open(shared)
             && (!self.is_sole_voter() || self.raw.raft.raft_log.persisted == self.last_index());
         if self.is_leader() || may_campaign {
-            let campaign =
-                self.eager && !self.is_leader() && self.leader().is_none() && self.is_first_in_rank();
+            let keeps_promise = self.keeps_promise(shared);
+            let campaign = !keeps_promise
+                && self.eager
+                && !self.is_leader()
+                && self.leader().is_none()
+                && self.is_first_in_rank();
             if may_campaign {
                 self.eager = false;
             }
@@ -331,6 +342,10 @@ impl Replica {
             // Ticks that piled up count, but only so far that a pause is not taken for a dead leader.
             for _ in 0..ticks.min(3) {
                 self.note_silent();
+                let elapsed = self.raw.raft.election_elapsed + 1;
+                if keeps_promise && elapsed >= self.timeout_ticks(shared, self.raw.raft.term) {
+                    break;
+                }
                 let raw = &mut self.raw;
                 guarded(|| raw.tick())?;
             }
@@ -364,6 +379,7 @@ impl Replica {
         self.dirty = true;
         if before.1 == StateRole::Leader && now.1 != StateRole::Leader {
             self.forget_flights(shared);
+            self.lease.give_up();
             self.lost_leadership(fx);
         }
         if now.1 == StateRole::Leader && before.1 != StateRole::Leader {

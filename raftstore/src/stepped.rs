@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
@@ -14,7 +15,7 @@ use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
 use crate::{
     apply::{Applier, ApplyOutcome},
     core::Core,
-    effects::{Answer, Effects, Input},
+    effects::{Answer, Effects, Input, Now},
     error::Error,
     lanes::Lane,
     machine::Machines,
@@ -74,7 +75,7 @@ pub struct Stepped {
     dirty: BTreeMap<GroupId, u64>,
     out: Output,
     next_token: u64,
-    wall_ms: u64,
+    now: Now,
 }
 
 impl Stepped {
@@ -105,7 +106,7 @@ impl Stepped {
             dirty: BTreeMap::new(),
             out: Output::default(),
             next_token: 0,
-            wall_ms: 0,
+            now: Now::default(),
         };
         for group in groups {
             stepped.ask(|token| Input::Adopt { group, token });
@@ -116,12 +117,17 @@ impl Stepped {
 
     /// Unix time for everything that follows, in milliseconds.
     pub fn set_wall_ms(&mut self, wall_ms: u64) {
-        self.wall_ms = wall_ms;
+        self.now.wall_ms = wall_ms;
+    }
+
+    /// The clock for everything that follows; never goes back.
+    pub fn set_clock(&mut self, clock: Duration) {
+        self.now.clock = clock;
     }
 
     fn input(&mut self, input: Input) {
         let mut fx = Effects::default();
-        self.core.handle(self.wall_ms, input, &mut fx);
+        self.core.handle(self.now, input, &mut fx);
         self.take(fx);
     }
 

@@ -30,6 +30,11 @@ pub struct Config {
     pub heartbeat_ticks: usize,
     /// Ticks without a leader before the first replica in rank campaigns.
     pub election_ticks: usize,
+    /// Leaders answer linearizable reads from a lease: for nine tenths of an election timeout after a quorum was heard,
+    /// nobody is asked. Off by default, for it trusts clocks: those of a group's voters must not drift apart by a tenth,
+    /// nor stand still while a machine is suspended. All nodes of a cluster are started with the same setting. With it, a
+    /// voter that starts again waits an election timeout before it votes.
+    pub leader_lease: bool,
     /// The largest proposal in bytes; also bounded by a quarter of the log's batch.
     pub max_entry_bytes: u64,
     /// The most that one append message carries, in bytes.
@@ -73,6 +78,7 @@ impl Default for Config {
             tick: Duration::from_millis(100),
             heartbeat_ticks: 3,
             election_ticks: 10,
+            leader_lease: false,
             max_entry_bytes: 2 << 20,
             max_append_bytes: 512 << 10,
             max_inflight_appends: 128,

@@ -43,6 +43,9 @@ impl Replica {
             Verdict::Refuse(reason) => return self.refuse(from.node(), reason, fx),
             Verdict::LostLog(reason) => return Err(reason),
         }
+        if self.asks_too_early(shared, &message) {
+            return Ok(());
+        }
         let entries = message.get_entries();
         // A new leader's empty entry and configurations always pass: without them nobody could read, or make room.
         let commands =
@@ -71,6 +74,7 @@ impl Replica {
             && [pb::MessageType::MsgAppend as i32, pb::MessageType::MsgHeartbeat as i32].contains(&kind)
         {
             self.floor = self.floor.max(floor);
+            self.lease.heard_leader(shared.clock_now);
         }
         self.after_raft(shared, fx);
         Ok(())

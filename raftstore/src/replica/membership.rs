@@ -247,6 +247,7 @@ impl Replica {
         let conf = guarded(|| raw.apply_conf_change(&change))?
             .map_err(|error| format!("the configuration entry at {} does not apply: {error}", entry.index))?;
         self.conf = convert::conf_from_raft(&conf);
+        self.lease.give_up();
         self.dirty = true;
         let members = convert::members(&self.conf);
         self.offered.retain(|id, _| members.contains(id));

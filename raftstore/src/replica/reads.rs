@@ -38,6 +38,8 @@ struct Round {
     readers: Vec<Reader>,
     /// The tick at which it was asked last.
     since: u64,
+    /// The same on the clock.
+    asked: std::time::Duration,
 }
 
 /// A confirmation.
@@ -67,16 +69,16 @@ impl Replica {
             ReadLevel::Linearizable if !self.is_leader() => {
                 return fx.answers.push((token, Answer::Index(Err(self.not_leader()))));
             }
-            ReadLevel::Linearizable => return self.reads.waiting.push(Reader::Here(token)),
+            ReadLevel::Linearizable => match self.leased_index(shared) {
+                Some(index) => return self.answer_at(index, token, fx),
+                None => return self.reads.waiting.push(Reader::Here(token)),
+            },
             ReadLevel::Follower { max_lag } => max_lag,
         };
         let age =
             |confirmed: Confirmed| shared.config.tick * (shared.ticks - confirmed.since + CLOCK_TICKS) as u32;
         match self.reads.confirmed.filter(|confirmed| age(*confirmed) <= max_lag) {
-            Some(Confirmed { index, .. }) => {
-                self.reads.ready.entry(index).or_default().push(token);
-                self.answer_reads(fx);
-            }
+            Some(Confirmed { index, .. }) => self.answer_at(index, token, fx),
             None if self.leader().is_none() => {
                 fx.answers.push((token, Answer::Index(Err(self.not_leader()))));
             }
@@ -84,9 +86,24 @@ impl Replica {
         }
     }
 
+    fn answer_at(&mut self, index: u64, token: Token, fx: &mut Effects) {
+        self.reads.ready.entry(index).or_default().push(token);
+        self.answer_reads(fx);
+    }
+
     /// Another replica asks on behalf of its readers.
-    pub(crate) fn on_read_request(&mut self, from: ReplicaId, context: u64) {
+    pub(crate) fn on_read_request(
+        &mut self,
+        shared: &Shared,
+        from: ReplicaId,
+        context: u64,
+        fx: &mut Effects,
+    ) {
         let is_member = super::convert::members(&self.conf).contains(&from.get());
+        if let Some(index) = self.leased_index(shared).filter(|_| is_member) {
+            let reply = v1::ReadReply { context, index };
+            return self.tell(from, v1::peer_message::Body::ReadReply(reply), fx);
+        }
         // Whoever asks the wrong one asks again, the right one.
         if self.is_leader() && is_member && self.reads.waiting.len() < MAX_WAITING {
             self.reads.waiting.push(Reader::There(from, context));
@@ -100,7 +117,7 @@ impl Replica {
             return Ok(());
         }
         let readers = std::mem::take(&mut self.reads.waiting);
-        self.reads.round = Some(Round { context: 0, readers, since: 0 });
+        self.reads.round = Some(Round { context: 0, readers, since: 0, asked: shared.clock_now });
         self.ask(shared, fx)
     }
 
@@ -115,6 +132,7 @@ impl Replica {
         let (is_leader, leader) = (self.is_leader(), self.leader());
         let Some(round) = &mut self.reads.round else { return Ok(()) };
         (round.context, round.since) = (shared.next_unique(), shared.ticks);
+        round.asked = shared.clock_now;
         let context = round.context;
         if is_leader {
             let raw = &mut self.raw;
@@ -159,6 +177,9 @@ impl Replica {
     pub(crate) fn confirm(&mut self, context: u64, index: u64, fx: &mut Effects) {
         let Some(round) = self.reads.round.take_if(|round| round.context == context) else { return };
         self.reads.confirmed = Some(Confirmed { since: round.since, index });
+        if self.is_leader() {
+            self.lease.confirmed(round.asked);
+        }
         for reader in round.readers {
             match reader {
                 Reader::Here(token) => self.reads.ready.entry(index).or_default().push(token),

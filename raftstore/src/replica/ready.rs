@@ -162,6 +162,7 @@ impl Replica {
                 MsgAppend | MsgAppendResponse | MsgSnapshot => Class::Append,
                 _ => Class::Control,
             };
+            self.note_offer_of_leadership(kind, message.term);
             if kind == MsgSnapshot {
                 self.offered.insert(message.to, shared.ticks);
             }

@@ -55,6 +55,8 @@ pub(crate) struct LabNode {
     pub(crate) machines: TestMachines,
     pub(crate) stepped: Stepped,
     wal: Wal,
+    /// Milliseconds; its own clock begins here.
+    started: u64,
 }
 
 /// Nodes 1 to n, and what is on its way between them.
@@ -106,12 +108,21 @@ impl Lab {
         options.driver = DriverMode::Manual;
         let (wal, _) = Wal::open(options).expect("the log opens");
         let opened = Stepped::open(self.config.clone(), id, wal.clone(), Arc::new(machines.clone()));
-        let node = LabNode { fs, machines, stepped: opened.expect("the runtime opens"), wal };
+        let started = self.clock.0.load(Ordering::Relaxed);
+        let node = LabNode { fs, machines, stepped: opened.expect("the runtime opens"), wal, started };
         self.nodes.insert(id, node);
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for (own, node) in &mut self.nodes {
             ids.iter().filter(|other| *other != own).for_each(|other| node.stepped.accepted_by(*other));
         }
+    }
+
+    /// Ends a node's process and starts it again.
+    pub(crate) fn reboot(&mut self, id: NodeId) {
+        let LabNode { fs, machines, stepped, wal, .. } = self.nodes.remove(&id).expect("such a node");
+        drop((stepped, wal));
+        fs.kill();
+        self.boot(id, fs, machines);
     }
 
     /// Founds groups on these nodes and lets each elect a leader.
@@ -209,6 +220,7 @@ impl Lab {
         let now = self.clock.0.load(Ordering::Relaxed);
         for node in self.nodes.values_mut() {
             node.stepped.set_wall_ms(now);
+            node.stepped.set_clock(Duration::from_millis(now - node.started));
             node.stepped.tick(ticks);
         }
         self.turn_all();

@@ -2,6 +2,7 @@
 
 mod flow;
 mod lab;
+mod lease;
 #[path = "../common/machine.rs"]
 mod machine;
 mod stall;
