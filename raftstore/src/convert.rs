@@ -255,6 +255,18 @@ mod tests {
         assert_eq!(read, change);
     }
 
+    /// Raft elects whom it should by the commit index and term in votes; a wire format that leaves them out goes unnoticed.
+    #[test]
+    fn a_vote_arrives_as_it_was_sent() {
+        let mut vote = pb::Message { from: 1, to: 2, term: 7, log_term: 6, index: 40, ..Default::default() };
+        vote.set_msg_type(pb::MessageType::MsgRequestVote);
+        (vote.commit, vote.commit_term, vote.priority) = (38, 5, -3);
+        (vote.reject, vote.reject_hint, vote.request_snapshot) = (true, 9, 11);
+        vote.context = Bytes::from_static(b"CampaignTransfer");
+        let wire = message_to_wire(vote.clone(), 0);
+        assert_eq!(message_from_wire(1, 2, wire).unwrap(), vote);
+    }
+
     #[test]
     fn garbled_messages_are_refused() {
         let wire = |kind, entries| v1::RaftMessage {

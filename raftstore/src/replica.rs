@@ -592,3 +592,15 @@ fn install_meta(mark: &v1::Mark, conf: &v1::ConfState) -> wal::SnapshotMeta {
 fn abandon_stage(group: GroupId, pull: u64) -> ApplyTask {
     ApplyTask::StageAbandon { group, pull }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_inside_raft_is_a_reason_and_no_panic() {
+        let reason = guarded(|| panic!("to_commit 9 is out of range")).unwrap_err();
+        assert!(reason.contains("to_commit 9 is out of range"), "{reason}");
+        assert_eq!(guarded(|| 3), Ok(3));
+    }
+}

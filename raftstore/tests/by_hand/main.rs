@@ -5,4 +5,5 @@ mod lab;
 mod lease;
 #[path = "../common/machine.rs"]
 mod machine;
+mod pitfalls;
 mod stall;
