@@ -26,6 +26,7 @@ mod ask;
 mod error;
 mod log;
 mod many;
+mod members;
 mod mirror;
 mod place;
 mod session;
@@ -46,6 +47,7 @@ use tonic::transport::Channel;
 
 pub use error::ClientError;
 pub use log::{Appended, Bounds, Log, Records, Tail};
+pub use members::Server;
 pub use mirror::{Mirror, MirrorError, Mirrored, mirror};
 
 use crate::{api::admin_client::AdminClient, channels::Channels, route::Routed};

@@ -312,17 +312,16 @@ fn plan_move(
 ) -> Result<v1::StartMove, Status> {
     let kind = v1::MoveKind::try_from(request.kind)
         .map_err(|_| Status::invalid_argument(format!("no kind of move has the number {}", request.kind)))?;
-    let voter_on = |node: u64| {
-        shard
-            .voters
-            .iter()
-            .copied()
-            .find(|&id| ReplicaId::new(id).is_ok_and(|replica| replica.node().get() == node))
+    // A learner may only be given up: it has no vote to pass on.
+    let learners: &[u64] = if kind == v1::MoveKind::Remove { &shard.learners } else { &[] };
+    let replica_on = |node: u64| {
+        let members = shard.voters.iter().chain(learners);
+        members.copied().find(|&id| ReplicaId::new(id).is_ok_and(|replica| replica.node().get() == node))
     };
     let load = state.load();
     let load_of = |node: u64| load.get(&node).copied().unwrap_or(0);
     let source = match (kind, request.from_node) {
-        (v1::MoveKind::Add, _) => 0,
+        (v1::MoveKind::Add | v1::MoveKind::AddLearner, _) => 0,
         (_, 0) => shard
             .voters
             .iter()
@@ -331,10 +330,11 @@ fn plan_move(
             .ok_or_else(|| {
                 Status::failed_precondition(format!("{} has no voters yet; wait", shard.predicate))
             })?,
-        (_, node) => voter_on(node).ok_or_else(|| {
-            let holders: Vec<_> = holders(shard).iter().map(ToString::to_string).collect();
+        (_, node) => replica_on(node).ok_or_else(|| {
+            let movable = v1::Shard { learners: learners.to_vec(), ..shard.clone() };
+            let holders: Vec<_> = holders(&movable).iter().map(ToString::to_string).collect();
             Status::failed_precondition(format!(
-                "n{node} holds no replica of {}; its replicas are on {}",
+                "n{node} holds no replica of {} that can be moved so; those are on {}",
                 shard.predicate,
                 holders.join(", ")
             ))

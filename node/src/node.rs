@@ -35,6 +35,7 @@ use tracing::{info, warn};
 
 use crate::{
     channels::Channels,
+    client::{Client, ClientError},
     config::{NodeConfig, loopback_only},
     directory::{Directory, Marker, State},
     error::NodeError,
@@ -224,6 +225,29 @@ impl Node {
     pub fn group(&self, predicate: &str) -> Option<Group> {
         let view = self.shared.map.view();
         self.shared.raft.group(GroupId(view.predicate(predicate)?.group))
+    }
+
+    /// A client of the cluster that asks this node first: reads that need not see the latest
+    /// ([`crate::client::Client::with_reads`]) are answered by the replicas here.
+    ///
+    /// # Errors
+    /// [`ClientError::NobodyAnswers`] if the node is shutting down.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn client(&self) -> Result<Client, ClientError> {
+        Client::connect([self.address()]).await
+    }
+
+    /// The nodes of the cluster that are not removed, this one included: id and address, as this node has heard them.
+    ///
+    /// A node joins by [`NodeConfig::joining`]. It leaves for good by giving its replicas up
+    /// ([`crate::client::Client::leave`] for each predicate), a [`Node::shutdown`], and `decommission` at any other node.
+    /// Who serves one predicate is told by [`crate::client::Client::servers`].
+    pub fn servers(&self) -> Vec<(NodeId, String)> {
+        let view = self.shared.map.view();
+        let present = view.present().filter_map(|node| NodeId::new(node.id).ok());
+        present.map(|node| (node, self.shared.map.address(node).unwrap_or_default())).collect()
     }
 
     /// Waits until this node has no business to go on, and says why with the next step: its log or its engine failed, or the

@@ -5,6 +5,7 @@ use std::{path::Path, time::Duration};
 use pontoon_node::{
     Node, NodeConfig,
     api::{admin_client::AdminClient, data_client::DataClient},
+    client::{ClientError, Range, Reads},
 };
 use pontoon_proto::v1;
 use tonic::transport::Channel;
@@ -232,4 +233,60 @@ async fn mistakes_at_the_start_name_the_thing() {
         Node::start(config(&scratch.path().join("3")).joining(&nobody)).await.unwrap_err().to_string();
     assert!(error.contains(&nobody) && error.contains("--join"), "{error}");
     node.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permanent_learner_answers_old_reads_alone_and_votes_on_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let first = Node::start(config(&scratch.path().join("1"))).await.unwrap();
+    let writer = first.client().await.unwrap();
+    writer.create_map("name", 1).await.unwrap();
+    let log = writer.create_log("events", 1).await.unwrap();
+    writer.put("name", "a", "1").await.unwrap();
+    log.append(["one"]).await.unwrap();
+
+    let reader = Node::start(config(&scratch.path().join("2")).joining(first.address())).await.unwrap();
+    for predicate in ["name", "events"] {
+        writer.join_as_learner(predicate, reader.id()).await.unwrap();
+        let servers = writer.servers(predicate).await.unwrap();
+        let roles: Vec<_> = servers.iter().map(|server| (server.node, server.votes, server.leads)).collect();
+        assert_eq!(roles, [(first.id(), true, true), (reader.id(), false, false)]);
+    }
+    // Twice is once, and the cluster does not take it for a voter that is missing.
+    writer.join("name", reader.id()).await.unwrap();
+    assert_eq!(voters(&map_until(&reader, |map| map.moves.is_empty()).await, "name"), 1);
+
+    let client = reader.client().await.unwrap();
+    let fresh = client.with_reads(Reads::Bounded(Duration::ZERO));
+    for round in 2..12 {
+        writer.put("name", "a", round.to_string()).await.unwrap();
+        assert_eq!(fresh.get("name", "a").await.unwrap().unwrap().value, round.to_string());
+        let next = log.append([round.to_string()]).await.unwrap().next;
+        assert_eq!(fresh.log("events").bounds().await.unwrap().next, next);
+    }
+    first.shutdown().await.unwrap();
+
+    // The only voter is gone: what is there is still read, by who asks for no more.
+    let local = client.with_reads(Reads::Local).with_deadline(Duration::from_secs(2));
+    assert_eq!(local.get("name", "a").await.unwrap().unwrap().value, "11");
+    assert_eq!(local.scan("name", &Range::default()).await.unwrap().rows.len(), 1);
+    assert_eq!(local.log("events").read(0, None, 0).await.unwrap().records.len(), 11);
+    // Beyond what it has there may be more elsewhere: no mistake of the reader's.
+    assert!(local.log("events").read(50, None, 0).await.unwrap().records.is_empty());
+    let latest = local.with_reads(Reads::Linearizable).get("name", "a").await;
+    assert!(matches!(latest, Err(ClientError::Late { .. })), "{latest:?}");
+
+    let first = Node::start(config(&scratch.path().join("1"))).await.unwrap();
+    let writer = first.client().await.unwrap();
+    assert_eq!(writer.wait_for_leader("name").await.unwrap().node, first.id());
+    let mut known: Vec<_> = first.servers().into_iter().map(|(node, _)| node).collect();
+    known.sort_unstable();
+    assert_eq!(known, [first.id(), reader.id()]);
+    for predicate in ["name", "events"] {
+        writer.leave(predicate, reader.id()).await.unwrap();
+        assert!(writer.leave(predicate, first.id()).await.is_err(), "the last voter stays");
+        assert_eq!(writer.servers(predicate).await.unwrap().len(), 1);
+    }
+    assert!(reader.group("name").is_none());
+    stop(vec![reader, first]).await;
 }

@@ -24,7 +24,8 @@
 //! | Fence | tombstone at the source, then its data gone | the source's node says so |
 //! | Cleanup | nothing is left over | at once |
 //!
-//! Kinds: an addition has no source, a removal no target; phases without a subject pass.
+//! Kinds: an addition has no source, a removal no target; phases without a subject pass. A learner that is added for good
+//! passes Joint as it is; one that is removed was never in a quorum.
 //!
 //! # Who may die when
 //!
@@ -161,6 +162,8 @@ fn wait(reason: impl Into<String>) -> Decision {
 struct Parts {
     source: Option<ReplicaId>,
     target: Option<ReplicaId>,
+    /// Whether the target shall vote in the end.
+    promotes: bool,
 }
 
 impl Parts {
@@ -173,9 +176,16 @@ impl Parts {
             MoveKind::Replace => Parts {
                 source: Some(replica(mv.source, "source")?),
                 target: Some(replica(mv.target, "target")?),
+                promotes: true,
             },
-            MoveKind::Add => Parts { source: None, target: Some(replica(mv.target, "target")?) },
-            MoveKind::Remove => Parts { source: Some(replica(mv.source, "source")?), target: None },
+            kind @ (MoveKind::Add | MoveKind::AddLearner) => Parts {
+                source: None,
+                target: Some(replica(mv.target, "target")?),
+                promotes: kind == MoveKind::Add,
+            },
+            MoveKind::Remove => {
+                Parts { source: Some(replica(mv.source, "source")?), target: None, promotes: false }
+            }
         })
     }
 }

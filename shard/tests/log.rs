@@ -326,7 +326,7 @@ fn ops() -> impl Strategy<Value = Vec<(Op, bool)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_log_does_what_the_model_does_on_every_engine_and_its_snapshot_is_the_same_state_elsewhere(ops in ops()) {

@@ -89,7 +89,10 @@ impl World {
         let start = v1::StartMove {
             group: shard.group,
             kind: kind.into(),
-            source: if kind == MoveKind::Add { 0 } else { shard.voters[source as usize] },
+            source: match kind {
+                MoveKind::Add | MoveKind::AddLearner => 0,
+                MoveKind::Replace | MoveKind::Remove => shard.voters[source as usize],
+            },
             target_node,
             ..Default::default()
         };
@@ -342,10 +345,21 @@ impl World {
         let mv = self.mv();
         assert_eq!(mv.phase(), MovePhase::Done);
         assert_eq!(self.conf.voters.len(), voters);
-        assert!(self.conf.learners.is_empty() && !self.is_joint());
-        if let Ok(target) = ReplicaId::new(mv.target) {
-            assert!(self.conf.voters.contains(&target.get()));
+        assert!(!self.is_joint());
+        match mv.kind() {
+            MoveKind::AddLearner => assert_eq!(self.conf.learners, [mv.target]),
+            MoveKind::Replace | MoveKind::Add => assert!(self.conf.voters.contains(&mv.target)),
+            MoveKind::Remove => {}
         }
+        if mv.kind() != MoveKind::AddLearner {
+            assert!(self.conf.learners.is_empty());
+        }
+        let shard = &self.meta.state().shards[&mv.group];
+        assert_eq!(
+            (shard.voters.len(), &shard.learners),
+            (voters, &self.conf.learners),
+            "the map says the same"
+        );
         if let Ok(source) = ReplicaId::new(mv.source) {
             assert!(!self.replicas.contains_key(&source.get()));
             assert_eq!(self.fences[&source.node()], source.get() + 1);
@@ -357,13 +371,15 @@ impl World {
 /// Voters, kind, which of them leaves, the target's node, voters afterwards.
 type Case = (&'static [u64], MoveKind, u64, u64, usize);
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 8] = [
     (&[1, 2, 3], MoveKind::Replace, 0, 4, 3),
     (&[1, 2, 3], MoveKind::Replace, 2, 4, 3),
     (&[1], MoveKind::Replace, 0, 2, 1),
     (&[1], MoveKind::Add, 0, 2, 2),
     (&[1, 2], MoveKind::Add, 0, 3, 3),
     (&[1, 2, 3], MoveKind::Remove, 0, 0, 2),
+    (&[1], MoveKind::AddLearner, 0, 2, 1),
+    (&[1, 2, 3], MoveKind::AddLearner, 0, 4, 3),
 ];
 
 #[test]
@@ -381,6 +397,32 @@ fn every_move_ends_whoever_fails_at_whatever_step() {
                     world.check_done(after);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_permanent_learner_leaves_again_whoever_fails_at_whatever_step() {
+    let with_learner = || {
+        let mut world = World::new(&[1], MoveKind::AddLearner, 0, 2);
+        world.run(0, None);
+        let (group, learner) = (world.mv().group, world.mv().target);
+        let remove =
+            |source| v1::StartMove { group, kind: MoveKind::Remove.into(), source, ..Default::default() };
+        let voter = world.conf.voters[0];
+        assert!(world.meta.start(remove(voter)).is_err(), "a learner is no stand-in for the last voter");
+        // It has no vote to give to another.
+        let replace = v1::StartMove { kind: MoveKind::Replace.into(), target_node: 3, ..remove(learner) };
+        assert!(world.meta.start(replace).is_err());
+        world.id = world.meta.start(remove(learner)).unwrap().id;
+        world
+    };
+    let turns = with_learner().run(0, None);
+    for at in 0..turns {
+        for fault in FAULTS {
+            let mut world = with_learner();
+            world.run(at, Some(fault));
+            world.check_done(1);
         }
     }
 }

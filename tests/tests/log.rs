@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::StreamExt;
 use pontoon_node::client::{Client, Log};
 use pontoon_proto::v1::MovePhase;
 use pontoon_tests::{
@@ -77,16 +78,15 @@ impl Appenders {
     }
 }
 
+/// Every record, by a reader of the whole log, which begins at offset 0.
 async fn whole(log: &Log) -> Vec<Bytes> {
-    let mut records = Vec::new();
-    loop {
-        let page =
-            within("a page", log.read(records.len() as u64, None, 5_000)).await.expect("the log is served");
-        if page.records.is_empty() {
-            return records;
-        }
-        records.extend(page.records);
-    }
+    let records = log.records().await.expect("the log is served");
+    let read = records.enumerate().map(|(at, found)| {
+        let (offset, record) = found.expect("the log is served");
+        assert_eq!(offset, at as u64);
+        record
+    });
+    within("the whole log", read.collect()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -107,7 +107,10 @@ pub(super) async fn predicates(context: &Context) -> Result<Done, Failure> {
                 kind_of(&shard),
                 shard.group.to_string(),
                 name_of(shard.state().as_str_name(), "SHARD_STATE_"),
-                places(&shard.voters),
+                match shard.learners.is_empty() {
+                    true => places(&shard.voters),
+                    false => format!("{} +{}", places(&shard.voters), places(&shard.learners)),
+                },
                 match view.leader_node {
                     0 => "-".to_owned(),
                     node => node.to_string(),

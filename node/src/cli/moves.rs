@@ -32,6 +32,9 @@ pub(super) enum MoveCommand {
         /// The node that takes it.
         #[arg(long, value_name = "NODE", value_parser = node_id)]
         to: Option<NodeId>,
+        /// With --to alone: the new replica follows without a vote, for good. It answers reads with --max-lag and --local.
+        #[arg(long, requires = "to", conflicts_with = "from")]
+        learner: bool,
         /// Only say what would be done.
         #[arg(long)]
         dry_run: bool,
@@ -59,9 +62,10 @@ pub(super) enum MoveCommand {
 pub(super) async fn run(context: &Context, command: MoveCommand) -> Result<Done, Failure> {
     let client = context.client().await?;
     match command {
-        MoveCommand::Start { predicate, from, to, dry_run, wait } => {
+        MoveCommand::Start { predicate, from, to, learner, dry_run, wait } => {
             let kind = match (from, to) {
                 (Some(_), Some(_)) => v1::MoveKind::Replace,
+                (None, Some(_)) if learner => v1::MoveKind::AddLearner,
                 (None, Some(_)) => v1::MoveKind::Add,
                 (Some(_), None) => v1::MoveKind::Remove,
                 (None, None) => {

@@ -54,6 +54,16 @@ calls! {
 }
 
 impl Client {
+    /// Makes a predicate that maps keys to values, with so many replicas (0: three), if there is none of that name; on
+    /// return it is served. The first write makes one too.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the name is not one or belongs to a log.
+    pub async fn create_map(&self, name: impl Into<String>, replicas: u32) -> Result<(), ClientError> {
+        let request = v1::CreatePredicateRequest { predicate: name.into(), replicas, ..Default::default() };
+        self.create_predicate(request).await.map(drop)
+    }
+
     /// Follows a move: its state at once, then at each change, until it has ended. The stream breaks with the node that
     /// serves it; call again then.
     ///

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use pontoon_proto::v1;
 use tokio::time::Instant;
 
@@ -205,6 +205,20 @@ impl Log {
     pub async fn read(&self, from: u64, to: Option<u64>, limit: u32) -> Result<Records, ClientError> {
         let request = v1::ReadLogRequest { from: Some(from), to, limit, ..Default::default() };
         self.ask(request).await
+    }
+
+    /// Reads the whole log in order, offsets and records, from its lowest offset to where it ends at the call.
+    ///
+    /// # Errors
+    /// As [`Log::bounds`]; in the stream as [`Tail::next`], if records are truncated before they are read.
+    pub async fn records(
+        &self,
+    ) -> Result<impl Stream<Item = Result<(u64, Bytes), ClientError>> + Send + use<>, ClientError> {
+        let bounds = self.bounds().await?;
+        let count = usize::try_from(bounds.next - bounds.lowest).unwrap_or(usize::MAX);
+        let mut tail = self.tail(bounds.lowest);
+        tail.era = bounds.era;
+        Ok(tail.into_stream().take(count))
     }
 
     /// Follows the log from an offset on, for ever, through changes of leader and moves: each record comes once, in order.

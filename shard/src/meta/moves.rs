@@ -55,13 +55,16 @@ impl Step<'_> {
         }
         let kind =
             MoveKind::try_from(ask.kind).map_err(|_| invalid(format!("no kind of move {}", ask.kind)))?;
-        let (leaves, arrives) = (kind != MoveKind::Add, kind != MoveKind::Remove);
-        if leaves && !shard.voters.contains(&ask.source) {
+        let arrives = kind != MoveKind::Remove;
+        let leaves = matches!(kind, MoveKind::Replace | MoveKind::Remove);
+        let votes = shard.voters.contains(&ask.source);
+        let learner_leaves = kind == MoveKind::Remove && shard.learners.contains(&ask.source);
+        if leaves && !votes && !learner_leaves {
             let source = ReplicaId::new(ask.source).map_or_else(|_| "0".into(), |id| id.to_string());
             let voters: Vec<String> = shard.voters.iter().map(|id| replica_name(*id)).collect();
             return Err(invalid(format!("{source} is no voter of {name}: these are {}", voters.join(", "))));
         }
-        if kind == MoveKind::Remove && shard.voters.len() < 2 {
+        if kind == MoveKind::Remove && votes && shard.voters.len() < 2 {
             return Err(invalid(format!("{name} has one replica: removing it would lose its data")));
         }
         let mut target = 0;
@@ -163,8 +166,10 @@ impl Step<'_> {
         let Ok(mut shard) = self.shard_of(mv.group) else { return };
         shard.voters.retain(|id| *id != mv.source && *id != mv.target);
         shard.learners.retain(|id| *id != mv.source && *id != mv.target);
-        if mv.target != 0 {
-            shard.voters.push(mv.target);
+        match mv.kind() {
+            MoveKind::AddLearner => shard.learners.push(mv.target),
+            MoveKind::Replace | MoveKind::Add => shard.voters.push(mv.target),
+            MoveKind::Remove => {}
         }
         self.put_shard(shard);
     }
@@ -212,6 +217,7 @@ fn describe(mv: &v1::Move) -> String {
     match mv.kind() {
         MoveKind::Replace => format!("{name} from {source} to {target}"),
         MoveKind::Add => format!("{name} gains {target}"),
+        MoveKind::AddLearner => format!("{name} gains {target} as a learner"),
         MoveKind::Remove => format!("{name} loses {source}"),
     }
 }

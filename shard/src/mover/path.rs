@@ -49,10 +49,11 @@ fn planned(parts: &Parts, group: &Group<'_>) -> Decision {
         return Decision::Act(vec![Action::LeaveJoint]);
     }
     if let Some(source) = parts.source {
-        if !group.votes(source) {
+        let learner_leaves = parts.target.is_none() && group.names(source);
+        if !group.votes(source) && !learner_leaves {
             return wait(format!("{source} is no voter of the group any more: cancel the move"));
         }
-        if parts.target.is_none() && group.conf.voters.len() < 2 {
+        if parts.target.is_none() && group.votes(source) && group.conf.voters.len() < 2 {
             return wait(format!(
                 "{source} is the group's only voter: cancel the move, or add a replica first"
             ));
@@ -190,7 +191,8 @@ fn led_by(source: ReplicaId, group: &Group<'_>) -> Option<Decision> {
 }
 
 fn joint(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
-    let arrived = parts.target.is_none_or(|target| group.votes(target));
+    let arrived =
+        parts.target.is_none_or(|target| group.votes(target) || (!parts.promotes && group.names(target)));
     let left = parts.source.is_none_or(|source| !group.votes(source));
     if arrived && left {
         if !group.is_joint() {
