@@ -1,55 +1,73 @@
-//! Whole clusters from a seed: power cuts, loss, partitions and moving replicas under load.
+//! Whole clusters from a seed: what ships, in a world that is made up.
 //!
-//! `PONTOON_SIM_SEEDS` sets how many seeds each test runs, `PONTOON_SIM_SEED` replays a single one.
+//! `PONTOON_SIM_SEEDS` sets how many seeds the long test runs, `PONTOON_SIM_SEED` replays a single one.
 
-use pontoon_tests::{Faults, World};
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
 
-fn seeds(default: u64) -> Vec<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+use pontoon_tests::sim::{Coverage, Faults, Plan, Report, run};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+fn seeds(default: u64) -> std::ops::RangeInclusive<u64> {
     match number("PONTOON_SIM_SEED") {
-        Some(seed) => vec![seed],
-        None => (1..=number("PONTOON_SIM_SEEDS").unwrap_or(default)).collect(),
+        Some(seed) => seed..=seed,
+        None => 1..=number("PONTOON_SIM_SEEDS").unwrap_or(default),
     }
 }
 
-const CALM: Faults = Faults { loss: 0, crash: 0, partition: 0, swap: 0 };
-
-#[test]
-fn a_healthy_cluster_of_many_groups_serves_all() {
-    for seed in seeds(3) {
-        let mut world = World::new(seed, 32, CALM);
-        world.run(3_000);
-        assert!(world.reads > 20, "seed {seed} read {} times", world.reads);
+fn play(plan: &Plan) -> Report {
+    match run(plan) {
+        Ok(report) => report,
+        Err(failure) => panic!("{failure}"),
     }
 }
 
 #[test]
-fn power_cuts_loss_and_partitions_lose_nothing_and_repeat_nothing() {
-    let mut crashes = 0;
-    for seed in seeds(40) {
-        let mut world = World::new(seed, 8, Faults { loss: 30, crash: 2, partition: 2, swap: 0 });
-        world.run(6_000);
-        crashes += world.crashes;
-    }
-    assert!(crashes > 0, "no seed cut the power");
-}
-
-#[test]
-fn replicas_change_nodes_under_power_cuts_loss_and_partitions() {
-    let (mut swaps, mut snapshots) = (0, 0);
-    for seed in seeds(40) {
-        let mut world = World::new(seed, 6, Faults { loss: 20, crash: 2, partition: 1, swap: 5 });
-        world.run(6_000);
-        swaps += world.swaps_done;
-        snapshots += world.snapshots;
-    }
-    assert!(swaps > 0 && snapshots > 0, "{swaps} swaps, {snapshots} snapshots");
+fn a_healthy_cluster_serves_all_and_moves_at_will() {
+    let calm = Faults { moves: 2_000, ..Faults::default() };
+    let report = play(&Plan { seed: 1, nodes: 5, groups: 32, steps: 3_000, faults: calm });
+    assert!(report.operations > 1_000 && report.moves > 10 && report.snapshots > 10, "{report:?}");
 }
 
 #[test]
 fn a_seed_replays_to_the_letter() {
-    for seed in seeds(3) {
-        let run = || World::new(seed, 4, Faults { loss: 30, crash: 3, partition: 2, swap: 4 }).run(2_000);
-        assert_eq!(run(), run(), "seed {seed} ran differently the second time");
+    for seed in 1..=3 {
+        let plan = Plan { steps: 2_000, ..Plan::drawn(seed, 5, 6) };
+        assert_eq!(play(&plan).hash, play(&plan).hash, "seed {seed} ran differently the second time");
     }
+}
+
+#[test]
+fn faults_of_every_kind_lose_nothing_repeat_nothing_and_end() {
+    let seeds = seeds(200);
+    let next = AtomicU64::new(*seeds.start());
+    let sum = Mutex::new((Coverage::default(), 0, 0));
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed > *seeds.end() {
+                        return;
+                    }
+                    let report = play(&Plan::drawn(seed, 5, 64));
+                    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+                    sum.0.add(&report.coverage);
+                    sum.1 += report.operations;
+                    sum.2 += report.moves;
+                }
+            });
+        }
+    });
+    let (coverage, operations, moves) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{coverage}\n{operations} operations checked, {moves} moves");
 }

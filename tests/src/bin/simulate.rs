@@ -1,0 +1,162 @@
+//! Runs whole clusters from seeds, on all cores, until one fails or the seeds are through.
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use pontoon_tests::sim::{Coverage, Failure, Plan, run};
+
+/// Simulates whole clusters, each from one seed.
+#[derive(Parser)]
+struct Options {
+    /// How many seeds; 0: without end.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// The first seed; without --seeds the only one.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Predicates of a cluster, each a group.
+    #[arg(long, default_value_t = 64)]
+    groups: u64,
+    /// Nodes of a cluster.
+    #[arg(long, default_value_t = 5)]
+    nodes: u64,
+    /// How long faults strike, in simulated milliseconds.
+    #[arg(long, default_value_t = 6_000)]
+    steps: u64,
+    /// Seeds at a time; 0: as many as there are cores.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// No new seed after so many minutes.
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// Each seed that this divides is run twice, and must run alike.
+    #[arg(long, default_value_t = 50)]
+    twice_every: u64,
+    /// Prints each seed's trace hash.
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// What all threads add up.
+#[derive(Default)]
+struct Sum {
+    seeds: u64,
+    simulated_ms: u64,
+    operations: u64,
+    moves: u64,
+    snapshots: u64,
+    replaced: u64,
+    coverage: Coverage,
+    failures: Vec<Failure>,
+    /// Kilobytes in memory, each time some seeds were through.
+    memory: Vec<(u64, u64)>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    // What goes wrong inside is told with its timeline; the core catches some panics itself.
+    std::panic::set_hook(Box::new(|_| {}));
+    let first = options.seed.unwrap_or(1);
+    let count = match (options.seed, options.seeds) {
+        (Some(_), 100) => 1,
+        (_, 0) => u64::MAX - first,
+        (_, count) => count,
+    };
+    let begun = Instant::now();
+    let (next, stop, sum) = (AtomicU64::new(first), AtomicBool::new(false), Mutex::new(Sum::default()));
+    let threads = match options.threads {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| work(&options, first + count, begun, &next, &stop, &sum));
+        }
+    });
+    let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for failure in &sum.failures {
+        println!("{failure}\n");
+    }
+    tell(&sum, begun.elapsed());
+    ExitCode::from(u8::from(!sum.failures.is_empty()))
+}
+
+fn work(options: &Options, end: u64, begun: Instant, next: &AtomicU64, stop: &AtomicBool, sum: &Mutex<Sum>) {
+    let limit = options.minutes.map(|minutes| Duration::from_secs(minutes * 60));
+    while !stop.load(Ordering::Relaxed) && limit.is_none_or(|limit| begun.elapsed() < limit) {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= end {
+            return;
+        }
+        let plan = Plan { steps: options.steps, ..Plan::drawn(seed, options.nodes, options.groups) };
+        let mut ran = run(&plan);
+        if let Ok(report) = &ran
+            && options.twice_every != 0
+            && seed.is_multiple_of(options.twice_every)
+            && run(&plan).ok().map(|again| again.hash) != Some(report.hash)
+        {
+            let what = "it ran differently the second time".to_owned();
+            ran = Err(Box::new(Failure { plan, what, timeline: Vec::new() }));
+        }
+        let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+        sum.seeds += 1;
+        match ran {
+            Ok(report) => {
+                if options.verbose {
+                    println!("seed {seed}: {:016x}", report.hash);
+                }
+                sum.simulated_ms += report.simulated_ms;
+                sum.operations += report.operations;
+                sum.moves += report.moves;
+                sum.snapshots += report.snapshots;
+                sum.replaced += report.replaced;
+                sum.coverage.add(&report.coverage);
+            }
+            Err(failure) => {
+                sum.failures.push(*failure);
+                if options.seeds == 0 || sum.failures.len() >= 10 {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        if sum.seeds.is_multiple_of(200) {
+            let reached = (sum.seeds, resident_kb());
+            sum.memory.push(reached);
+            eprintln!("{} seeds, {} failures, {} KiB in memory", sum.seeds, sum.failures.len(), reached.1);
+        }
+    }
+}
+
+fn tell(sum: &Sum, took: Duration) {
+    println!("{}", sum.coverage);
+    println!(
+        "{} seeds in {:.1} s, {:.0} s simulated, {} operations checked, {} moves, {} snapshots, {} nodes replaced, {} failures",
+        sum.seeds,
+        took.as_secs_f64(),
+        sum.simulated_ms as f64 / 1_000.0,
+        sum.operations,
+        sum.moves,
+        sum.snapshots,
+        sum.replaced,
+        sum.failures.len()
+    );
+    if let [(first, before), .., (last, after)] = sum.memory[..] {
+        let slope = (after as f64 - before as f64) / (last - first) as f64;
+        println!("memory: {after} KiB, {slope:+.2} KiB per seed since seed {first}");
+    }
+}
+
+/// What the process has in memory; 0 where the system does not say.
+fn resident_kb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}

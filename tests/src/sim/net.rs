@@ -1,0 +1,116 @@
+//! A network that delays, reorders, duplicates, loses and partitions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pontoon_proto::{NodeId, v1::PeerMessage};
+
+use super::work::{Call, ClientCall, Reply};
+use crate::Rng;
+
+/// What travels.
+#[derive(Clone)]
+pub(super) enum Packet {
+    Peer(Box<PeerMessage>),
+    /// A driver asks a node; the number names the question.
+    Call(u64, Call),
+    Reply(u64, Reply),
+    Client(ClientCall),
+}
+
+/// Who sends: a node, or a client beside the cluster, which no partition holds up.
+pub(super) type Sender = Option<NodeId>;
+
+/// What the network did to a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Sent,
+    Lost,
+    Twice,
+    Clogged,
+    Cut,
+}
+
+/// Chances, in permille.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Odds {
+    pub(super) loss: u64,
+    pub(super) duplicate: u64,
+}
+
+/// Packets under way, by the moment they arrive.
+#[derive(Default)]
+pub(super) struct Net {
+    under_way: BTreeMap<(u64, u64), (Sender, NodeId, Packet)>,
+    sent: u64,
+    /// Directed links that are down.
+    cut: BTreeSet<(NodeId, NodeId)>,
+    /// Directed links that delay by this much.
+    clogged: BTreeMap<(NodeId, NodeId), u64>,
+}
+
+impl Net {
+    pub(super) fn send(
+        &mut self,
+        now: u64,
+        from: Sender,
+        to: NodeId,
+        packet: Packet,
+        odds: Odds,
+        rng: &mut Rng,
+    ) -> Fate {
+        if from == Some(to) {
+            self.put(now + 1, from, to, packet);
+            return Fate::Sent;
+        }
+        let mut delay = 1 + rng.below(3) + if rng.chance(20) { rng.below(60) } else { 0 };
+        let mut fate = Fate::Sent;
+        if let Some(from) = from {
+            if self.cut.contains(&(from, to)) {
+                return Fate::Cut;
+            }
+            if rng.chance(odds.loss) {
+                return Fate::Lost;
+            }
+            if let Some(more) = self.clogged.get(&(from, to)) {
+                delay += rng.below(*more);
+                fate = Fate::Clogged;
+            }
+            if rng.chance(odds.duplicate) {
+                self.put(now + delay + 1 + rng.below(300), Some(from), to, packet.clone());
+                fate = Fate::Twice;
+            }
+        }
+        self.put(now + delay, from, to, packet);
+        fate
+    }
+
+    fn put(&mut self, at: u64, from: Sender, to: NodeId, packet: Packet) {
+        self.sent += 1;
+        self.under_way.insert((at, self.sent), (from, to, packet));
+    }
+
+    pub(super) fn arrived(&mut self, now: u64) -> Vec<(Sender, NodeId, Packet)> {
+        if self.under_way.first_key_value().is_none_or(|((at, _), _)| *at > now) {
+            return Vec::new();
+        }
+        let later = self.under_way.split_off(&(now + 1, 0));
+        std::mem::replace(&mut self.under_way, later).into_values().collect()
+    }
+
+    pub(super) fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.cut.contains(&(from, to))
+    }
+
+    pub(super) fn cut(&mut self, from: NodeId, to: NodeId) {
+        self.cut.insert((from, to));
+    }
+
+    pub(super) fn clog(&mut self, from: NodeId, to: NodeId, delay: u64) {
+        self.clogged.insert((from, to), delay);
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.cut.clear();
+        self.clogged.clear();
+    }
+}
