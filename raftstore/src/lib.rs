@@ -61,6 +61,8 @@ mod lanes;
 mod logging;
 mod machine;
 mod replica;
+#[doc(hidden)]
+pub mod rules;
 mod snapshot;
 mod stepped;
 mod storage;

@@ -43,6 +43,7 @@ use crate::{
     error::{Ambiguous, Error, Rejected},
     hybrid::HybridClock,
     logging::raft_logger,
+    rules::{Rule, is_broken},
     snapshot::Pull,
     storage::GroupStorage,
     types::{Config, Event, GroupStatus, Progress, Role, Room},
@@ -216,7 +217,10 @@ impl Replica {
             pre_vote: true,
             min_election_tick: config.election_ticks,
             max_election_tick: config.election_ticks + TIMEOUT_SPREAD_TICKS,
-            read_only_option: raft::ReadOnlyOption::Safe,
+            read_only_option: match is_broken(Rule::ReadsAskQuorum) {
+                true => raft::ReadOnlyOption::LeaseBased,
+                false => raft::ReadOnlyOption::Safe,
+            },
             max_uncommitted_size: config.max_uncommitted_bytes,
             max_committed_size_per_ready: 4 << 20,
             ..Default::default()

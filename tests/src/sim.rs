@@ -26,15 +26,21 @@ mod coverage;
 mod driver;
 mod faults;
 mod machines;
+#[cfg(feature = "testing")]
+mod mistake;
 mod net;
 mod node;
 mod operator;
 mod plan;
 mod run;
+mod scenario;
 mod timeline;
 mod work;
 mod world;
 
 pub use coverage::{Coverage, Kind};
+#[cfg(feature = "testing")]
+pub use mistake::{Making, Mistake};
 pub use plan::{Faults, Plan};
 pub use run::{Failure, Report, run};
+pub use scenario::{Captured, OldLog, Scenario};

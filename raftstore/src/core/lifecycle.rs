@@ -11,6 +11,7 @@ use crate::{
     effects::{Answer, Effects, Token},
     error::Error,
     replica::Replica,
+    rules::{Rule, is_broken},
     types::{GroupSpec, INITIAL_POSITION},
 };
 
@@ -192,6 +193,9 @@ impl Core {
         self.slots.insert(group, Slot::Leaving { min_replica, descriptor, waiting });
         let mut batch = Batch::new();
         batch.destroy(group, min_replica);
+        if is_broken(Rule::TombstoneFirst) {
+            self.retry_destroy(group, fx);
+        }
         self.send_batch(batch, None, Submission::Tombstone(group), fx);
     }
 

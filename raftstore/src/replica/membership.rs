@@ -12,6 +12,7 @@ use crate::{
     apply::ApplyTask,
     effects::{Answer, Effects, Token},
     error::Rejected,
+    rules::{Rule, is_broken},
     types::MemberChange,
 };
 
@@ -135,6 +136,9 @@ impl Replica {
     }
 
     fn check_promotable(&self, id: ReplicaId) -> Result<(), String> {
+        if is_broken(Rule::PromoteCaughtUp) {
+            return Ok(());
+        }
         let Some(progress) = self.raw.raft.prs().get(id.get()) else {
             return Err(format!("{id} is not a learner; add it first"));
         };
@@ -243,10 +247,13 @@ impl Replica {
             return Ok(false);
         }
         let Some(entry) = self.committed.pop_front() else { return Ok(false) };
-        let raw = &mut self.raw;
-        let conf = guarded(|| raw.apply_conf_change(&change))?
-            .map_err(|error| format!("the configuration entry at {} does not apply: {error}", entry.index))?;
-        self.conf = convert::conf_from_raft(&conf);
+        if !is_broken(Rule::ChangeAtItsEntry) || self.is_leader() {
+            let raw = &mut self.raw;
+            let conf = guarded(|| raw.apply_conf_change(&change))?.map_err(|error| {
+                format!("the configuration entry at {} does not apply: {error}", entry.index)
+            })?;
+            self.conf = convert::conf_from_raft(&conf);
+        }
         self.lease.give_up();
         self.dirty = true;
         let members = convert::members(&self.conf);

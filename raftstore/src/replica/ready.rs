@@ -7,6 +7,7 @@ use super::{Alive, Replica, Shared, after_install, convert, flow, guarded, insta
 use crate::{
     apply::{ApplyTask, weight},
     effects::Effects,
+    rules::{Rule, is_broken},
     snapshot::PullStep,
     transport::Class,
     types::Event,
@@ -138,7 +139,8 @@ impl Replica {
             return;
         }
         debug_assert!(self.last_sync_number <= number);
-        if self.last_sync_number <= self.persisted_number && self.held.is_empty() {
+        let durable = self.last_sync_number <= self.persisted_number || is_broken(Rule::DurableBeforeAck);
+        if durable && self.held.is_empty() {
             self.send(shared, later, fx);
         } else {
             self.held.push_back((self.last_sync_number, later));

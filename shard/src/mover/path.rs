@@ -1,6 +1,7 @@
 //! The way forward.
 
 use pontoon_proto::{ReplicaId, v1};
+use pontoon_raftstore::rules::{Rule, is_broken};
 use v1::MovePhase;
 
 use super::{Action, Decision, Group, LAG, Observation, Parts, fence, replica_at, wait};
@@ -123,6 +124,7 @@ fn snapshot(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
     }
     let applied = replica_at(seen.target.as_ref(), target).map_or(0, |info| info.applied);
     match group.progress(target) {
+        _ if is_broken(Rule::PromoteCaughtUp) => Decision::Advance(MovePhase::CatchUp),
         Some(progress) if !progress.snapshot && progress.matched > 0 && applied > 0 => {
             Decision::Advance(MovePhase::CatchUp)
         }
@@ -145,6 +147,9 @@ fn behind(target: ReplicaId, group: &Group<'_>, seen: &Observation) -> Option<De
     }
     if !group.names(target) {
         return Some(Decision::Act(vec![Action::AddLearner(target)]));
+    }
+    if is_broken(Rule::PromoteCaughtUp) {
+        return None;
     }
     let slow = |what: &str, lacks: u64| {
         Some(wait(format!("{target} {what} {lacks} entries behind: this goes on by itself")))
@@ -239,6 +244,9 @@ fn leave(parts: &Parts, group: &Group<'_>) -> Decision {
 
 fn remove_old(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
     let Some(source) = parts.source else { return Decision::Advance(MovePhase::Fence) };
+    if is_broken(Rule::LeftBehindFirst) {
+        return Decision::Advance(MovePhase::Fence);
+    }
     if group.is_joint() {
         return Decision::Act(vec![Action::LeaveJoint]);
     }

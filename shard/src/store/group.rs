@@ -10,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use pontoon_proto::{GroupId, v1};
-use pontoon_raftstore::{SnapshotSource, SnapshotStage, SystemRow};
+use pontoon_raftstore::{
+    SnapshotSource, SnapshotStage, SystemRow,
+    rules::{Rule, is_broken},
+};
 use prost::Message;
 
 use super::{
@@ -110,6 +113,10 @@ impl GroupStore {
             );
         }
         let mut batch = WriteBatch::new();
+        if is_broken(Rule::MarkWithData) {
+            batch.put(MARKS, record_key(group, Record::Mark), self.mark_value(self.live, mark, self.bytes));
+            self.engine().write(std::mem::take(&mut batch))?;
+        }
         for (logical, value) in std::mem::take(&mut self.pending) {
             put_or_delete(&mut batch, space, row_key(group, self.live, &logical), value);
         }

@@ -40,6 +40,10 @@ struct Options {
     /// Each seed that this divides is run twice, and must run alike.
     #[arg(long, default_value_t = 50)]
     twice_every: u64,
+    /// Makes a mistake on purpose, and tells how many seeds it takes until that is noticed; `all` tries each.
+    #[cfg(feature = "testing")]
+    #[arg(long)]
+    broken: Option<String>,
     /// Prints each seed's trace hash.
     #[arg(long)]
     verbose: bool,
@@ -64,6 +68,10 @@ fn main() -> ExitCode {
     let options = Options::parse();
     // What goes wrong inside is told with its timeline; the core catches some panics itself.
     std::panic::set_hook(Box::new(|_| {}));
+    #[cfg(feature = "testing")]
+    if let Some(name) = &options.broken {
+        return hunt(name, &options);
+    }
     let first = options.seed.unwrap_or(1);
     let count = match (options.seed, options.seeds) {
         (Some(_), 100) => 1,
@@ -133,6 +141,45 @@ fn work(options: &Options, end: u64, begun: Instant, next: &AtomicU64, stop: &At
             eprintln!("{} seeds, {} failures, {} KiB in memory", sum.seeds, sum.failures.len(), reached.1);
         }
     }
+}
+
+/// How many seeds it takes until a mistake is noticed.
+#[cfg(feature = "testing")]
+fn hunt(name: &str, options: &Options) -> ExitCode {
+    use pontoon_tests::sim::Mistake;
+    let mistakes = match name {
+        "all" => Mistake::ALL.to_vec(),
+        name => match name.parse() {
+            Ok(mistake) => vec![mistake],
+            Err(reason) => {
+                eprintln!("{reason}");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    let mut missed = false;
+    for mistake in mistakes {
+        let _making = mistake.make();
+        let first = options.seed.unwrap_or(1);
+        let begun = Instant::now();
+        let found = (first..first + options.seeds).find_map(|seed| {
+            let plan = Plan { steps: options.steps, ..Plan::drawn(seed, options.nodes, options.groups) };
+            run(&plan).err()
+        });
+        match found {
+            Some(failure) if options.verbose => println!("{mistake:?}: {failure}"),
+            Some(failure) => {
+                let what = failure.what.lines().next().unwrap_or_default();
+                let seeds = failure.plan.seed - first + 1;
+                println!("{mistake:?}: {seeds} seeds, {:.1} s: {what}", begun.elapsed().as_secs_f64());
+            }
+            None => {
+                missed = true;
+                println!("{mistake:?}: not noticed in {} seeds", options.seeds);
+            }
+        }
+    }
+    ExitCode::from(u8::from(missed))
 }
 
 fn tell(sum: &Sum, took: Duration) {

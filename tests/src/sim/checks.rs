@@ -127,7 +127,8 @@ impl World {
             return Err(format!("{} is not answered", client.describe()));
         }
         if let Some(injury) = self.injury {
-            return Err(format!("{injury:?} is not healed"));
+            let why = self.who_names(injury.node).unwrap_or_else(|| "it waits for its end".to_owned());
+            return Err(format!("{injury:?} is not healed: {why}"));
         }
         if let Some(mv) = self.meta.running_moves().next() {
             return Err(format!("move {} of g{} is in {:?}: {}", mv.id, mv.group, mv.phase(), mv.blocked));

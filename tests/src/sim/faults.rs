@@ -11,9 +11,16 @@ use super::{coverage::Kind, world::World};
 /// A node whose disk is damaged or lost for good. There is one at a time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Injury {
-    node: NodeId,
+    pub(super) node: NodeId,
     /// When a damaged node is given up.
     retire_at: u64,
+}
+
+impl Injury {
+    /// This node is damaged, and given up at that moment.
+    pub(super) fn of(node: NodeId, retire_at: u64) -> Injury {
+        Injury { node, retire_at }
+    }
 }
 
 const SECTOR: usize = 512;
@@ -249,18 +256,31 @@ impl World {
             }
             return;
         }
-        let on_it = |id: &u64| ReplicaId::new(*id).is_ok_and(|replica| replica.node() == node);
-        let named =
-            self.meta.shards.values().any(|shard| shard.voters.iter().chain(&shard.learners).any(on_it));
-        let moving = self.meta.running_moves().any(|mv| on_it(&mv.source) || on_it(&mv.target));
-        let known = self.seen.values().any(|status| {
-            let conf = &status.conf_state;
-            conf.voters.iter().chain(&conf.voters_outgoing).any(on_it)
-        });
-        if !named && !moving && !known {
+        if self.who_names(node).is_none() {
             self.say(format!("{node} is replaced"));
             self.injury = None;
         }
+    }
+
+    /// Who still counts on a node.
+    pub(super) fn who_names(&self, node: NodeId) -> Option<String> {
+        let on_it = |id: &u64| ReplicaId::new(*id).is_ok_and(|replica| replica.node() == node);
+        let members = |shard: &v1::Shard| shard.voters.iter().chain(&shard.learners).any(on_it);
+        if let Some(shard) = self.meta.shards.values().find(|shard| members(shard)) {
+            let (voters, learners) = (&shard.voters, &shard.learners);
+            return Some(format!(
+                "the map names it in g{}: voters {voters:?}, learners {learners:?}",
+                shard.group
+            ));
+        }
+        if let Some(mv) = self.meta.running_moves().find(|mv| on_it(&mv.source) || on_it(&mv.target)) {
+            return Some(format!("move {} is about it", mv.id));
+        }
+        let known = self.seen.values().find(|status| {
+            let conf = &status.conf_state;
+            conf.voters.iter().chain(&conf.voters_outgoing).any(on_it)
+        });
+        known.map(|status| format!("{} of {} counts on it", status.replica, status.group))
     }
 
     /// The log of a node failed: its process ends, and is started again.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pontoon_proto::{NodeId, v1::PeerMessage};
+use pontoon_proto::{GroupId, NodeId, v1::PeerMessage};
 
 use super::work::{Call, ClientCall, Reply};
 use crate::Rng;
@@ -46,6 +46,9 @@ pub(super) struct Net {
     cut: BTreeSet<(NodeId, NodeId)>,
     /// Directed links that delay by this much.
     clogged: BTreeMap<(NodeId, NodeId), u64>,
+    /// Peers' messages for this replica are kept.
+    kept_for: Option<(NodeId, GroupId)>,
+    kept: Vec<(Sender, NodeId, Packet)>,
 }
 
 impl Net {
@@ -85,6 +88,12 @@ impl Net {
     }
 
     fn put(&mut self, at: u64, from: Sender, to: NodeId, packet: Packet) {
+        if let (Some((node, group)), Packet::Peer(message)) = (self.kept_for, &packet)
+            && to == node
+            && message.group == group.0
+        {
+            self.kept.push((from, to, packet.clone()));
+        }
         self.sent += 1;
         self.under_way.insert((at, self.sent), (from, to, packet));
     }
@@ -107,6 +116,21 @@ impl Net {
 
     pub(super) fn clog(&mut self, from: NodeId, to: NodeId, delay: u64) {
         self.clogged.insert((from, to), delay);
+    }
+
+    /// Keeps a copy of what peers send to a replica from now on.
+    pub(super) fn capture(&mut self, node: NodeId, group: GroupId) {
+        self.kept_for = Some((node, group));
+    }
+
+    /// Ends [`Net::capture`].
+    pub(super) fn captured(&mut self) -> Vec<(Sender, NodeId, Packet)> {
+        self.kept_for = None;
+        std::mem::take(&mut self.kept)
+    }
+
+    pub(super) fn deliver_again(&mut self, now: u64, from: Sender, to: NodeId, packet: Packet) {
+        self.put(now + 1, from, to, packet);
     }
 
     pub(super) fn heal(&mut self) {

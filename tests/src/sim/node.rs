@@ -66,6 +66,8 @@ pub(super) struct Node {
     pub(super) stalled_until: u64,
     /// Its disk is full until then; 0: it is not.
     pub(super) full_until: u64,
+    /// Its state machines stand still.
+    pub(super) frozen: bool,
     /// Something may go wrong with its log: a fault is set.
     pub(super) may_fail: bool,
     /// Bits of its log were flipped: replicas here may die at any time.
@@ -93,6 +95,7 @@ impl Node {
             inbox: Vec::new(),
             stalled_until: 0,
             full_until: 0,
+            frozen: false,
             may_fail: false,
             rotten: false,
             wall_ahead_ms: rng.below(4_000) as i64 - 2_000,

@@ -92,6 +92,11 @@ impl World {
             self.strike();
             self.step();
         }
+        self.finish();
+    }
+
+    /// The liveness phase, and the checks at the end.
+    pub(super) fn finish(&mut self) {
         // A majority is enough to go on.
         if let Some(down) = self.heal() {
             self.demand_writes();

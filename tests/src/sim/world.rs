@@ -225,6 +225,13 @@ impl World {
         if !self.now.is_multiple_of(100) {
             return;
         }
+        // The last word of a replica that was removed since says nothing any more.
+        let mut seen = std::mem::take(&mut self.seen);
+        seen.retain(|(group, node), _| {
+            let running = self.at(*node).and_then(|i| self.nodes[i].running.as_ref());
+            running.is_some_and(|running| running.stepped.status(*group).is_some())
+        });
+        self.seen = seen;
         let meta = self.meta.clone();
         for shard in meta.shards.values().filter(|shard| shard.state() == v1::ShardState::Live) {
             for replica in shard.initial.iter().filter(|id| shard.voters.contains(id)) {
@@ -379,7 +386,7 @@ impl World {
         if ticks {
             node.next_tick += node.tick_every;
         }
-        let (id, boots) = (node.id, node.boots);
+        let (id, boots, frozen) = (node.id, node.boots, node.frozen);
         let Some(Running { stepped, wal, .. }) = &mut node.running else { return };
         stepped.set_wall_ms(wall_ms);
         if ticks {
@@ -390,10 +397,10 @@ impl World {
             while wal.step() {}
             while stepped.step_log() {}
             stepped.turn();
-            while stepped.step_apply() {}
+            while !frozen && stepped.step_apply() {}
             while stepped.step_serve() {}
             stepped.turn();
-            if flush {
+            if flush && !frozen {
                 stepped.flush().expect("the simulated engine flushes");
             }
         }

@@ -1,0 +1,213 @@
+//! A cluster whose faults are chosen one by one, with clients at work and all checks of a simulation on.
+
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+use pontoon_raftstore::{GroupStatus, Role};
+use pontoon_wal::sim::SimImage;
+use v1::MovePhase;
+
+use super::{
+    faults::Injury,
+    net::{Packet, Sender},
+    plan::{Faults, Plan},
+    world::World,
+};
+
+/// How long anything that must happen may take.
+const PATIENCE_MS: u64 = 30_000;
+
+/// A founded cluster. Every method panics if a check of the simulation fails meanwhile.
+pub struct Scenario {
+    world: World,
+}
+
+/// What was on its way to a replica, to be sent again.
+pub struct Captured(Vec<(Sender, NodeId, Packet)>);
+
+impl Captured {
+    /// Whether nothing was on its way.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The log of a node as it was.
+pub struct OldLog(SimImage);
+
+impl Scenario {
+    /// Founds a cluster of so many nodes and predicates.
+    pub fn new(seed: u64, nodes: u64, groups: u64) -> Scenario {
+        let mut world = World::new(Plan { seed, nodes, groups, steps: 0, faults: Faults::default() });
+        world.found();
+        world.calm = false;
+        Scenario { world }
+    }
+
+    /// Lets time pass.
+    pub fn pass(&mut self, ms: u64) {
+        for _ in 0..ms {
+            self.world.step();
+        }
+    }
+
+    /// Lets time pass until something is so.
+    pub fn until(&mut self, what: &str, mut is_so: impl FnMut(&Scenario) -> bool) {
+        for _ in 0..PATIENCE_MS {
+            if is_so(self) {
+                return;
+            }
+            self.world.step();
+        }
+        self.world.fail(&format!("waited in vain until {what}"));
+    }
+
+    fn place(&self, node: u64) -> usize {
+        let id = NodeId::new(node).expect("a node");
+        self.world.at(id).expect("a node of the cluster")
+    }
+
+    /// What a replica knows of itself; `None` if there is none.
+    pub fn status(&self, group: u64, node: u64) -> Option<GroupStatus> {
+        let running = self.world.nodes[self.place(node)].running.as_ref()?;
+        running.stepped.status(GroupId(group))
+    }
+
+    /// The node that leads a group in the highest term, if any does.
+    pub fn leader(&self, group: u64) -> Option<u64> {
+        let leads = |id: &u64| Some((self.status(group, *id).filter(|s| s.role == Role::Leader)?.term, *id));
+        let ids: Vec<u64> = self.world.nodes.iter().map(|node| node.id.get()).collect();
+        ids.iter().filter_map(leads).max().map(|(_, id)| id)
+    }
+
+    /// The nodes of a group's voters, as its leader has applied them.
+    pub fn voters(&self, group: u64) -> Vec<u64> {
+        let status = self.leader(group).and_then(|leader| self.status(group, leader));
+        let voters = status.map(|status| status.conf_state.voters).unwrap_or_default();
+        let node = |id: &u64| ReplicaId::new(*id).ok().map(|replica| replica.node().get());
+        voters.iter().filter_map(node).collect()
+    }
+
+    /// Operations that clients had an answer for.
+    pub fn operations(&self) -> u64 {
+        self.world.tally.operations
+    }
+
+    /// Snapshots that were switched to.
+    pub fn snapshots(&self) -> u64 {
+        self.world.tally.snapshots
+    }
+
+    /// Cuts all links of a node.
+    pub fn isolate(&mut self, node: u64) {
+        let one = NodeId::new(node).expect("a node");
+        for other in 0..self.world.nodes.len() {
+            let other = self.world.nodes[other].id;
+            self.world.net.cut(one, other);
+            self.world.net.cut(other, one);
+        }
+    }
+
+    /// Cuts the links between the nodes of a set and all others.
+    pub fn split(&mut self, side: &[u64]) {
+        let ids: Vec<NodeId> = self.world.nodes.iter().map(|node| node.id).collect();
+        let here = |id: &NodeId| side.contains(&id.get());
+        for a in &ids {
+            for b in ids.iter().filter(|b| here(a) != here(b)) {
+                self.world.net.cut(*a, *b);
+            }
+        }
+    }
+
+    /// Ends every cut.
+    pub fn heal(&mut self) {
+        self.world.net.heal();
+    }
+
+    /// Cuts the power of a node for a while.
+    pub fn crash(&mut self, node: u64, down_ms: u64) {
+        let i = self.place(node);
+        self.world.end(i, true, down_ms);
+    }
+
+    /// Stops a process for a while.
+    pub fn pause(&mut self, node: u64, ms: u64) {
+        let (i, until) = (self.place(node), self.world.now + ms);
+        self.world.nodes[i].paused_until = until;
+    }
+
+    /// Sets a wall clock forward or back.
+    pub fn jump(&mut self, node: u64, ms: i64) {
+        let i = self.place(node);
+        self.world.nodes[i].wall_ahead_ms += ms;
+    }
+
+    /// From now on a node's state machines stand still, or go on.
+    pub fn freeze(&mut self, node: u64, frozen: bool) {
+        let i = self.place(node);
+        self.world.nodes[i].frozen = frozen;
+    }
+
+    /// Asks the meta group for a move of a group's voter from one node to another.
+    pub fn start_move(&mut self, group: u64, from: u64, to: u64) {
+        let on = |id: &&u64| ReplicaId::new(**id).is_ok_and(|replica| replica.node().get() == from);
+        let shard = self.world.meta.shards.get(&group).expect("the group is in the map");
+        let source = *shard.voters.iter().find(on).expect("the source votes");
+        self.world.order(v1::meta_command::Body::StartMove(v1::StartMove {
+            group,
+            kind: v1::MoveKind::Replace.into(),
+            source,
+            target_node: to,
+            ..Default::default()
+        }));
+    }
+
+    /// The phase of a group's move that has not ended.
+    pub fn phase(&self, group: u64) -> Option<MovePhase> {
+        self.world.meta.running_move(group).map(|mv| mv.phase())
+    }
+
+    /// From now on every packet for a group on a node is kept, too.
+    pub fn capture(&mut self, group: u64, node: u64) {
+        self.world.net.capture(NodeId::new(node).expect("a node"), GroupId(group));
+    }
+
+    /// What was kept.
+    pub fn captured(&mut self) -> Captured {
+        Captured(self.world.net.captured())
+    }
+
+    /// Sends what was kept once more.
+    pub fn replay(&mut self, captured: &Captured) {
+        for (from, to, packet) in &captured.0 {
+            self.world.net.deliver_again(self.world.now, *from, *to, packet.clone());
+        }
+    }
+
+    /// A node's log as it is now.
+    pub fn old_log(&self, node: u64) -> OldLog {
+        OldLog(self.world.nodes[self.place(node)].fs.image())
+    }
+
+    /// Ends a node's process, puts an old log in the place of its log and starts it again. Its engine keeps what it has.
+    /// Replicas there may die from now on, and are replaced.
+    pub fn set_back(&mut self, node: u64, log: &OldLog) {
+        let i = self.place(node);
+        self.world.end(i, false, 10);
+        self.world.nodes[i].fs.restore(&log.0);
+        self.world.nodes[i].rotten = true;
+        self.world.nodes[i].promised.clear();
+        self.world.injury = Some(Injury::of(self.world.nodes[i].id, self.world.now + 2_000));
+    }
+
+    /// Replicas that have died of a damaged disk.
+    pub fn dead(&self) -> usize {
+        self.world.dead.len()
+    }
+
+    /// Heals everything, demands order, and checks all that must be true at the end.
+    pub fn finish(mut self) {
+        for node in &mut self.world.nodes {
+            node.frozen = false;
+        }
+        self.world.finish();
+    }
+}
