@@ -33,7 +33,7 @@ fn play(plan: &Plan) -> Report {
 #[test]
 fn a_healthy_cluster_serves_all_and_moves_at_will() {
     let calm = Faults { moves: 2_000, ..Faults::default() };
-    let report = play(&Plan { seed: 1, nodes: 5, groups: 32, steps: 3_000, faults: calm });
+    let report = play(&Plan { seed: 1, nodes: 5, groups: 32, steps: 3_000, lease: false, faults: calm });
     assert!(report.operations > 1_000 && report.moves > 10 && report.snapshots > 10, "{report:?}");
 }
 

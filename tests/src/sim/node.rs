@@ -114,7 +114,7 @@ impl Node {
         now: u64,
         clock: Arc<SimClock>,
         book: &Book,
-        seed: u64,
+        (seed, leader_lease): (u64, bool),
     ) -> Result<RecoveryReport, pontoon_wal::Error> {
         self.boots += 1;
         self.fs.hold(false);
@@ -140,6 +140,7 @@ impl Node {
             chunk_bytes: 256,
             chunk_window: 2,
             max_retained_entries: 200,
+            leader_lease,
             seed,
             ..Default::default()
         };
@@ -149,6 +150,7 @@ impl Node {
         let mut stepped =
             Stepped::open(config, self.id, wal.clone(), Arc::new(watched)).expect("the configuration holds");
         stepped.set_wall_ms(self.wall_ms(now));
+        stepped.set_clock(self.clock(now));
         self.next_tick = now + self.tick_every;
         self.running = Some(Running { stepped, wal, machines, driver: None, driver_term: 0 });
         Ok(report)
@@ -157,6 +159,11 @@ impl Node {
     /// What its wall clock shows.
     pub(super) fn wall_ms(&self, now: u64) -> u64 {
         (1_000_000 + now).saturating_add_signed(self.wall_ahead_ms)
+    }
+
+    /// What its other clock shows, which never goes back and is as fast as its ticks.
+    pub(super) fn clock(&self, now: u64) -> Duration {
+        Duration::from_micros(now * 1_000 * TICK_MS / self.tick_every)
     }
 
     /// Ends the process. With a power cut, what was not synced survives as chance has it; else all that was written stays

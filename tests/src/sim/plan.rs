@@ -13,6 +13,8 @@ pub struct Plan {
     pub groups: u64,
     /// How long faults strike, in milliseconds of the simulation.
     pub steps: u64,
+    /// Whether leaders read by a lease.
+    pub lease: bool,
     /// How hard.
     pub faults: Faults,
 }
@@ -39,7 +41,7 @@ impl Plan {
             lost: often(25),
             moves: 100 + often(600),
         };
-        Plan { seed, nodes, groups, steps: 6_000, faults }
+        Plan { seed, nodes, groups, steps: 6_000, lease: rng.chance(300), faults }
     }
 }
 

@@ -36,7 +36,14 @@ pub struct OldLog(SimImage);
 impl Scenario {
     /// Founds a cluster of so many nodes and predicates.
     pub fn new(seed: u64, nodes: u64, groups: u64) -> Scenario {
-        let mut world = World::new(Plan { seed, nodes, groups, steps: 0, faults: Faults::default() });
+        let mut world = World::new(Plan {
+            seed,
+            nodes,
+            groups,
+            steps: 0,
+            lease: seed % 2 == 1,
+            faults: Faults::default(),
+        });
         world.found();
         world.calm = false;
         Scenario { world }

@@ -127,9 +127,10 @@ impl World {
 
     pub(super) fn boot(&mut self, i: usize) {
         let (seed, now, clock) = (self.rng.draw(), self.now, self.clock.clone());
+        let lease = self.plan.lease;
         let node = &mut self.nodes[i];
         let id = node.id;
-        let report = match node.boot(now, clock, &self.book, seed) {
+        let report = match node.boot(now, clock, &self.book, (seed, lease)) {
             Ok(report) => report,
             Err(error) if node.rotten => {
                 self.say(format!("{id} does not open: {error}"));
@@ -258,9 +259,10 @@ impl World {
         let id = node.id;
         let late = now.saturating_sub(node.next_tick) / node.tick_every;
         node.next_tick += (late + 1) * node.tick_every;
-        let wall_ms = node.wall_ms(now);
+        let (wall_ms, clock) = (node.wall_ms(now), node.clock(now));
         if let Some(running) = &mut node.running {
             running.stepped.set_wall_ms(wall_ms);
+            running.stepped.set_clock(clock);
             running.stepped.tick(late + 1);
         }
         self.say(format!("{id} goes on after {} ticks", late + 1));
@@ -381,7 +383,7 @@ impl World {
         let flush = self.rng.chance(if calm { 60 } else { 15 });
         self.stir_disk(i);
         let node = &mut self.nodes[i];
-        let wall_ms = node.wall_ms(now);
+        let (wall_ms, clock) = (node.wall_ms(now), node.clock(now));
         let ticks = now >= node.next_tick;
         if ticks {
             node.next_tick += node.tick_every;
@@ -389,6 +391,7 @@ impl World {
         let (id, boots, frozen) = (node.id, node.boots, node.frozen);
         let Some(Running { stepped, wal, .. }) = &mut node.running else { return };
         stepped.set_wall_ms(wall_ms);
+        stepped.set_clock(clock);
         if ticks {
             stepped.tick(1);
         }
