@@ -10,6 +10,8 @@
 //! Reads of the log and its non-blocking submissions are calls, not effects: raft reads its storage synchronously.
 
 mod lifecycle;
+mod neighbours;
+mod sleepers;
 mod time;
 
 use std::{
@@ -22,6 +24,8 @@ use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_wal::{Batch, Reservation, Submitter, Wal};
 
 use lifecycle::Record;
+pub(crate) use neighbours::Neighbours;
+use sleepers::Wakes;
 
 use crate::{
     apply::{ApplyOutcome, ApplyTask},
@@ -31,6 +35,7 @@ use crate::{
     hybrid::HybridClock,
     replica::{Alive, Replica, Shared, Taken},
     snapshot::ServeTask,
+    transport::Class,
     types::{Config, Event, GroupStatus, Room},
 };
 
@@ -78,6 +83,16 @@ pub(crate) struct Core {
     /// What was made durable of each replica at its creation; the tombstone ends it.
     records: BTreeMap<GroupId, Record>,
     ready: BTreeSet<GroupId>,
+    /// Every live replica that is not asleep. Time goes on for these alone.
+    awake: BTreeSet<GroupId>,
+    /// The nodes that have members of groups that sleep here, and of how many.
+    bedfellows: BTreeMap<NodeId, usize>,
+    /// Sleeping groups that are to wake, not all at once.
+    wakes: Wakes,
+    /// The first group that the digest under way has not come to.
+    digest: Option<GroupId>,
+    /// Which loop of the node this is, and how many there are.
+    lane: (u32, u32),
     submissions: VecDeque<Submitted>,
     next_submission: u64,
     batch_limit: u64,
@@ -86,13 +101,14 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// `unique_base` differs between incarnations of the node and between its cores.
+    /// `unique_base` differs between incarnations of the node and between its cores; `lane` is which of how many cores.
     pub(crate) fn new(
         config: Config,
         node: NodeId,
         wal: Wal,
         submitter: Submitter,
         unique_base: u64,
+        lane: (u32, u32),
     ) -> Self {
         let batch_limit = wal.max_batch_bytes();
         let max_entry_bytes = config.max_entry_bytes.min(batch_limit / 4 - envelope::OVERHEAD);
@@ -107,6 +123,7 @@ impl Core {
                 unapplied_bytes: 0,
                 room: Room::Ample,
                 low_peers: BTreeMap::new(),
+                neighbours: Neighbours::default(),
                 clock: HybridClock::default(),
                 wall_ms: 0,
                 clock_now: Duration::ZERO,
@@ -117,6 +134,11 @@ impl Core {
             slots: BTreeMap::new(),
             records: BTreeMap::new(),
             ready: BTreeSet::new(),
+            awake: BTreeSet::new(),
+            bedfellows: BTreeMap::new(),
+            wakes: Wakes::default(),
+            digest: None,
+            lane,
             submissions: VecDeque::new(),
             next_submission: 0,
             batch_limit,
@@ -134,6 +156,7 @@ impl Core {
                 let Some(replica) = live(&mut self.slots, group) else {
                     return fx.propose_error(token, self.absent(group));
                 };
+                replica.stir();
                 if replica.is_full(self.batch_limit) {
                     self.poll_group(group, fx);
                 }
@@ -146,7 +169,11 @@ impl Core {
             Input::Read { group, token, level } => match live(&mut self.slots, group) {
                 Some(replica) => {
                     replica.read(&self.shared, token, level, fx);
-                    self.ready.insert(group);
+                    // What this replica can answer by itself wakes nobody.
+                    if replica.has_readers() {
+                        replica.stir();
+                        self.with(group, fx, |_, _, _| Ok(()));
+                    }
                 }
                 None => fx.answers.push((token, Answer::Index(Err(self.absent(group))))),
             },
@@ -189,7 +216,8 @@ impl Core {
             }
             Input::Room(room) => self.on_room(room, fx),
             Input::Unreachable(node) => {
-                let groups: Vec<GroupId> = self.slots.keys().copied().collect();
+                // Of those that sleep, none waits for anybody.
+                let groups: Vec<GroupId> = self.awake.iter().copied().collect();
                 for group in groups {
                     self.with(group, fx, |replica, shared, fx| replica.unreachable(shared, node, fx));
                 }
@@ -205,7 +233,7 @@ impl Core {
             self.feed(fx);
             let groups = std::mem::take(&mut self.ready);
             if groups.is_empty() {
-                return;
+                break;
             }
             let mut turn = Turn::default();
             for group in groups {
@@ -216,6 +244,8 @@ impl Core {
             }
             self.submit(turn, fx);
         }
+        let control = |(node, message)| (node, Class::Control, message);
+        fx.send.extend(fx.beats.take(self.shared.wal.incarnation()).map(control));
     }
 
     /// Followers that waited for their nodes go on.
@@ -288,13 +318,16 @@ impl Core {
         }
     }
 
-    /// Runs `work` on a live replica; what it says went wrong ends the replica, nothing else.
+    /// Runs `work` on a live replica, which wakes if it sleeps; what it says went wrong ends the replica, nothing else.
     fn with(
         &mut self,
         group: GroupId,
         fx: &mut Effects,
         work: impl FnOnce(&mut Replica, &mut Shared, &mut Effects) -> Alive<()>,
     ) {
+        if let Err(reason) = self.get_up(group, false, fx) {
+            return self.kill(group, reason, fx);
+        }
         let Some(replica) = live(&mut self.slots, group) else { return };
         match work(replica, &mut self.shared, fx) {
             Ok(()) => {
@@ -315,7 +348,7 @@ impl Core {
         let Some(slot) = self.slots.remove(&group) else { return false };
         let replica = match slot {
             Slot::Live(mut replica) => {
-                replica.abandon(&mut self.shared, fx);
+                self.part_with(&mut replica, fx);
                 fx.apply.push(ApplyTask::Close { group });
                 replica.id
             }
@@ -356,8 +389,10 @@ impl Core {
     fn on_peer(&mut self, from: NodeId, message: v1::PeerMessage, fx: &mut Effects) {
         use v1::peer_message::Body;
         let group = GroupId(message.group);
-        if let (GroupId::NODE, Some(Body::Ping(ping))) = (group, &message.body) {
-            return self.shared.hear_room(from, ping.room() != v1::NodeRoom::Ample);
+        match &message.body {
+            Some(Body::Ping(ping)) if group == GroupId::NODE => return self.on_ping(from, ping),
+            Some(Body::Beats(beats)) if group == GroupId::NODE => return self.on_beats(from, beats, fx),
+            _ => {}
         }
         let (Ok(sender), Some(body)) = (ReplicaId::new(message.from), message.body) else { return };
         if sender.node() != from {
@@ -367,6 +402,9 @@ impl Core {
         let Some(replica) = live(&mut self.slots, group) else { return };
         if replica.id.get() != message.to {
             return;
+        }
+        if !is_beat(&body) {
+            replica.stir();
         }
         if let Body::Raft(_) = body
             && replica.is_full(self.batch_limit)
@@ -387,7 +425,7 @@ impl Core {
                 replica.confirm(reply.context, reply.index, fx);
                 Ok(())
             }
-            Body::Ping(_) => Ok(()),
+            Body::Ping(_) | Body::Beats(_) => Ok(()),
         });
     }
 
@@ -505,6 +543,17 @@ struct Turn {
     batch: Batch,
     reservation: Option<Reservation>,
     taken: Vec<(GroupId, Taken)>,
+}
+
+/// Whether a message says nothing that keeps a group awake: a leader that has nothing to do says it, too.
+fn is_beat(body: &v1::peer_message::Body) -> bool {
+    use raft::eraftpb::MessageType::{MsgHeartbeat, MsgHeartbeatResponse};
+    match body {
+        v1::peer_message::Body::Raft(wire) => {
+            [MsgHeartbeat as i32, MsgHeartbeatResponse as i32].contains(&wire.kind)
+        }
+        _ => false,
+    }
 }
 
 fn live(slots: &mut BTreeMap<GroupId, Slot>, group: GroupId) -> Option<&mut Replica> {

@@ -20,12 +20,16 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use dashmap::DashMap;
-use pontoon_proto::{GroupId, NodeId, v1::PeerMessage};
+use pontoon_proto::{
+    GroupId, NodeId,
+    v1::{self, PeerMessage},
+};
 use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
     apply::{Applier, ApplyOutcome},
+    beats,
     core::Core,
     door::{Door, Inbox, ToLoop, door},
     effects::{Answer, Effects, Input, Now, Token},
@@ -70,6 +74,31 @@ impl Board {
     /// What concerns the node goes to every loop.
     pub(crate) fn input_all(&self, input: impl Fn() -> Input) {
         self.loops.iter().for_each(|door| door.first(input()));
+    }
+
+    /// What another node says goes to the loops that it concerns.
+    pub(crate) fn input_of_node(&self, from: NodeId, own: NodeId, message: PeerMessage) {
+        use v1::peer_message::Body;
+        let send = |at: usize, message| self.loops[at].first(Input::Peer { from, message });
+        match message.body {
+            Some(Body::Ping(ping)) => beats::loops_of_lane(ping.lane, ping.lanes, self.loops.len())
+                .for_each(|at| send(at, message.clone())),
+            Some(Body::Beats(packed)) => {
+                for (at, packed) in beats::deal(packed, from, own, self.loops.len()) {
+                    send(
+                        at,
+                        PeerMessage {
+                            group: GroupId::NODE.0,
+                            from: 0,
+                            to: 0,
+                            body: Some(Body::Beats(packed)),
+                        },
+                    );
+                }
+            }
+            // Nothing else is said to a node.
+            _ => {}
+        }
     }
 
     fn engine_failed(&self, reason: &str) {
@@ -157,7 +186,14 @@ pub(crate) fn start(
         // Read contexts and pull ids of different loops and incarnations never meet.
         let unique = wal.incarnation().wrapping_add((i as u64) << 48);
         let looper = Looper {
-            core: Core::new(config.clone(), node, wal.clone(), submitter, unique),
+            core: Core::new(
+                config.clone(),
+                node,
+                wal.clone(),
+                submitter,
+                unique,
+                (i as u32, config.core_threads as u32),
+            ),
             inputs,
             apply: apply.clone(),
             serve: serve.clone(),
@@ -345,6 +381,10 @@ fn run_applier(mut applier: Applier, lane: &Lane, board: &Board, dirty: &Mutex<B
         for outcome in outcomes.drain(..) {
             match &outcome {
                 ApplyOutcome::Applied { group, mark, .. } => {
+                    lock(dirty).insert(*group, mark.index);
+                }
+                // What was read at open may not be durable yet.
+                ApplyOutcome::Opened { group, mark: Some(mark) } => {
                     lock(dirty).insert(*group, mark.index);
                 }
                 ApplyOutcome::Installed { group, .. } | ApplyOutcome::Destroyed { group } => {

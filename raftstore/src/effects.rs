@@ -7,6 +7,7 @@ use pontoon_wal::{self as wal, Wal};
 
 use crate::{
     apply::{ApplyOutcome, ApplyTask},
+    beats::Gather,
     error::{Error, ProposeError, Rejected},
     snapshot::ServeTask,
     transport::Class,
@@ -144,6 +145,8 @@ impl FetchTask {
 #[derive(Default)]
 pub(crate) struct Effects {
     pub(crate) send: Vec<(NodeId, Class, v1::PeerMessage)>,
+    /// Small words for other nodes, which leave with the turn: the end of it packs them into `send`.
+    pub(crate) beats: Gather,
     pub(crate) apply: Vec<ApplyTask>,
     pub(crate) serve: Vec<ServeTask>,
     pub(crate) fetch: Vec<FetchTask>,

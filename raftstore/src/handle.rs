@@ -119,7 +119,7 @@ impl MultiRaft {
         let board = &self.inner.threads.board;
         for message in messages {
             match GroupId(message.group) {
-                GroupId::NODE => board.input_all(|| Input::Peer { from, message: message.clone() }),
+                GroupId::NODE => board.input_of_node(from, self.inner.identity.node, message),
                 _ => board.peer(from, message),
             }
         }

@@ -46,6 +46,7 @@
 //! ```
 
 mod apply;
+mod beats;
 mod convert;
 mod core;
 mod dedup;

@@ -5,6 +5,7 @@
 //! 1. While a term or a vote of this replica is not durable, nothing leaves it.
 //! 2. Otherwise a leader's messages leave at once (they promise nothing about its own disk).
 //! 3. A follower's heartbeat responses leave at once (they promise a term only).
+//!    Heartbeats and their responses leave packed ([`crate::beats`]) with everything else, at the end of the turn.
 //! 4. Every other message of a non-leader waits until its ready, and all before it, are durable.
 //! 5. Votes, candidacies and acknowledgements leave only while a quorum of the group's voters has accepted this node's
 //!    boot token, so that a copied or restored disk cannot vote twice.
@@ -19,6 +20,7 @@ mod pulls;
 mod reads;
 mod ready;
 mod room;
+mod sleep;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -35,10 +37,12 @@ use flow::{Flights, NodeFlights};
 use lease::Lease;
 use reads::Reads;
 pub(crate) use ready::Taken;
+use sleep::Sleep;
 
 use crate::{
     apply::{ApplyTask, panic_text},
     convert,
+    core::Neighbours,
     effects::{Answer, Effects, Token},
     error::{Ambiguous, Error, Rejected},
     hybrid::HybridClock,
@@ -65,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) room: Room,
     /// Nodes that lack room, and the tick at which they last said so.
     pub(crate) low_peers: BTreeMap<NodeId, u64>,
+    /// What other nodes say of themselves.
+    pub(crate) neighbours: Neighbours,
     pub(crate) clock: HybridClock,
     pub(crate) wall_ms: u64,
     /// A clock that never goes back, read when the input at hand was taken.
@@ -137,6 +143,7 @@ pub(crate) struct Replica {
     /// The highest index that may be truncated, as the leader said (or computed, on the leader). 0: not heard yet.
     floor: u64,
     eager: bool,
+    sleep: Sleep,
     seen: (u64, StateRole, u64),
     /// Why commands are refused, as the status tells it.
     no_room: Option<NodeId>,
@@ -261,6 +268,7 @@ impl Replica {
             silent: BTreeSet::new(),
             floor: 0,
             eager: founding,
+            sleep: Sleep::default(),
             seen: (0, StateRole::Follower, 0),
             no_room: None,
             dirty: true,
@@ -310,19 +318,9 @@ impl Replica {
         known(&self.conf.voters) && known(&self.conf.voters_outgoing)
     }
 
-    /// Nodes of voters that have not accepted this incarnation: a word to them opens a connection.
-    pub(crate) fn strangers<'a>(&'a self, shared: &'a Shared) -> impl Iterator<Item = NodeId> + 'a {
-        [&self.conf.voters, &self.conf.voters_outgoing]
-            .into_iter()
-            .flatten()
-            .filter_map(|id| ReplicaId::new(*id).ok())
-            .map(ReplicaId::node)
-            .filter(|node| *node != shared.node && !shared.accepted.contains(node))
-    }
-
     /// Time goes on. Everything that is retried is retried here.
     pub(crate) fn tick(&mut self, shared: &mut Shared, ticks: u64, fx: &mut Effects) -> Alive<()> {
-        if self.installing.is_some() {
+        if self.installing.is_some() || self.nod_off(shared, ticks, fx) {
             return Ok(());
         }
         // A sole voter becomes leader within its campaign, and raft 0.7 asserts that its log is durable by then.
@@ -385,6 +383,7 @@ impl Replica {
             self.forget_flights(shared);
             self.lease.give_up();
             self.lost_leadership(fx);
+            self.rouse_others(before.0, fx);
         }
         if now.1 == StateRole::Leader && before.1 != StateRole::Leader {
             self.floor = 0;
@@ -435,6 +434,7 @@ impl Replica {
         shared.unapplied_bytes -= self.unapplied_bytes;
         self.lost_leadership(fx);
         self.stop_reads(fx);
+        self.rouse_others(self.raw.raft.term, fx);
     }
 
     /// Engines made this replica's state durable up to `index`.
@@ -555,6 +555,7 @@ impl Replica {
             progress,
             pull: self.pull.as_ref().map(Pull::progress),
             no_room: self.no_room,
+            sleeping: self.is_asleep(),
             dead: None,
         }
     }

@@ -74,6 +74,8 @@ pub struct Stepped {
     serve: VecDeque<ServeTask>,
     dirty: BTreeMap<GroupId, u64>,
     out: Output,
+    /// Between the inputs of a turn, what leaves at its end.
+    fx: Effects,
     next_token: u64,
     now: Now,
 }
@@ -98,13 +100,14 @@ impl Stepped {
             applier: Applier::new(machines.clone(), config.session_ttl),
             apply: Lane::new(config.urgent_group),
             server: SnapshotServer::new(config.chunk_bytes, incarnation & (u64::MAX >> 1)),
-            core: Core::new(config, node, wal.clone(), submitter, incarnation),
+            core: Core::new(config, node, wal.clone(), submitter, incarnation, (0, 1)),
             machines,
             sink,
             wal,
             serve: VecDeque::new(),
             dirty: BTreeMap::new(),
             out: Output::default(),
+            fx: Effects::default(),
             next_token: 0,
             now: Now::default(),
         };
@@ -126,7 +129,7 @@ impl Stepped {
     }
 
     fn input(&mut self, input: Input) {
-        let mut fx = Effects::default();
+        let mut fx = std::mem::take(&mut self.fx);
         self.core.handle(self.now, input, &mut fx);
         self.take(fx);
     }
@@ -139,6 +142,7 @@ impl Stepped {
     }
 
     fn take(&mut self, fx: Effects) {
+        self.fx.beats = fx.beats;
         self.out.send.extend(fx.send);
         self.out.answers.extend(fx.answers);
         self.out.statuses.extend(fx.statuses);
@@ -153,7 +157,7 @@ impl Stepped {
 
     /// Ends a turn: what is ready goes to the log and out.
     pub fn turn(&mut self) {
-        let mut fx = Effects::default();
+        let mut fx = std::mem::take(&mut self.fx);
         self.core.poll(&mut fx);
         self.take(fx);
     }
@@ -177,6 +181,9 @@ impl Stepped {
         for outcome in outcomes {
             match &outcome {
                 ApplyOutcome::Applied { group, mark, .. } => {
+                    self.dirty.insert(*group, mark.index);
+                }
+                ApplyOutcome::Opened { group, mark: Some(mark) } => {
                     self.dirty.insert(*group, mark.index);
                 }
                 ApplyOutcome::Installed { group, .. } | ApplyOutcome::Destroyed { group } => {

@@ -28,13 +28,16 @@ pub struct Config {
     pub tick: Duration,
     /// Ticks between a leader's heartbeats.
     pub heartbeat_ticks: usize,
-    /// Ticks without a leader before the first replica in rank campaigns.
+    /// Ticks without a leader before the first replica in rank campaigns. A node that says nothing for longer is taken to be
+    /// gone, and the sleeping groups that it leads wake.
     pub election_ticks: usize,
     /// Leaders answer linearizable reads from a lease: for nine tenths of an election timeout after a quorum was heard,
     /// nobody is asked. Off by default, for it trusts clocks: those of a group's voters must not drift apart by a tenth,
     /// nor stand still while a machine is suspended. All nodes of a cluster are started with the same setting. With it, a
     /// voter that starts again waits an election timeout before it votes.
     pub leader_lease: bool,
+    /// Ticks without anything new after which a group sleeps until something happens; at least `election_ticks`. 0: never.
+    pub sleep_after_ticks: u64,
     /// The largest proposal in bytes; also bounded by a quarter of the log's batch.
     pub max_entry_bytes: u64,
     /// The most that one append message carries, in bytes.
@@ -79,6 +82,7 @@ impl Default for Config {
             heartbeat_ticks: 3,
             election_ticks: 10,
             leader_lease: false,
+            sleep_after_ticks: 30,
             max_entry_bytes: 2 << 20,
             max_append_bytes: 512 << 10,
             max_inflight_appends: 128,
@@ -108,6 +112,9 @@ impl Config {
         }
         if self.heartbeat_ticks == 0 || self.election_ticks <= self.heartbeat_ticks {
             return refuse("election_ticks is larger than heartbeat_ticks, which is at least 1");
+        }
+        if (1..self.election_ticks as u64).contains(&self.sleep_after_ticks) {
+            return refuse("sleep_after_ticks is 0 or at least election_ticks");
         }
         if self.chunk_bytes == 0 || self.chunk_window == 0 {
             return refuse("chunk_bytes and chunk_window are at least 1");
@@ -307,6 +314,8 @@ pub struct GroupStatus {
     pub pull: Option<PullProgress>,
     /// On a leader that takes no commands for lack of room: the node whose disk is full.
     pub no_room: Option<NodeId>,
+    /// Nothing happens in the group, and it costs nothing until something does.
+    pub sleeping: bool,
     /// Why the replica is dead.
     pub dead: Option<String>,
 }
@@ -339,6 +348,7 @@ impl GroupStatus {
             progress: Vec::new(),
             pull: None,
             no_room: None,
+            sleeping: false,
             dead: None,
         }
     }

@@ -30,6 +30,8 @@ use pontoon_raftstore::{
 use pontoon_wal::{Clock, DriverMode, Options, Wal, sim::SimFs};
 
 const GROUP: GroupId = GroupId(3);
+/// Another one with the same first in rank; nothing is said about it.
+const OTHER_GROUP: GroupId = GroupId(6);
 
 #[derive(Default)]
 struct HandClock(AtomicU64);
@@ -152,11 +154,12 @@ impl Session {
         let words: Vec<&str> = line.split_whitespace().collect();
         match &words[..] {
             ["boot", ids @ ..] => ids.iter().for_each(|id| self.boot(node(id))),
-            ["found", ids @ ..] => {
+            [what @ ("found" | "found-other"), ids @ ..] => {
                 let voters = ids.iter().map(|id| replica(id).get()).collect();
                 let initial = v1::ConfState { voters, ..Default::default() };
                 for id in ids {
-                    let (group, replica) = (GROUP, replica(id));
+                    let group = if *what == "found" { GROUP } else { OTHER_GROUP };
+                    let replica = replica(id);
                     let spec = GroupSpec {
                         group,
                         replica,
@@ -248,8 +251,10 @@ impl Session {
             ["remove", id, target] => {
                 self.at(node(id)).change(GROUP, MemberChange::Remove(replica(target)));
             }
-            ["flush"] => {
-                self.nodes.values_mut().filter_map(|node| node.running.as_mut()).for_each(|(stepped, _)| {
+            ["flush", ids @ ..] => {
+                let ids: Vec<NodeId> = ids.iter().map(|id| node(id)).collect();
+                let nodes = self.nodes.iter_mut().filter(|(id, _)| ids.is_empty() || ids.contains(id));
+                nodes.filter_map(|(_, node)| node.running.as_mut()).for_each(|(stepped, _)| {
                     stepped.flush().expect("machines flush");
                 })
             }
@@ -306,6 +311,9 @@ impl Session {
                             if !ids.is_empty() {
                                 write!(text, " {what} [{}]", names(ids)).expect("a string");
                             }
+                        }
+                        if s.sleeping {
+                            text.push_str(", asleep");
                         }
                         if let Some(node) = s.no_room {
                             write!(text, ", no room on node {node}").expect("a string");

@@ -143,6 +143,7 @@ impl Core {
                     fx.answers.extend(waiting.into_iter().map(|token| (token, Answer::Replica(Ok(id)))));
                 }
                 self.ready.insert(group);
+                self.awake.insert(group);
             }
             Err(error) => {
                 fx.apply.push(ApplyTask::Close { group });
@@ -182,7 +183,7 @@ impl Core {
         let descriptor = self.records.remove(&group).map(|record| record.descriptor).unwrap_or_default();
         let mut waiting = vec![token];
         match self.slots.remove(&group) {
-            Some(Slot::Live(mut live)) => live.abandon(&mut self.shared, fx),
+            Some(Slot::Live(mut live)) => self.part_with(&mut live, fx),
             Some(Slot::Opening { waiting: creators, .. }) => {
                 let stopped = || Answer::Replica(Err(Error::Stopped));
                 fx.answers.extend(creators.into_iter().map(|token| (token, stopped())));

@@ -8,8 +8,11 @@ use pontoon_wal::Batch;
 use super::{Core, Slot, Submission, live};
 use crate::{effects::Effects, snapshot::ServeTask, transport::Class, types::Room};
 
-/// Ticks between looks at what the log may drop, and between words to peers that have not accepted us.
+/// Ticks between looks at what the log may drop.
 const HOUSEKEEPING_TICKS: u64 = 10;
+
+/// Of ticks that piled up so many count for the silence of others, as they do for raft.
+const MOST_TICKS: u64 = 3;
 
 impl Core {
     pub(super) fn tick(&mut self, ticks: u64, fx: &mut Effects) {
@@ -18,9 +21,22 @@ impl Core {
         }
         let before = self.shared.ticks;
         self.shared.ticks += ticks;
-        let groups: Vec<GroupId> = self.slots.keys().copied().collect();
+        let timeout = self.shared.config.election_ticks as u64;
+        for node in self.shared.neighbours.tick(ticks.min(MOST_TICKS), timeout) {
+            self.rouse_node(node);
+        }
+        self.wake_some(fx);
+        let groups: Vec<GroupId> = self.awake.iter().copied().collect();
         for group in &groups {
             self.with(*group, fx, |replica, shared, fx| replica.tick(shared, ticks, fx));
+            if live(&mut self.slots, *group).is_some_and(|replica| replica.is_asleep()) {
+                self.lay_down(*group);
+            }
+        }
+        self.tick_digest(before, fx);
+        let every = self.shared.config.heartbeat_ticks as u64;
+        if before / every != self.shared.ticks / every {
+            self.ping(fx);
         }
         if self.is_stalled() {
             self.make_way(fx);
@@ -32,14 +48,9 @@ impl Core {
         if self.shared.room != Room::Ample {
             self.make_way(fx);
         }
-        let mut strangers = BTreeSet::new();
         let mut batch = Batch::new();
         for group in groups {
             let Some(replica) = live(&mut self.slots, group) else { continue };
-            strangers.extend(replica.strangers(&self.shared));
-            if self.shared.room != Room::Ample {
-                strangers.extend(replica.peers(&self.shared));
-            }
             if let Some((index, term)) = replica.truncation(&self.shared)
                 && batch.size_bytes() < self.batch_limit / 2
             {
@@ -51,21 +62,43 @@ impl Core {
             batch.relaxed();
             self.send_batch(batch, None, Submission::Turn(Vec::new()), fx);
         }
-        self.ping(strangers, fx);
     }
 
-    /// A word to other nodes: it opens a connection, and tells how much room there is here.
-    fn ping(&self, nodes: BTreeSet<NodeId>, fx: &mut Effects) {
+    /// A word to every node that shares groups with this loop: that it lives, and how much room there is here. It opens a
+    /// connection, too.
+    fn ping(&mut self, fx: &mut Effects) {
+        let mut nodes: BTreeSet<NodeId> = self.bedfellows.keys().copied().collect();
+        for group in &self.awake {
+            if let Some(Slot::Live(replica)) = self.slots.get(group) {
+                nodes.extend(replica.peers(&self.shared));
+            }
+        }
         let room = match self.shared.room {
             Room::Ample => v1::NodeRoom::Ample,
             Room::Low => v1::NodeRoom::Low,
             Room::Critical => v1::NodeRoom::Critical,
         };
-        let ping = v1::NodePing { sent: self.shared.ticks, room: room.into() };
+        let ping = v1::NodePing {
+            sent: self.shared.ticks,
+            room: room.into(),
+            incarnation: self.shared.wal.incarnation(),
+            lane: self.lane.0,
+            lanes: self.lane.1,
+        };
         for node in nodes {
             let body = Some(v1::peer_message::Body::Ping(ping));
             let message = v1::PeerMessage { group: GroupId::NODE.0, from: 0, to: 0, body };
             fx.send.push((node, Class::Control, message));
+        }
+    }
+
+    pub(super) fn on_ping(&mut self, from: NodeId, ping: &v1::NodePing) {
+        let had_room = !self.shared.low_peers.contains_key(&from);
+        let has_room = ping.room() == v1::NodeRoom::Ample;
+        self.shared.hear_room(from, !has_room);
+        // Leaders that sleep tell no longer what is true if a member's node changes.
+        if self.shared.neighbours.hear(from, ping) || had_room != has_room {
+            self.rouse_node(from);
         }
     }
 
@@ -74,11 +107,8 @@ impl Core {
             return;
         }
         self.shared.room = room;
-        let peers = self.slots.values().filter_map(|slot| match slot {
-            Slot::Live(replica) => Some(replica.peers(&self.shared)),
-            _ => None,
-        });
-        self.ping(peers.flatten().collect(), fx);
+        self.rouse_leaders();
+        self.ping(fx);
         if room != Room::Ample {
             self.make_way(fx);
         }
@@ -98,7 +128,7 @@ impl Core {
 
     /// Leadership leaves a node without room, or one whose disk does not answer.
     fn make_way(&mut self, fx: &mut Effects) {
-        let groups: Vec<GroupId> = self.slots.keys().copied().collect();
+        let groups: Vec<GroupId> = self.awake.iter().copied().collect();
         for group in groups {
             self.with(group, fx, |replica, shared, fx| replica.make_way(shared, fx));
         }

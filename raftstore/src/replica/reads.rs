@@ -61,7 +61,19 @@ pub(super) struct Reads {
     ready: std::collections::BTreeMap<u64, Vec<Token>>,
 }
 
+impl Reads {
+    /// Nobody waits for anything.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.round.is_none() && self.ready.is_empty()
+    }
+}
+
 impl Replica {
+    /// Whether readers wait for anything.
+    pub(crate) fn has_readers(&self) -> bool {
+        !self.reads.is_idle()
+    }
+
     /// Takes a reader in.
     pub(crate) fn read(&mut self, shared: &Shared, token: Token, level: ReadLevel, fx: &mut Effects) {
         let max_lag = match level {

@@ -6,6 +6,7 @@ use raft::{Ready, eraftpb as pb};
 use super::{Alive, Replica, Shared, after_install, convert, flow, guarded, install_meta};
 use crate::{
     apply::{ApplyTask, weight},
+    beats::Beat,
     effects::Effects,
     rules::{Rule, is_broken},
     snapshot::PullStep,
@@ -172,6 +173,11 @@ impl Replica {
                 self.note_sent(shared, &message, made_of);
             }
             let floor = if matches!(kind, MsgAppend | MsgHeartbeat) { self.floor } else { 0 };
+            // Gathered until the end of the turn, which is when everything leaves.
+            if let Some(beat) = Beat::of_raft(self.group, &message, floor) {
+                fx.beats.push(beat);
+                continue;
+            }
             let body = v1::peer_message::Body::Raft(convert::message_to_wire(message, floor));
             let message =
                 v1::PeerMessage { group: self.group.0, from: self.id.get(), to: to.get(), body: Some(body) };
