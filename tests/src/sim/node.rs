@@ -140,6 +140,7 @@ impl Node {
             chunk_bytes: 256,
             chunk_window: 2,
             max_retained_entries: 200,
+            sleep_after_ticks: 10,
             leader_lease,
             seed,
             ..Default::default()
