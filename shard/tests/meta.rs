@@ -113,6 +113,9 @@ fn predicates_are_created_once_and_dropped_in_steps() {
     assert_eq!(shard.initial, [replica(3, 1), replica(1, 2)]);
     let Ok(Answer::Shard(again)) = meta.ask(create("name", &[2])) else { panic!("a shard") };
     assert_eq!(again, shard, "idempotent by name");
+    let Ask::CreateShard(other) = create("name", &[1]) else { panic!("a creation") };
+    let log = v1::CreateShard { kind: v1::ShardKind::Log.into(), ..other };
+    assert_eq!(refusal(meta.ask(Ask::CreateShard(log))), MetaRefusal::Invalid, "of another kind");
     for (bad, nodes) in [("", &[1][..]), ("@x", &[1]), ("a\nb", &[1]), ("twice", &[1, 1]), ("nowhere", &[])] {
         assert_eq!(refusal(meta.ask(create(bad, nodes))), MetaRefusal::Invalid, "{bad:?}");
     }

@@ -39,6 +39,8 @@ calls! {
     groups(GroupsRequest) -> GroupsReply;
     /// Makes a predicate; answers when it is served. Idempotent.
     create_predicate(CreatePredicateRequest) -> CreatePredicateReply;
+    /// The record of a predicate, by a linearizable read of the map; absent if there is none.
+    find_predicate(FindPredicateRequest) -> FindPredicateReply;
     /// Drops a predicate with all its rows.
     drop_predicate(DropPredicateRequest) -> DropPredicateReply;
     /// Starts a move, or with `dry_run` says what it would do.

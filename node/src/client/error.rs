@@ -56,7 +56,7 @@ pub enum ClientError {
     },
     /// The log has no record at the offset, and the next one will not come there either.
     #[error(
-        "{log} has no offset {offset} any more or yet: it has [{lowest}, {next}) in era {era}; `pontoon log read {log}` begins at the lowest"
+        "{log} has the offsets [{lowest}, {next}), era {era}, and not {offset}; `pontoon log read {log}` begins at the lowest"
     )]
     NoSuchOffset {
         /// The log.

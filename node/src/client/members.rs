@@ -23,23 +23,27 @@ pub struct Server {
 }
 
 impl Client {
-    /// The nodes that serve a predicate, voters first, as the map of the node that is asked has it.
+    /// The nodes that serve a predicate, voters first, as the meta group has it now. Who leads is what a node has heard.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] if there is no such predicate.
+    /// [`ClientError::NoSuchPredicate`] among others.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn servers(&self, predicate: &str) -> Result<Vec<Server>, ClientError> {
-        let request = v1::PredicatesRequest { predicate: predicate.to_owned() };
-        let view = self.predicates(request).await?.predicates.pop();
-        let view = view.ok_or_else(|| ClientError::NoSuchPredicate { predicate: predicate.to_owned() })?;
+        let name = predicate.to_owned();
+        let found =
+            self.find_predicate(v1::FindPredicateRequest { predicate: name.clone(), hops: 0 }).await?;
+        let shard = found.shard.ok_or(ClientError::NoSuchPredicate { predicate: name.clone() })?;
+        // The node that is asked may not have heard of a new predicate yet: then it has heard of no leader either.
+        let views = self.predicates(v1::PredicatesRequest { predicate: name }).await;
+        let leader =
+            views.ok().and_then(|mut views| views.predicates.pop()).map_or(0, |view| view.leader_node);
         let nodes = self.nodes(v1::NodesRequest {}).await?.nodes;
         let address = |id: NodeId| {
             let found = nodes.iter().filter_map(|view| view.node.as_ref()).find(|node| node.id == id.get());
             found.map(|node| node.address.clone()).unwrap_or_default()
         };
-        let shard = view.shard.unwrap_or_default();
         let member =
             |votes: bool| move |id: &u64| ReplicaId::new(*id).ok().map(|replica| (replica.node(), votes));
         let members = shard.voters.iter().filter_map(member(true));
@@ -48,7 +52,7 @@ impl Client {
             node,
             address: address(node),
             votes,
-            leads: node.get() == view.leader_node,
+            leads: node.get() == leader,
         };
         Ok(members.map(server).collect())
     }

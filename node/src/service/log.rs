@@ -138,7 +138,7 @@ async fn read(
         let nothing = page.records.is_empty() && !request.bounds_only;
         let more_may_come = request.from.is_none_or(|from| request.to.is_none_or(|to| to > from));
         if nothing && more_may_come && Instant::now() < until {
-            wait(&group, level, &mut seen, until).await?;
+            wait(shared, &group, level, &mut seen, until).await?;
             continue;
         }
         let first = request.from.unwrap_or(page.bounds.lowest);
@@ -174,20 +174,18 @@ async fn page(
                 Refused::Refusal(Box::new(Kind::Offset(v1::RefusedOffset { offset, lowest, next, era })))
             };
             return match reader.page(from, request.to, limit, bytes) {
+                // A replica that may lag behind may not have come so far.
+                Ok(LogPage { bounds, .. }) | Err(Error::NoSuchOffset { bounds, .. })
+                    if level != ReadLevel::Linearizable && behind(&request, from, bounds) =>
+                {
+                    Ok(LogPage { records: Vec::new(), bounds, index: 0 })
+                }
                 Ok(page) if request.era != 0 && request.era != page.bounds.era => {
                     Err(gone(from, page.bounds))
                 }
                 Ok(page) => Ok(page),
                 // The lowest offset has moved between the two looks.
                 Err(Error::NoSuchOffset { .. }) if request.from.is_none() || request.bounds_only => continue,
-                // A replica that may lag behind may not have come so far.
-                Err(Error::NoSuchOffset { offset, bounds, .. })
-                    if level != ReadLevel::Linearizable
-                        && offset > bounds.next
-                        && request.era <= bounds.era =>
-                {
-                    Ok(LogPage { records: Vec::new(), bounds, index: 0 })
-                }
                 Err(Error::NoSuchOffset { offset, bounds, .. }) => Err(gone(offset, bounds)),
                 Err(error) => Err(error.into()),
             };
@@ -196,15 +194,24 @@ async fn page(
     .await?
 }
 
+/// Whether a log as a replica has it is older than what the reader has seen elsewhere.
+fn behind(request: &v1::ReadLogRequest, from: u64, bounds: LogBounds) -> bool {
+    match request.era {
+        0 => from > bounds.next,
+        era => (era, from) > (bounds.era, bounds.next),
+    }
+}
+
 /// Waits for something to be applied. A read of the latest is not left waiting at a replica that does not lead any more:
-/// nothing might ever be applied there.
+/// nothing might ever be applied there. Nor does one hold up the end of its node.
 async fn wait(
+    shared: &Shared,
     group: &Group,
     level: ReadLevel,
     seen: &mut tokio::sync::watch::Receiver<LogBounds>,
     until: Instant,
 ) -> Result<(), Refused> {
-    let mut status = group.status();
+    let (mut status, mut stop) = (group.status(), shared.stop.subscribe());
     let deposed = async {
         if level != ReadLevel::Linearizable {
             return std::future::pending().await;
@@ -220,6 +227,7 @@ async fn wait(
             Ok(Ok(())) | Err(_) => Ok(()),
         },
         rejected = deposed => Err(rejected.into()),
+        _ = stop.wait_for(|stop| *stop) => Err(Rejected::Stopped(group.id()).into()),
     }
 }
 
