@@ -264,6 +264,14 @@ async fn a_permanent_learner_answers_old_reads_alone_and_votes_on_nothing() {
         let next = log.append([round.to_string()]).await.unwrap().next;
         assert_eq!(fresh.log("events").bounds().await.unwrap().next, next);
     }
+    // Asked at once, at whichever node: a map that has not heard of a predicate yet is no answer.
+    for round in 0..4 {
+        let name = format!("new{round}");
+        client.create_map(name.as_str(), 1).await.unwrap();
+        assert_eq!(client.servers(&name).await.unwrap().len(), 1);
+    }
+    let unknown = client.servers("nobody's").await;
+    assert!(matches!(unknown, Err(ClientError::NoSuchPredicate { .. })), "{unknown:?}");
     first.shutdown().await.unwrap();
 
     // The only voter is gone: what is there is still read, by who asks for no more.
