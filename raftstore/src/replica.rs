@@ -131,7 +131,8 @@ pub(crate) struct Replica {
     reads: Reads,
     lease: Lease,
 
-    pull: Option<Pull>,
+    /// Boxed: few replicas ever pull.
+    pull: Option<Box<Pull>>,
     /// A ready that carries a snapshot: it continues once the engine has switched.
     installing: Option<Box<raft::Ready>>,
     /// The ready of an installed snapshot and its index: applied once the log is durable.
@@ -239,6 +240,7 @@ impl Replica {
         let raw = guarded(|| RawNode::new(&raft_config, storage, &raft_logger(group)))
             .map_err(damaged)?
             .map_err(|error| damaged(error.to_string()))?;
+        raw.store().opened();
         shared.clock.observe(mark.timestamp);
         let mut replica = Replica {
             group,
@@ -553,7 +555,7 @@ impl Replica {
             epoch: self.mark.epoch,
             conf_state: self.conf.clone(),
             progress,
-            pull: self.pull.as_ref().map(Pull::progress),
+            pull: self.pull.as_ref().map(|pull| pull.progress()),
             no_room: self.no_room,
             sleeping: self.is_asleep(),
             dead: None,

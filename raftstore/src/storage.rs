@@ -19,7 +19,8 @@ use crate::convert;
 pub(crate) struct GroupStorage {
     wal: Wal,
     group: GroupId,
-    initial: (wal::HardState, v1::ConfState),
+    /// What raft asks for once, when it is made.
+    initial: RefCell<Option<Box<(wal::HardState, v1::ConfState)>>>,
     /// Index, term and configuration that the state machine stands at.
     pub(crate) offer: Option<(u64, u64, v1::ConfState)>,
     fetching: RefCell<Fetching>,
@@ -48,6 +49,11 @@ struct Asked {
 }
 
 impl GroupStorage {
+    /// Raft is made, and asks no more where the group stands.
+    pub(crate) fn opened(&self) {
+        *self.initial.borrow_mut() = None;
+    }
+
     /// Reads that the log has not been asked for yet: `[low, high)` and the bytes that are wanted at most.
     pub(crate) fn take_wanted(&self) -> Vec<(u64, u64, u64)> {
         let mut fetching = self.fetching.borrow_mut();
@@ -86,7 +92,13 @@ impl GroupStorage {
     }
 
     pub(crate) fn new(wal: Wal, group: GroupId, hard_state: wal::HardState, conf: v1::ConfState) -> Self {
-        GroupStorage { wal, group, initial: (hard_state, conf), offer: None, fetching: RefCell::default() }
+        GroupStorage {
+            wal,
+            group,
+            initial: RefCell::new(Some(Box::new((hard_state, conf)))),
+            offer: None,
+            fetching: RefCell::default(),
+        }
     }
 }
 
@@ -109,9 +121,12 @@ fn to_raft(error: wal::Error) -> raft::Error {
 
 impl raft::Storage for GroupStorage {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        let wal::HardState { term, vote, commit } = self.initial.0;
+        let initial = self.initial.borrow();
+        let (wal::HardState { term, vote, commit }, conf) =
+            initial.as_deref().unwrap_or_else(|| unreachable!("raft asks before it is made"));
+        let (term, vote, commit) = (*term, *vote, *commit);
         let hard_state = pb::HardState { term, vote, commit, ..Default::default() };
-        Ok(RaftState { hard_state, conf_state: convert::conf_to_raft(&self.initial.1) })
+        Ok(RaftState { hard_state, conf_state: convert::conf_to_raft(conf) })
     }
 
     fn entries(

@@ -72,7 +72,7 @@ impl Replica {
             fx.apply.push(abandon_stage(self.group, pull.id));
         }
         let id = shared.next_unique();
-        self.pull = Some(Pull::new(id, from.get(), offer.index, shared.config.chunk_window));
+        self.pull = Some(Box::new(Pull::new(id, from.get(), offer.index, shared.config.chunk_window)));
         self.dirty = true;
         fx.apply.push(ApplyTask::StageBegin { group: self.group, pull: id });
         let request = v1::ManifestRequest { pull: id, min_index: offer.index };
