@@ -8,6 +8,7 @@
 //! ```text
 //! Planned → Reserved → Learner → Snapshot → CatchUp → Verify → PreSwitch → Joint → RemoveOld → Fence → Cleanup → Done
 //!    └─────────┴──────────┴──────────┴─────────┴─────────┴──────────┴─→ Aborting → Aborted
+//!                                          from Joint only for a target whose node was removed
 //! ```
 //!
 //! | phase, once committed | what is ensured | over when |
@@ -33,7 +34,7 @@
 //! |---|---|---|---|
 //! | driver | the next one reads record and group and goes on in the same phase | the same; if the group stands in the joint configuration, its leader leaves it with or without a driver | the same |
 //! | source | nobody needs it: the leader is another voter, or is elected; a single voter's group waits for its return | the joint configuration commits with the majority of both halves; with three voters the two that stay suffice for the old half, they and the target for the new one | the fence waits for its return, or for its removal from the cluster; the group has left it behind |
-//! | target | the move waits, or is cancelled: the learner counts in no quorum | before the joint entry: the target is not caught up any more, so it is not entered; after: the staying voters suffice for both halves, and the move goes on when the target is back | it is a voter like any other |
+//! | target | the move waits, or is cancelled: the learner counts in no quorum | before the joint entry: the target is not caught up any more, so it is not entered, and if its node is removed from the cluster the move goes back; after: the staying voters suffice for both halves, and the move goes on when the target is back | it is a voter like any other |
 //! | group's leader | another is elected and the observation comes from it | the same | the same |
 //! | meta's majority | the data goes on; a joint configuration is left by the group's leader; the move waits | the same | the same |
 //!
@@ -41,7 +42,10 @@
 //! leadership then passes to the target inside the joint configuration, once the target holds all entries.
 //!
 //! The point of no return is the commit of phase Joint in the record, not the joint entry: a cancelled move cannot enter
-//! it, and only in it the joint entry is proposed. So a move that aborts never has a voter to undo.
+//! it, and only in it the joint entry is proposed. So a move that aborts never has a voter to undo, but for one case: in
+//! Joint the target's node is removed from the cluster before the target votes. It never will, so the move goes back; and if
+//! a joint entry that was under way takes effect after all, it goes forward again. Either way it ends, and whoever was lost
+//! with the node is replaced by another move.
 
 mod abort;
 mod path;
@@ -147,6 +151,9 @@ pub fn next(mv: &v1::Move, seen: &Observation) -> Decision {
         _ if (mv.cancel_requested || (seen.target_removed && parts.target.is_some()))
             && phase < MovePhase::Joint =>
         {
+            Decision::Advance(MovePhase::Aborting)
+        }
+        MovePhase::Joint if seen.target_removed && path::is_as_before(&parts, seen) => {
             Decision::Advance(MovePhase::Aborting)
         }
         _ => path::next(phase, mv, &parts, seen),

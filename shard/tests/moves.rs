@@ -73,6 +73,8 @@ struct World {
     /// Per node the smallest replica id that may exist.
     fences: BTreeMap<NodeId, u64>,
     down: BTreeSet<NodeId>,
+    /// Removed from the cluster, and down for ever.
+    gone: BTreeSet<NodeId>,
     silent: bool,
     deposed: bool,
     leaves: Leaves,
@@ -110,6 +112,7 @@ impl World {
             last: 100,
             fences: BTreeMap::new(),
             down: BTreeSet::new(),
+            gone: BTreeSet::new(),
             silent: false,
             deposed: false,
             leaves: Leaves::WhenAsked,
@@ -172,7 +175,7 @@ impl World {
             target: self.status(mv.target),
             source: self.status(mv.source),
             reserved: self.reserved,
-            target_removed: false,
+            target_removed: ReplicaId::new(mv.target).is_ok_and(|target| self.gone.contains(&target.node())),
             source_removed: false,
         }
     }
@@ -324,7 +327,7 @@ impl World {
             self.reserved = false;
             self.confirmed = false;
         }
-        self.down.clear();
+        self.down = self.gone.clone();
         self.silent = false;
         self.deposed = false;
         !matches!(self.mv().phase(), MovePhase::Done | MovePhase::Aborted)
@@ -458,6 +461,66 @@ fn a_move_cancelled_before_joint_leaves_no_trace() {
     }
 }
 
+/// At the point of no return, with the target's node removed from the cluster.
+fn without_its_target(voters: &[u64], kind: MoveKind, source: u64, node: u64) -> World {
+    let mut world = World::new(voters, kind, source, node);
+    while world.mv().phase() != MovePhase::Joint {
+        world.turn(None);
+    }
+    let removed = v1::NodeState::Removed.into();
+    world.meta.ask(Ask::SetNodeState(v1::SetNodeState { node, state: removed, force: true })).unwrap();
+    world.gone.insert(id(world.mv().target).node());
+    world.down = world.gone.clone();
+    world
+}
+
+#[test]
+fn a_move_whose_target_is_lost_for_good_ends_even_past_the_point_of_no_return() {
+    for fault in FAULTS.into_iter().map(Some).chain([None]) {
+        // Nothing had happened: the group is as it was.
+        let mut world = without_its_target(&[1, 2, 3], MoveKind::Replace, 2, 4);
+        let voters = world.conf.voters.clone();
+        world.run(0, fault);
+        assert_eq!(world.mv().phase(), MovePhase::Aborted);
+        assert_eq!((&world.conf.voters, &world.conf.learners), (&voters, &Vec::new()));
+
+        // The joint step had begun, or begins after the move turned back: the target's replacement is another move.
+        for turns_back in [false, true] {
+            let mut world = without_its_target(&[1, 2, 3], MoveKind::Replace, 2, 4);
+            let mv = world.mv();
+            if turns_back {
+                world.turn(None);
+                assert_eq!(world.mv().phase(), MovePhase::Aborting);
+            }
+            world.conf.voters_outgoing = world.conf.voters.clone();
+            world.conf.voters.retain(|raw| *raw != mv.source);
+            world.conf.voters.push(mv.target);
+            world.conf.learners.retain(|raw| *raw != mv.target);
+            world.conf.learners_next.push(mv.source);
+            if world.leader == mv.source {
+                world.leader = world.conf.voters[0];
+            }
+            world.run(0, fault);
+            world.check_done(3);
+        }
+    }
+}
+
+#[test]
+fn nobody_turns_back_past_the_point_of_no_return_while_the_target_may_come() {
+    let mut world = World::new(&[1, 2, 3], MoveKind::Replace, 2, 4);
+    while world.mv().phase() != MovePhase::Joint {
+        world.turn(None);
+    }
+    let refused = world.meta.advance(&world.mv(), MovePhase::Aborting, 1).unwrap_err();
+    assert_eq!(refused.reason(), v1::MetaRefusal::IllegalPhase);
+    let mut early = World::new(&[1, 2, 3], MoveKind::Replace, 2, 4);
+    early.meta.ask(Ask::CancelMove(v1::CancelMove { id: early.id, reason: String::new() })).unwrap();
+    early.meta.advance(&early.mv(), MovePhase::Aborting, 1).unwrap();
+    let refused = early.meta.advance(&early.mv(), MovePhase::RemoveOld, 1).unwrap_err();
+    assert_eq!(refused.reason(), v1::MetaRefusal::IllegalPhase);
+}
+
 #[test]
 fn leadership_passes_to_the_target_only_inside_the_joint_configuration_of_a_single_voter() {
     let mut world = World::new(&[1], MoveKind::Replace, 0, 2);
@@ -519,14 +582,14 @@ fn what_waits_for_a_dead_node_names_it_and_the_next_step() {
 #[test]
 fn a_move_whose_target_was_removed_goes_back_by_itself() {
     let mut world = World::new(&[1, 2, 3], MoveKind::Replace, 0, 4);
-    while world.mv().phase() != MovePhase::Joint {
+    while !world.is_joint() {
         let mut seen = world.observe();
         (seen.target, seen.target_removed) = (None, true);
         assert_eq!(mover::next(&world.mv(), &seen), Decision::Advance(MovePhase::Aborting));
         world.turn(None);
     }
-    // Past the point of no return there is nothing to go back to.
+    // It votes: there is nothing to go back to.
     let mut seen = world.observe();
     (seen.target, seen.target_removed) = (None, true);
-    assert!(matches!(mover::next(&world.mv(), &seen), Decision::Wait { .. }));
+    assert_eq!(mover::next(&world.mv(), &seen), Decision::Act(vec![Action::LeaveJoint]));
 }

@@ -8,12 +8,13 @@ use super::{
     state::ended,
 };
 
-/// Whether a move may go from one phase to another: along the path, or off it to `Aborting` before `Joint`.
+/// Whether a move may go from one phase to another: along the path, or off it to `Aborting`. From `Joint` it turns back only
+/// if the target's node was removed from the cluster, and only such a one goes forward again.
 pub fn legal(from: MovePhase, to: MovePhase) -> bool {
     match (from, to) {
-        (MovePhase::Aborting, _) => to == MovePhase::Aborted,
+        (MovePhase::Aborting, _) => matches!(to, MovePhase::Aborted | MovePhase::RemoveOld),
         (MovePhase::Done | MovePhase::Aborted, _) | (_, MovePhase::Aborted) => false,
-        (_, MovePhase::Aborting) => from < MovePhase::Joint,
+        (_, MovePhase::Aborting) => from <= MovePhase::Joint,
         _ => i32::from(to) == i32::from(from) + 1,
     }
 }
@@ -128,7 +129,13 @@ impl Step<'_> {
             return refused(MetaRefusal::IllegalPhase, format!("there is no phase {}", ask.phase), mv);
         };
         let stays = from == to && !ended(from);
-        if !stays && !legal(from, to) {
+        let turned_back = mv.entered_ms.contains_key(&u32::from(MovePhase::Joint as u8));
+        let may = match (from, to) {
+            (MovePhase::Joint, MovePhase::Aborting) => self.is_removed(mv.target),
+            (MovePhase::Aborting, MovePhase::RemoveOld) => turned_back,
+            _ => true,
+        };
+        if !(stays || (legal(from, to) && may)) {
             let text = format!("a move cannot go from {from:?} to {to:?}");
             return refused(MetaRefusal::IllegalPhase, text, mv);
         }
@@ -158,6 +165,12 @@ impl Step<'_> {
             }
         }
         Ok(Answer::Move(self.put_move(mv)))
+    }
+
+    /// Whether a replica's node was removed from the cluster.
+    fn is_removed(&self, replica: u64) -> bool {
+        let node = ReplicaId::new(replica).ok().and_then(|replica| self.node(replica.node().get()).ok());
+        node.is_some_and(|node| node.state() == v1::NodeState::Removed)
     }
 
     /// A move that is done has changed the members: the planner must not look at the old ones until the next word from

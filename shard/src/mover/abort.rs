@@ -17,6 +17,10 @@ pub(super) fn next(mv: &v1::Move, parts: &Parts, seen: &Observation) -> Decision
     if group.is_joint() {
         return Decision::Act(vec![Action::LeaveJoint]);
     }
+    if group.votes(target) && mv.entered_ms.contains_key(&u32::from(MovePhase::Joint as u8)) {
+        // A joint entry of this move was under way when it turned back.
+        return Decision::Advance(MovePhase::RemoveOld);
+    }
     if group.votes(target) {
         return wait(format!(
             "{target} votes by another hand: move it on with a new move once this one is pruned"

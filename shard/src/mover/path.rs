@@ -195,6 +195,12 @@ fn led_by(source: ReplicaId, group: &Group<'_>) -> Option<Decision> {
     })
 }
 
+/// Whether the joint step has not taken effect: the target has no vote and the group is in no joint configuration.
+pub(super) fn is_as_before(parts: &Parts, seen: &Observation) -> bool {
+    let (Some(target), Some(group)) = (parts.target, Group::seen(seen)) else { return false };
+    !group.is_joint() && !group.votes(target) && (parts.promotes || !group.names(target))
+}
+
 fn joint(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
     let arrived =
         parts.target.is_none_or(|target| group.votes(target) || (!parts.promotes && group.names(target)));
