@@ -1,6 +1,7 @@
 //! Whole clusters from a seed: what ships, in a world that is made up.
 //!
-//! `PONTOON_SIM_SEEDS` sets how many seeds the long test runs, `PONTOON_SIM_SEED` replays a single one.
+//! `PONTOON_SIM_SEEDS` sets how many seeds the long test runs, `PONTOON_SIM_GROUPS` how many groups each has;
+//! `PONTOON_SIM_SEED` replays a single one.
 
 use std::{
     sync::{
@@ -10,7 +11,7 @@ use std::{
     thread,
 };
 
-use pontoon_tests::sim::{Coverage, Faults, Plan, Report, run};
+use pontoon_tests::sim::{Coverage, Faults, Kind, Mistake, Plan, Report, run};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -21,6 +22,11 @@ fn seeds(default: u64) -> std::ops::RangeInclusive<u64> {
         Some(seed) => seed..=seed,
         None => 1..=number("PONTOON_SIM_SEEDS").unwrap_or(default),
     }
+}
+
+/// Few groups meet more of what is rare in less time; now and then many share a log.
+fn groups(seed: u64) -> u64 {
+    number("PONTOON_SIM_GROUPS").unwrap_or(if seed.is_multiple_of(20) { 64 } else { 4 })
 }
 
 fn play(plan: &Plan) -> Report {
@@ -47,7 +53,7 @@ fn a_seed_replays_to_the_letter() {
 
 #[test]
 fn faults_of_every_kind_lose_nothing_repeat_nothing_and_end() {
-    let seeds = seeds(12);
+    let seeds = seeds(40);
     let next = AtomicU64::new(*seeds.start());
     let sum = Mutex::new((Coverage::default(), 0, 0));
     let threads = thread::available_parallelism().map_or(1, usize::from);
@@ -59,7 +65,7 @@ fn faults_of_every_kind_lose_nothing_repeat_nothing_and_end() {
                     if seed > *seeds.end() {
                         return;
                     }
-                    let report = play(&Plan::drawn(seed, 5, 64));
+                    let report = play(&Plan::drawn(seed, 5, groups(seed)));
                     let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
                     sum.0.add(&report.coverage);
                     sum.1 += report.operations;
@@ -70,4 +76,26 @@ fn faults_of_every_kind_lose_nothing_repeat_nothing_and_end() {
     });
     let (coverage, operations, moves) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!("{coverage}\n{operations} operations checked, {moves} moves");
+    if number("PONTOON_SIM_SEED").is_none() {
+        for kind in Kind::ALL {
+            assert!(coverage.struck(kind) > 0, "no seed had {kind:?}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_on_purpose_are_noticed() {
+    // Those that few seeds show; `simulate --broken all` tries the others, too.
+    for mistake in [
+        Mistake::AckBeforeSync,
+        Mistake::MarkApart,
+        Mistake::PromotedEarly,
+        Mistake::ChangeMissed,
+        Mistake::DeletedOnBelief,
+    ] {
+        let _making = mistake.make();
+        let found = (1..=100).find_map(|seed| run(&Plan::drawn(seed, 5, 4)).err());
+        let found = found.unwrap_or_else(|| panic!("100 seeds do not show {mistake:?}"));
+        println!("{mistake:?}: seed {}: {}", found.plan.seed, found.what.lines().next().unwrap_or_default());
+    }
 }

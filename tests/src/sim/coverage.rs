@@ -139,8 +139,9 @@ impl World {
     pub(super) fn cover(&mut self, kind: Kind, strikes: &dyn Fn(NodeId) -> bool, group: Option<GroupId>) {
         self.coverage.struck[kind as usize] += 1;
         let mut met = [false; MEETS.len()];
-        let moves = self.meta.running_moves().filter(|mv| group.is_none_or(|group| group.0 == mv.group));
-        for mv in moves {
+        let of_group = group.and_then(|group| self.meta.running_move(group.0));
+        let all = self.meta.running_moves().filter(|_| group.is_none());
+        for mv in all.chain(of_group) {
             let group = GroupId(mv.group);
             let parts = [mv.source, mv.target].map(|id| ReplicaId::new(id).ok().map(ReplicaId::node));
             let hits = parts.into_iter().flatten().any(strikes)
@@ -154,8 +155,11 @@ impl World {
                 met[phase.min(ABORTING)] = true;
             }
         }
-        for ((at, node), status) in &self.seen {
-            if group.is_some_and(|group| group != *at) || !strikes(*node) {
+        let least = NodeId::new(1).expect("one");
+        let (from, to) = group.map_or((GroupId(0), u64::MAX), |group| (group, group.0));
+        let of_group = self.seen.range((from, least)..).take_while(|((at, _), _)| at.0 <= to);
+        for ((at, node), status) in of_group {
+            if !strikes(*node) {
                 continue;
             }
             if let Some(pull) = &status.pull {

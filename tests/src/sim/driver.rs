@@ -373,8 +373,13 @@ impl World {
             *until = now;
         }
         let (phase, group) = (work.record.phase(), work.record.group);
+        let parts = [work.record.source, work.record.target];
         if let Subject::Move(id) = subject {
             self.say(format!("move {id} of g{group} is in {phase:?}"));
+            let part = parts[self.rng.below(2) as usize];
+            if let Ok(replica) = ReplicaId::new(part) {
+                self.lie_in_wait(replica.node());
+            }
             if phase == v1::MovePhase::Done {
                 self.tally.moves += 1;
             }

@@ -49,8 +49,14 @@ impl World {
         ];
         for (rate, kind) in rates {
             if rate > 0 && self.rng.below(100_000) < rate {
-                self.strike_with(kind);
+                let i = self.victim();
+                self.strike_with(kind, i);
             }
+        }
+        if let Some((_, id, kind)) = self.ambush.take_if(|(at, ..)| *at <= self.now)
+            && let Some(i) = self.at(id)
+        {
+            self.strike_with(kind, i);
         }
         if self.rng.below(100_000) < faults.moves {
             match self.rng.below(7) {
@@ -60,8 +66,34 @@ impl World {
         }
     }
 
-    fn strike_with(&mut self, kind: Kind) {
-        let i = self.victim();
+    /// Lets a node be struck within a few milliseconds, now and then: something that passes quickly begins there.
+    pub(super) fn lie_in_wait(&mut self, node: NodeId) {
+        if self.calm || self.ambush.is_some() || !self.rng.chance(120) {
+            return;
+        }
+        let faults = self.plan.faults;
+        let kinds = [
+            (faults.partition, Kind::Partition),
+            (faults.one_way, Kind::OneWay),
+            (faults.crash, Kind::Crash),
+            (faults.crash, Kind::Crash),
+            (faults.kill, Kind::Kill),
+            (faults.pause, Kind::Pause),
+            (faults.jump, Kind::Jump),
+            (faults.stall, Kind::Stall),
+            (faults.io, Kind::Io),
+            (faults.no_space, Kind::NoSpace),
+            (faults.rot, Kind::Rot),
+            (faults.lost, Kind::Lost),
+        ];
+        let able: Vec<Kind> = kinds.into_iter().filter(|(rate, _)| *rate > 0).map(|(_, kind)| kind).collect();
+        if !able.is_empty() {
+            let kind = able[self.rng.below(able.len() as u64) as usize];
+            self.ambush = Some((self.now + self.rng.below(12), node, kind));
+        }
+    }
+
+    fn strike_with(&mut self, kind: Kind, i: usize) {
         let node = &self.nodes[i];
         if !node.is_up() {
             return;

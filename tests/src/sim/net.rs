@@ -78,7 +78,8 @@ impl Net {
                 delay += rng.below(*more);
                 fate = Fate::Clogged;
             }
-            if rng.chance(odds.duplicate) {
+            // A call is not repeated by what carries it.
+            if matches!(packet, Packet::Peer(_)) && rng.chance(odds.duplicate) {
                 self.put(now + delay + 1 + rng.below(300), Some(from), to, packet.clone());
                 fate = Fate::Twice;
             }

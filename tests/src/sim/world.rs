@@ -60,6 +60,8 @@ pub(super) struct World {
     /// Nothing strikes any more.
     pub(super) calm: bool,
     pub(super) heal_at: u64,
+    /// What is to strike whom, and when.
+    pub(super) ambush: Option<(u64, NodeId, Kind)>,
 }
 
 impl World {
@@ -88,6 +90,7 @@ impl World {
             tally: Tally::default(),
             calm: true,
             heal_at: 0,
+            ambush: None,
         };
         for id in 1..=plan.nodes {
             world.add_node(NodeId::new(id).expect("small"));
@@ -410,6 +413,9 @@ impl World {
         let out = stepped.take_output();
         for status in out.statuses {
             self.check_status(i, &status);
+            if status.pull.is_some() {
+                self.lie_in_wait(id);
+            }
             self.seen.insert((status.group, id), status);
         }
         for event in out.events {
@@ -454,6 +460,7 @@ impl World {
             Event::SnapshotInstalled { group, index, .. } => {
                 self.tally.snapshots += 1;
                 self.checks.switched.insert((group, id), index);
+                self.lie_in_wait(id);
                 self.say(format!("{group} on {id} stands at a snapshot of {index}"));
             }
             Event::MessageRefused { from, group, reason } => {
