@@ -116,8 +116,12 @@ impl Core {
             .filter(|record| record.format == RECORD_FORMAT)
             .and_then(|record| Some((ReplicaId::new(record.replica).ok()?, record)));
         let Some((replica, record)) = record else {
-            let reason = "its record in the log cannot be read".to_owned();
-            return fx.answers.push((token, Answer::Replica(Err(Error::Damaged { group, reason }))));
+            // Which replica it was is lost too. It must be known as dead all the same: a founding member that is missing
+            // would be made anew, without its votes. The lowest id stands for it, so that whichever it was can be removed.
+            let reason = "its record in the log is damaged".to_owned();
+            let replica = ReplicaId::on(self.shared.node, 1);
+            self.slots.insert(group, Slot::Opening { replica, founding: false, waiting: vec![token] });
+            return self.kill(group, reason, fx);
         };
         self.records.insert(group, record);
         self.slots.insert(group, Slot::Opening { replica, founding: false, waiting: vec![token] });

@@ -69,6 +69,8 @@ pub(crate) struct Lab {
     pub(crate) events: Vec<(NodeId, Event)>,
     /// Nodes that apply nothing.
     pub(crate) frozen: BTreeSet<NodeId>,
+    /// The engines of nodes that do not run.
+    down: BTreeMap<NodeId, TestMachines>,
 }
 
 pub(crate) fn node(id: u64) -> NodeId {
@@ -90,6 +92,7 @@ impl Lab {
             answers: BTreeMap::new(),
             events: Vec::new(),
             frozen: BTreeSet::new(),
+            down: BTreeMap::new(),
         };
         for id in 1..=size {
             let (fs, machines) = (SimFs::new(), TestMachines::default());
@@ -119,25 +122,29 @@ impl Lab {
 
     /// Ends a node's process and starts it again.
     pub(crate) fn reboot(&mut self, id: NodeId) {
+        let fs = self.nodes[&id].fs.clone();
+        self.end(id);
+        self.start(id, fs);
+    }
+
+    /// Ends a node's process well.
+    pub(crate) fn end(&mut self, id: NodeId) {
         let LabNode { fs, machines, stepped, wal, .. } = self.nodes.remove(&id).expect("such a node");
         drop((stepped, wal));
         fs.kill();
+        self.down.insert(id, machines);
+    }
+
+    /// Starts a node that was ended, from a disk.
+    pub(crate) fn start(&mut self, id: NodeId, fs: SimFs) {
+        let machines = self.down.remove(&id).expect("a node that was ended");
         self.boot(id, fs, machines);
     }
 
     /// Founds groups on these nodes and lets each elect a leader.
     pub(crate) fn found(&mut self, groups: impl Iterator<Item = u64> + Clone, members: &[u64]) {
-        let voters = members.iter().map(|id| replica(*id).get()).collect();
-        let initial = Some(v1::ConfState { voters, ..Default::default() });
         for (group, id) in groups.clone().flat_map(|group| members.iter().map(move |id| (group, *id))) {
-            let spec = GroupSpec {
-                group: GroupId(group),
-                replica: replica(id),
-                descriptor: Bytes::new(),
-                epoch: 1,
-                initial: initial.clone(),
-            };
-            self.at(id).create_group(spec);
+            self.found_again(group, id, members);
         }
         for _ in 0..20 {
             self.settle();
@@ -147,6 +154,14 @@ impl Lab {
             self.tick(1);
         }
         panic!("a group has no leader");
+    }
+
+    /// Asks a node for its founding replica of a group.
+    pub(crate) fn found_again(&mut self, group: u64, id: u64, members: &[u64]) {
+        let voters = members.iter().map(|id| replica(*id).get()).collect();
+        let initial = Some(v1::ConfState { voters, ..Default::default() });
+        let (group, replica) = (GroupId(group), replica(id));
+        self.at(id).create_group(GroupSpec { group, replica, descriptor: Bytes::new(), epoch: 1, initial });
     }
 
     pub(crate) fn at(&mut self, id: u64) -> &mut Stepped {

@@ -406,3 +406,38 @@ fn p24_followers_apply_without_waiting_for_the_next_write_or_heartbeat() {
         assert_eq!(lab.status(id, GROUP).applied, index, "no time went by");
     }
 }
+
+/// Not raft's doing: a replica of which the log has lost even the record.
+#[test]
+fn a_replica_whose_record_is_damaged_is_dead_and_is_not_founded_anew() {
+    const DAMAGED: u64 = 5;
+    let (mut lab, leader) = lab();
+    let [follower, _] = others(leader);
+    lab.found(DAMAGED..DAMAGED + 1, &[1, 2, 3]);
+    let fs = lab.nodes[&node(follower)].fs.clone();
+    let image = fs.image();
+    lab.end(node(follower));
+    fs.restore(&image);
+    // The key of the record that was written last; no checkpoint has it yet.
+    let segments =
+        fs.files().into_iter().filter(|(path, _)| path.extension().is_some_and(|ext| ext == "wal"));
+    for (path, _) in segments {
+        fs.tamper(&path, |bytes| {
+            if let Some(at) = bytes.windows(7).rposition(|window| window == b"replica") {
+                bytes[at] ^= 1;
+            }
+        });
+    }
+    lab.start(node(follower), fs);
+    let status = lab.status(follower, DAMAGED);
+    assert_eq!(status.role, Role::Dead);
+    assert!(status.dead.unwrap().contains("log"));
+    // Whoever finds it missing asks for it as at its founding.
+    lab.found_again(DAMAGED, follower, &[1, 2, 3]);
+    lab.tick(ELECTION_TICKS);
+    assert_eq!(lab.status(follower, DAMAGED).role, Role::Dead);
+    let write = lab.propose(leader, GROUP, "k=v");
+    lab.settle();
+    let index = lab.outcome(write).unwrap().unwrap();
+    assert_eq!(lab.status(follower, GROUP).applied, index);
+}
