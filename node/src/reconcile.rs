@@ -10,6 +10,7 @@
 //! successor finds the same subjects in the same state. Every commit carries the driver's term, and nodes refuse the
 //! calls of a term that was followed by another, so a driver that does not know yet that it was deposed does no harm.
 
+mod casualties;
 mod moves;
 mod shards;
 
@@ -22,6 +23,7 @@ use pontoon_proto::{
 use pontoon_raftstore::{ReadLevel, Role};
 use pontoon_shard::{MetaState, planner};
 use tokio::{
+    sync::watch,
     task::{Id, JoinSet},
     time::{Instant, sleep, timeout},
 };
@@ -103,6 +105,9 @@ impl Driver {
         let mut subjects: HashMap<Id, Subject> = HashMap::new();
         let mut states = self.shared.machines.shards().meta();
         let mut repaired = Instant::now() - REPAIR_INTERVAL;
+        let dead = watch::Sender::new(planner::Dead::new());
+        let mut casualties = dead.subscribe();
+        tasks.spawn(self.clone().watch_casualties(dead));
         // Dropping the set at the end aborts what still runs.
         while self.leads() {
             let state = states.borrow_and_update().clone();
@@ -113,7 +118,8 @@ impl Driver {
                 }
             }
             if repaired.elapsed() >= REPAIR_INTERVAL {
-                self.repair(&state).await;
+                let dead = casualties.borrow_and_update().clone();
+                self.repair(&state, &dead).await;
                 repaired = Instant::now();
             }
             tokio::select! {
@@ -143,11 +149,13 @@ impl Driver {
     }
 
     /// Starts what the planner finds missing, on nodes that answer.
-    async fn repair(&self, state: &MetaState) {
+    async fn repair(&self, state: &MetaState, dead: &planner::Dead) {
         let mut answers: HashMap<u64, bool> = HashMap::new();
-        for start in planner::repairs(state) {
+        for start in planner::repairs(state, dead) {
             let target = start.target_node;
             let there = match answers.get(&target) {
+                // Nobody has to be there for somebody to go.
+                _ if target == 0 => true,
                 Some(&there) => there,
                 None => {
                     let there = match NodeId::new(target) {

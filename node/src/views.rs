@@ -26,11 +26,6 @@ impl Shared {
     pub(crate) async fn status(self: &Arc<Self>) -> v1::StatusReply {
         let view = self.map.view();
         let shards = view.map().shards.iter().filter(|shard| shard.kind() != v1::ShardKind::Meta);
-        let dead = self.raft.groups().into_iter().filter_map(|group| {
-            let status = self.raft.group(group)?.status().borrow().clone();
-            let predicate = view.shard(group).map(|shard| shard.predicate.clone()).unwrap_or_default();
-            Some(v1::DeadReplica { group: group.0, predicate, reason: status.dead? })
-        });
         v1::StatusReply {
             cluster: self.cluster.as_bytes().to_vec().into(),
             node: self.own.get(),
@@ -46,8 +41,21 @@ impl Shared {
                 as u64,
             moves_running: view.map().moves.len() as u64,
             uptime_ms: self.started.elapsed().as_millis() as u64,
-            dead: dead.collect(),
+            dead: self.dead(),
         }
+    }
+
+    /// Replicas here that have stopped for good.
+    fn dead(&self) -> Vec<v1::DeadReplica> {
+        let view = self.map.view();
+        let groups = self.raft.groups().into_iter();
+        let dead = groups.filter_map(|group| {
+            let status = self.raft.group(group)?.status();
+            let status = status.borrow();
+            let predicate = view.shard(group).map(|shard| shard.predicate.clone()).unwrap_or_default();
+            Some(v1::DeadReplica { group: group.0, predicate, reason: status.dead.clone()? })
+        });
+        dead.collect()
     }
 
     /// Every node that is not removed, with its own report if it answers.
@@ -85,6 +93,7 @@ impl Shared {
             leaders: leaders as u64,
             wal_bytes: self.wal_bytes(),
             engine_bytes: groups.iter().map(|&group| self.machines.usage(group)).sum(),
+            dead: self.dead(),
         })
     }
 

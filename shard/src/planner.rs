@@ -43,21 +43,29 @@ fn holders(shard: &v1::Shard) -> BTreeSet<NodeId> {
     members.filter_map(|id| ReplicaId::new(*id).ok()).map(ReplicaId::node).collect()
 }
 
-/// Voters on nodes that were removed from the cluster.
-fn lost_voters(state: &MetaState, shard: &v1::Shard) -> Vec<u64> {
+/// Where replicas have stopped for good on nodes that live: groups and nodes. Which replica it was its log may have
+/// forgotten; a node has one of a group.
+pub type Dead = BTreeSet<(u64, NodeId)>;
+
+/// Voters on nodes that were removed from the cluster, and those that are dead.
+fn lost_voters(state: &MetaState, shard: &v1::Shard, dead: &Dead) -> Vec<u64> {
     let gone =
         |node: NodeId| state.nodes.get(&node.get()).is_none_or(|node| node.state() == v1::NodeState::Removed);
-    let voters = shard.voters.iter().copied();
-    voters.filter(|&id| ReplicaId::new(id).is_ok_and(|replica| gone(replica.node()))).collect()
+    let lost = |id: u64| {
+        let node = ReplicaId::new(id).map(ReplicaId::node);
+        node.is_ok_and(|node| gone(node) || dead.contains(&(shard.group, node)))
+    };
+    shard.voters.iter().copied().filter(|id| lost(*id)).collect()
 }
 
 /// Moves that bring groups nearer to the number of voters they want: the meta group first, then predicates by what
 /// they lack. A voter on a node that was removed from the cluster is lost: it is replaced before anything is added, as
-/// soon as a live node has no replica yet. A group gains voters only if there are live nodes to reach an odd number of
+/// soon as a live node has no replica yet. So is a dead one; if no other node can take its place, it is removed while the
+/// others are a majority, and its node is given a new one after that. A group gains voters only if there are live nodes to reach an odd number of
 /// them, so that it never rests on two. At most one move per group, and few enough that [`MAX_RUNNING_MOVES`] run.
 ///
 /// The sessions are 0: the caller fills in fresh numbers.
-pub fn repairs(state: &MetaState) -> Vec<v1::StartMove> {
+pub fn repairs(state: &MetaState, dead: &Dead) -> Vec<v1::StartMove> {
     let live: BTreeSet<NodeId> = state.live_nodes().collect();
     let room = MAX_RUNNING_MOVES.saturating_sub(state.running_moves().count());
     let mut lacking: Vec<_> = state
@@ -66,7 +74,7 @@ pub fn repairs(state: &MetaState) -> Vec<v1::StartMove> {
         .filter(|shard| shard.state() == v1::ShardState::Live && state.running_move(shard.group).is_none())
         .filter_map(|shard| {
             let held = holders(shard);
-            let lost = lost_voters(state, shard);
+            let lost = lost_voters(state, shard, dead);
             if let Some(&source) = lost.first() {
                 let voters = shard.voters.len() - lost.len();
                 return Some((shard.group != GroupId::META.0, voters, shard.group, source, held));
@@ -83,12 +91,23 @@ pub fn repairs(state: &MetaState) -> Vec<v1::StartMove> {
     let mut load = state.load();
     let mut moves = Vec::new();
     for (_, voters, group, source, held) in lacking {
+        let is_dead = ReplicaId::new(source).is_ok_and(|lost| dead.contains(&(group, lost.node())));
         let free = live.difference(&held);
-        let Some(node) = free.min_by_key(|node| (load.get(&node.get()).copied().unwrap_or(0), **node)) else {
-            continue;
+        let node = free.min_by_key(|node| (load.get(&node.get()).copied().unwrap_or(0), **node));
+        let target = match node {
+            Some(node) => node.get(),
+            // It needs the place of its own successor.
+            None if is_dead && voters > 1 => 0,
+            None => continue,
         };
-        *load.entry(node.get()).or_insert(0) += 1;
+        if target != 0 {
+            *load.entry(target).or_insert(0) += 1;
+        }
         let (kind, reason) = match ReplicaId::new(source) {
+            Ok(lost) if is_dead => {
+                let kind = if target == 0 { v1::MoveKind::Remove } else { v1::MoveKind::Replace };
+                (kind, format!("{lost} is dead"))
+            }
             Ok(lost) => (v1::MoveKind::Replace, format!("{} was removed from the cluster", lost.node())),
             Err(_) => (v1::MoveKind::Add, format!("it has {voters} of the replicas that it should have")),
         };
@@ -96,7 +115,7 @@ pub fn repairs(state: &MetaState) -> Vec<v1::StartMove> {
             group,
             kind: kind.into(),
             source,
-            target_node: node.get(),
+            target_node: target,
             reason,
             ..Default::default()
         });
