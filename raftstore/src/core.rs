@@ -33,7 +33,7 @@ use crate::{
     envelope,
     error::{Error, Rejected},
     hybrid::HybridClock,
-    replica::{Alive, Replica, Shared, Taken},
+    replica::{Alive, Replica, Shared, Taken, guarded},
     snapshot::ServeTask,
     transport::Class,
     types::{Config, Event, GroupStatus, Room},
@@ -95,6 +95,8 @@ pub(crate) struct Core {
     lane: (u32, u32),
     submissions: VecDeque<Submitted>,
     next_submission: u64,
+    /// Time has passed since it was last seen whether the log is stalled.
+    stall_is_due: bool,
     batch_limit: u64,
     /// The log failed: no replica acts any more.
     failed: Option<String>,
@@ -141,6 +143,7 @@ impl Core {
             lane,
             submissions: VecDeque::new(),
             next_submission: 0,
+            stall_is_due: false,
             batch_limit,
             failed: None,
         }
@@ -228,6 +231,10 @@ impl Core {
     /// Ends the turn: every group with something ready goes into one submission. To be called after the inputs that were
     /// there, before waiting for more.
     pub(crate) fn poll(&mut self, fx: &mut Effects) {
+        // What the log has made durable is known by now, however long the inputs waited.
+        if std::mem::take(&mut self.stall_is_due) && self.is_stalled() {
+            self.make_way(fx);
+        }
         // A ready can make another one ready (a sole voter's); the rounds end because each consumes what it found.
         while self.failed.is_none() {
             self.feed(fx);
@@ -265,8 +272,8 @@ impl Core {
     fn collect(&mut self, group: GroupId, turn: &mut Turn, fx: &mut Effects) {
         let Some(replica) = live(&mut self.slots, group) else { return };
         let shared = &mut self.shared;
-        let taken = replica
-            .start_reads(shared, fx)
+        let taken = guarded(|| replica.start_reads(shared, fx))
+            .flatten()
             .and_then(|()| replica.take_ready(shared, &mut turn.batch, &mut turn.reservation, fx));
         replica.want_entries(fx);
         match taken {
@@ -318,7 +325,8 @@ impl Core {
         }
     }
 
-    /// Runs `work` on a live replica, which wakes if it sleeps; what it says went wrong ends the replica, nothing else.
+    /// Runs `work` on a live replica, which wakes if it sleeps; what it says went wrong, or a panic, ends the replica and
+    /// nothing else. Raft reads its storage where one does not think of it, and takes a damaged log for a broken invariant.
     fn with(
         &mut self,
         group: GroupId,
@@ -329,7 +337,8 @@ impl Core {
             return self.kill(group, reason, fx);
         }
         let Some(replica) = live(&mut self.slots, group) else { return };
-        match work(replica, &mut self.shared, fx) {
+        let shared = &mut self.shared;
+        match guarded(|| work(replica, shared, fx)).flatten() {
             Ok(()) => {
                 self.ready.insert(group);
             }

@@ -152,9 +152,9 @@ pub(crate) struct Replica {
 }
 
 /// Calls into raft; a panic there ends this replica only.
-fn guarded<T>(work: impl FnOnce() -> T) -> Alive<T> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Alive<T> {
     catch_unwind(AssertUnwindSafe(work))
-        .map_err(|panic| format!("raft stopped on a broken invariant: {}", panic_text(panic.as_ref())))
+        .map_err(|panic| format!("it stopped on a broken invariant: {}", panic_text(panic.as_ref())))
 }
 
 impl Replica {

@@ -38,9 +38,7 @@ impl Core {
         if before / every != self.shared.ticks / every {
             self.ping(fx);
         }
-        if self.is_stalled() {
-            self.make_way(fx);
-        }
+        self.stall_is_due = true;
         if before / HOUSEKEEPING_TICKS == self.shared.ticks / HOUSEKEEPING_TICKS {
             return;
         }
@@ -116,7 +114,7 @@ impl Core {
 
     /// Whether the log has owed a sync for half an election timeout. Who leads here still commits by the others' disks, but
     /// neither votes nor takes part; and if the disk does not come back, every group would wait for it a whole timeout.
-    fn is_stalled(&self) -> bool {
+    pub(super) fn is_stalled(&self) -> bool {
         let patience = (self.shared.config.election_ticks as u64 / 2).max(1);
         // What need not be synced rides with the next sync, however long that takes.
         let owed = self.submissions.iter().find(|waiting| match &waiting.what {
@@ -127,7 +125,7 @@ impl Core {
     }
 
     /// Leadership leaves a node without room, or one whose disk does not answer.
-    fn make_way(&mut self, fx: &mut Effects) {
+    pub(super) fn make_way(&mut self, fx: &mut Effects) {
         let groups: Vec<GroupId> = self.awake.iter().copied().collect();
         for group in groups {
             self.with(group, fx, |replica, shared, fx| replica.make_way(shared, fx));
