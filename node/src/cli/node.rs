@@ -36,6 +36,10 @@ pub(super) struct NodeArgs {
     /// Bytes of disk to keep free; below that the node takes no writes. Default: 512 MiB, or a tenth of a smaller disk.
     #[arg(long, value_name = "BYTES")]
     disk_reserve: Option<u64>,
+    /// Linearizable reads from the leader's lease, without asking a quorum each time. It trusts clocks: those of the nodes must
+    /// not drift apart by a tenth, nor stand still while a machine is suspended. Start all nodes alike.
+    #[arg(long)]
+    leader_lease: bool,
     /// Logs as one JSON object per line. PONTOON_LOG filters them.
     #[arg(long)]
     log_json: bool,
@@ -55,6 +59,7 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
     config.engine = args.engine.engine;
     config.wal_dir = args.wal_dir;
     config.wal_keys = args.wal_keys;
+    config.raft.leader_lease = args.leader_lease;
     config.replace = args.replace;
     config.disk_reserve_bytes = args.disk_reserve;
     config.labels = args.label.into_iter().collect::<BTreeMap<_, _>>();
