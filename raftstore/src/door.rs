@@ -80,9 +80,7 @@ impl Door {
         }
         self.to_group(GroupId(message.group), ToLoop::Input(Input::Peer { from, message }));
     }
-}
 
-impl Door {
     /// Whether so much waits that commands are refused.
     pub(crate) fn is_full(&self) -> bool {
         self.rest.len() > QUEUE_LIMIT

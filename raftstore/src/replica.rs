@@ -151,6 +151,11 @@ pub(crate) struct Replica {
     dirty: bool,
 }
 
+/// The node of a member, by raft's number of it.
+fn node_of(member: u64) -> Option<NodeId> {
+    ReplicaId::new(member).ok().map(ReplicaId::node)
+}
+
 /// Calls into raft; a panic there ends this replica only.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Alive<T> {
     catch_unwind(AssertUnwindSafe(work))
@@ -311,8 +316,7 @@ impl Replica {
             let accepted = voters
                 .iter()
                 .filter(|id| {
-                    ReplicaId::new(**id)
-                        .is_ok_and(|id| id.node() == shared.node || shared.accepted.contains(&id.node()))
+                    node_of(**id).is_some_and(|node| node == shared.node || shared.accepted.contains(&node))
                 })
                 .count();
             voters.is_empty() || accepted * 2 > voters.len()
@@ -480,10 +484,8 @@ impl Replica {
         if !self.is_leader() || self.installing.is_some() {
             return Ok(());
         }
-        let there: Vec<u64> = convert::members(&self.conf)
-            .into_iter()
-            .filter(|id| ReplicaId::new(*id).is_ok_and(|id| id.node() == node))
-            .collect();
+        let there: Vec<u64> =
+            convert::members(&self.conf).into_iter().filter(|id| node_of(*id) == Some(node)).collect();
         for id in there {
             let raw = &mut self.raw;
             guarded(|| {

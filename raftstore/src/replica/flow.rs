@@ -9,10 +9,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use pontoon_proto::{NodeId, ReplicaId};
+use pontoon_proto::NodeId;
 use raft::{ProgressState, eraftpb as pb};
 
-use super::{Alive, Replica, Shared, guarded};
+use super::{Alive, Replica, Shared, guarded, node_of};
 use crate::effects::Effects;
 
 /// The number that raft is given moves in steps of this, so that its ring is seldom made anew.
@@ -73,10 +73,6 @@ impl NodeFlights {
             self.starved.keys().copied().filter(|node| self.of(*node) <= limit / 2).collect();
         fed.into_iter().flat_map(|node| self.starved.remove(&node).unwrap_or_default()).collect()
     }
-}
-
-fn node_of(member: u64) -> Option<NodeId> {
-    ReplicaId::new(member).ok().map(ReplicaId::node)
 }
 
 /// What the entries of a message weigh.

@@ -3,7 +3,7 @@
 use pontoon_proto::{NodeId, ReplicaId, v1};
 use raft::eraftpb as pb;
 
-use super::{Alive, Replica, Shared, convert, guarded};
+use super::{Alive, Replica, Shared, convert, flow, guarded};
 use crate::{
     effects::Effects,
     types::{Event, Room},
@@ -50,7 +50,7 @@ impl Replica {
         // A new leader's empty entry and configurations always pass: without them nobody could read, or make room.
         let commands =
             entries.iter().any(|e| e.entry_type == pb::EntryType::EntryNormal && !e.data.is_empty());
-        let bytes: u64 = entries.iter().map(|e| e.data.len() as u64 + 64).sum();
+        let bytes = flow::weight(&message);
         let no_room = commands && (shared.room == Room::Critical || self.is_behind(shared));
         if bytes > 0 && (no_room || !self.reserve(shared, bytes)) {
             // A full log or disk takes no entries, nor does an engine that is far behind; the leader repeats them.

@@ -45,6 +45,7 @@ impl Lease {
         self.begun = None;
     }
 
+    /// Leadership is offered to somebody in this term.
     pub(super) fn bar(&mut self, term: u64) {
         self.barred = Some(term);
         self.begun = None;
@@ -86,12 +87,5 @@ impl Replica {
             pb::MessageType::MsgRequestVote | pb::MessageType::MsgRequestPreVote
         );
         is_vote && message.context != TRANSFER && self.keeps_promise(shared)
-    }
-
-    /// Notes what a message of raft that leaves means for the lease.
-    pub(super) fn note_offer_of_leadership(&mut self, kind: pb::MessageType, term: u64) {
-        if kind == pb::MessageType::MsgTimeoutNow {
-            self.lease.bar(term);
-        }
     }
 }

@@ -165,7 +165,9 @@ impl Replica {
                 MsgAppend | MsgAppendResponse | MsgSnapshot => Class::Append,
                 _ => Class::Control,
             };
-            self.note_offer_of_leadership(kind, message.term);
+            if kind == MsgTimeoutNow {
+                self.lease.bar(message.term);
+            }
             if kind == MsgSnapshot {
                 self.offered.insert(message.to, shared.ticks);
             }

@@ -6,9 +6,9 @@
 //! node, which is safe, since leaders that count on it have stopped; the others commit without it, and at `Critical` it
 //! leaves them alone. Configuration entries and urgent commands pass, for they are how room is made.
 
-use pontoon_proto::{NodeId, ReplicaId};
+use pontoon_proto::NodeId;
 
-use super::{Alive, Replica, Shared, convert, guarded};
+use super::{Alive, Replica, Shared, convert, guarded, node_of};
 use crate::{effects::Effects, types::Room};
 
 /// Ticks after which a node that no longer says that it lacks room is taken to have some. It says so every ten.
@@ -28,10 +28,6 @@ impl Shared {
             false => self.low_peers.get(&node).is_none_or(|heard| self.ticks > heard + FORGET_TICKS),
         }
     }
-}
-
-fn node_of(replica: u64) -> Option<NodeId> {
-    ReplicaId::new(replica).ok().map(ReplicaId::node)
 }
 
 impl Replica {

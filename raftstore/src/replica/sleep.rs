@@ -9,7 +9,7 @@
 use pontoon_proto::{NodeId, ReplicaId, v1::BeatKind};
 use raft::{ProgressState, StateRole};
 
-use super::{Alive, Replica, Shared, convert, guarded};
+use super::{Alive, Replica, Shared, convert, guarded, node_of};
 use crate::{beats::Beat, core::Neighbours, effects::Effects, types::Room};
 
 /// Where a replica is between awake and asleep.
@@ -59,7 +59,7 @@ impl Replica {
             return (bed.leader.node() == node).then_some(true);
         }
         let members = convert::members(&self.conf);
-        members.iter().any(|id| *id >> 32 == node.get()).then_some(false)
+        members.into_iter().any(|id| node_of(id) == Some(node)).then_some(false)
     }
 
     /// Whether the leader that a sleeping follower relies on is still heard as the same incarnation.

@@ -6,7 +6,7 @@ use pontoon_proto::{NodeId, ReplicaId, v1};
 use pontoon_raftstore::Room;
 use pontoon_wal::sim::{Fault, OpKind};
 
-use super::{coverage::Kind, world::World};
+use super::{coverage::Kind, plan::Faults, world::World};
 
 /// A node whose disk is damaged or lost for good. There is one at a time.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,24 @@ impl Injury {
 
 const SECTOR: usize = 512;
 
+/// How often each kind strikes.
+fn rates(faults: &Faults) -> [(u64, Kind); 12] {
+    [
+        (faults.clog, Kind::Clog),
+        (faults.partition, Kind::Partition),
+        (faults.one_way, Kind::OneWay),
+        (faults.crash, Kind::Crash),
+        (faults.kill, Kind::Kill),
+        (faults.pause, Kind::Pause),
+        (faults.jump, Kind::Jump),
+        (faults.stall, Kind::Stall),
+        (faults.io, Kind::Io),
+        (faults.no_space, Kind::NoSpace),
+        (faults.rot, Kind::Rot),
+        (faults.lost, Kind::Lost),
+    ]
+}
+
 impl World {
     pub(super) fn strike(&mut self) {
         let faults = self.plan.faults;
@@ -33,21 +51,7 @@ impl World {
             self.heal_at = 0;
             self.say("the network heals");
         }
-        let rates = [
-            (faults.clog, Kind::Clog),
-            (faults.partition, Kind::Partition),
-            (faults.one_way, Kind::OneWay),
-            (faults.crash, Kind::Crash),
-            (faults.kill, Kind::Kill),
-            (faults.pause, Kind::Pause),
-            (faults.jump, Kind::Jump),
-            (faults.stall, Kind::Stall),
-            (faults.io, Kind::Io),
-            (faults.no_space, Kind::NoSpace),
-            (faults.rot, Kind::Rot),
-            (faults.lost, Kind::Lost),
-        ];
-        for (rate, kind) in rates {
+        for (rate, kind) in rates(&faults) {
             if rate > 0 && self.rng.below(100_000) < rate {
                 let i = self.victim();
                 self.strike_with(kind, i);
@@ -71,22 +75,14 @@ impl World {
         if self.calm || self.ambush.is_some() || !self.rng.chance(120) {
             return;
         }
-        let faults = self.plan.faults;
-        let kinds = [
-            (faults.partition, Kind::Partition),
-            (faults.one_way, Kind::OneWay),
-            (faults.crash, Kind::Crash),
-            (faults.crash, Kind::Crash),
-            (faults.kill, Kind::Kill),
-            (faults.pause, Kind::Pause),
-            (faults.jump, Kind::Jump),
-            (faults.stall, Kind::Stall),
-            (faults.io, Kind::Io),
-            (faults.no_space, Kind::NoSpace),
-            (faults.rot, Kind::Rot),
-            (faults.lost, Kind::Lost),
-        ];
-        let able: Vec<Kind> = kinds.into_iter().filter(|(rate, _)| *rate > 0).map(|(_, kind)| kind).collect();
+        // What strikes a single node; power cuts twice as often.
+        let times = |kind| match kind {
+            Kind::Clog => 0,
+            Kind::Crash => 2,
+            _ => 1,
+        };
+        let kinds = rates(&self.plan.faults).into_iter().filter(|(rate, _)| *rate > 0);
+        let able: Vec<Kind> = kinds.flat_map(|(_, kind)| std::iter::repeat_n(kind, times(kind))).collect();
         if !able.is_empty() {
             let kind = able[self.rng.below(able.len() as u64) as usize];
             self.ambush = Some((self.now + self.rng.below(12), node, kind));
