@@ -10,6 +10,7 @@ mod apply;
 mod machine;
 mod moves;
 mod state;
+mod wishes;
 
 use bytes::Bytes;
 use pontoon_proto::v1;

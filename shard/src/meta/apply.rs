@@ -14,6 +14,9 @@ pub(super) struct Touched {
     pub(super) shards: BTreeSet<u64>,
     pub(super) moves: BTreeSet<u64>,
     pub(super) events: BTreeSet<u64>,
+    pub(super) debts: BTreeSet<(u64, u64)>,
+    pub(super) rules: bool,
+    pub(super) plan: bool,
 }
 
 /// A refusal, boxed since it carries whole records.
@@ -77,6 +80,10 @@ impl MetaState {
                 Ok(Answer::Done(true))
             }
             Ask::SetClusterVersion(ask) => step.set_cluster_version(ask.version),
+            Ask::SetRules(ask) => step.set_rules(ask),
+            Ask::StartPlan(ask) => step.start_plan(ask),
+            Ask::EndPlan(ask) => step.end_plan(&ask.id),
+            Ask::SettleDebt(ask) => step.settle_debt(ask.group, ask.replica),
         }
     }
 }
@@ -187,6 +194,7 @@ impl Step<'_> {
         if ask.replace != 0 {
             let mut old = self.node(ask.replace)?;
             old.set_state(v1::NodeState::Removed);
+            self.forgive(old.id);
             self.put_node(old);
         }
         let id = self.state.next_node;
@@ -250,6 +258,9 @@ impl Step<'_> {
             return Err(refuse(MetaRefusal::NotEmpty, text));
         }
         node.set_state(wanted);
+        if wanted == v1::NodeState::Removed {
+            self.forgive(node.id);
+        }
         let word = match wanted {
             v1::NodeState::Live => "live",
             v1::NodeState::Draining => "draining",

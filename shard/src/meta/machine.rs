@@ -4,24 +4,29 @@
 //! 0            MetaHeader
 //! 1 ‖ id       Node          2 ‖ group   Shard
 //! 3 ‖ id       Move          4 ‖ seq     Event
+//! 5 ‖ 0        Rules         6 ‖ 0       Plan
+//! 7 ‖ group ‖ replica        what a node owes
 //! ```
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use pontoon_proto::{ClusterId, v1};
 use pontoon_raftstore::{Command, MachineError, SnapshotSource, SnapshotStage, StateMachine, SystemRow};
 use prost::Message;
 use tokio::sync::watch;
 
 use super::{FORMAT, MetaState, apply::Touched};
-use crate::{error::Error, layout::DATA, store::GroupStore};
+use crate::{error::Error, layout::DATA, planner::Rulebook, store::GroupStore};
 
 const HEADER: u8 = 0;
 const NODE: u8 = 1;
 const SHARD: u8 = 2;
 const MOVE: u8 = 3;
 const EVENT: u8 = 4;
+const RULES: u8 = 5;
+const PLAN: u8 = 6;
+const DEBT: u8 = 7;
 
 /// The meta group's machine.
 ///
@@ -72,6 +77,17 @@ impl MetaMachine {
         rows.extend(
             touched.events.iter().map(|id| row(EVENT, *id, state.events.get(id).map(|r| r.encode_to_vec()))),
         );
+        if touched.rules {
+            rows.push(row(RULES, 0, Some(state.rules.encode_to_vec())));
+        }
+        if touched.plan {
+            rows.push(row(PLAN, 0, state.plan.as_ref().map(|plan| plan.encode_to_vec())));
+        }
+        rows.extend(touched.debts.iter().map(|debt| {
+            let mut key = BytesMut::from(&key(DEBT, debt.0)[..]);
+            key.put_u64(debt.1);
+            (key.freeze(), state.debts.contains(debt).then(Bytes::new))
+        }));
         let header = v1::MetaHeader {
             format: FORMAT,
             cluster: state.cluster.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
@@ -121,6 +137,18 @@ fn load(store: &GroupStore) -> Result<MetaState, Error> {
             Some(&EVENT) => {
                 let event = v1::Event::decode(value).map_err(damaged("an event's record"))?;
                 state.events.insert(event.seq, Arc::new(event));
+            }
+            Some(&RULES) => {
+                let rules = v1::Rules::decode(value).map_err(damaged("the rules"))?;
+                let book = Rulebook::read(&rules).map_err(|_| Error::Damaged { group, what: "the rules" })?;
+                (state.rules, state.rulebook) = (Arc::new(rules), Arc::new(book));
+            }
+            Some(&PLAN) => {
+                state.plan = Some(Arc::new(v1::Plan::decode(value).map_err(damaged("the plan"))?));
+            }
+            Some(&DEBT) if key.len() == 17 => {
+                let mut rest = key.slice(1..);
+                state.debts.insert((rest.get_u64(), rest.get_u64()));
             }
             _ => return Err(Error::Damaged { group, what: "a meta row's key" }),
         }

@@ -54,6 +54,10 @@ impl Step<'_> {
                 ..Default::default()
             }));
         }
+        if ask.expect_revision != 0 && ask.expect_revision != shard.revision {
+            let text = format!("{name} has changed since the move was planned: plan again");
+            return Err(refuse(MetaRefusal::Changed, text));
+        }
         let kind =
             MoveKind::try_from(ask.kind).map_err(|_| invalid(format!("no kind of move {}", ask.kind)))?;
         let arrives = kind != MoveKind::Remove;
@@ -96,6 +100,7 @@ impl Step<'_> {
             started_ms: self.now_ms,
             phase_ms: self.now_ms,
             bytes_total: ask.bytes_total,
+            purpose: ask.purpose,
             entered_ms: [(u32::from(phase as u8), self.now_ms)].into(),
             ..Default::default()
         };

@@ -1,8 +1,13 @@
 //! The state and what can be asked of it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use pontoon_proto::{ClusterId, GroupId, NodeId, ReplicaId, v1};
+
+use crate::planner::Rulebook;
 
 /// Everything that the meta group knows. Records are shared, so that a published copy costs little.
 ///
@@ -24,6 +29,12 @@ pub struct MetaState {
     pub moves: BTreeMap<u64, Arc<v1::Move>>,
     /// By number, the newest [`super::MAX_EVENTS`].
     pub events: BTreeMap<u64, Arc<v1::Event>>,
+    /// What operators want of the places of replicas.
+    pub rules: Arc<v1::Rules>,
+    /// A plan whose moves have not all begun.
+    pub plan: Option<Arc<v1::Plan>>,
+    /// Replicas, by group, that are members no more and whose nodes did not answer: they are fenced when these return.
+    pub debts: BTreeSet<(u64, u64)>,
     /// The id of the next node.
     pub next_node: u64,
     /// The id of the next group.
@@ -32,6 +43,8 @@ pub struct MetaState {
     pub next_move: u64,
     /// The number of the next event.
     pub next_event: u64,
+    /// `rules`, read.
+    pub(super) rulebook: Arc<Rulebook>,
     pub(super) by_predicate: BTreeMap<String, u64>,
     /// Group to the move that has not ended.
     pub(super) running: BTreeMap<u64, u64>,
@@ -47,10 +60,14 @@ impl Default for MetaState {
             shards: BTreeMap::new(),
             moves: BTreeMap::new(),
             events: BTreeMap::new(),
+            rules: Arc::default(),
+            plan: None,
+            debts: BTreeSet::new(),
             next_node: 1,
             next_group: GroupId::META.0 + 1,
             next_move: 1,
             next_event: 1,
+            rulebook: Arc::default(),
             by_predicate: BTreeMap::new(),
             running: BTreeMap::new(),
         }
@@ -76,6 +93,11 @@ impl MetaState {
     /// All moves that have not ended.
     pub fn running_moves(&self) -> impl Iterator<Item = &Arc<v1::Move>> {
         self.running.values().filter_map(|id| self.moves.get(id))
+    }
+
+    /// The rules, read.
+    pub fn rulebook(&self) -> &Rulebook {
+        &self.rulebook
     }
 
     /// Nodes that take part: live or draining.
@@ -112,6 +134,19 @@ impl MetaState {
             }
         }
         load
+    }
+
+    /// A state with the nodes, shards and moves of a map, and nothing else: for planning away from the meta group.
+    pub fn of_map(map: v1::ClusterMap) -> MetaState {
+        let mut state = MetaState {
+            cluster: ClusterId::from_slice(&map.cluster).ok(),
+            version: map.version,
+            nodes: map.nodes.into_iter().map(|node| (node.id, Arc::new(node))).collect(),
+            ..MetaState::default()
+        };
+        map.shards.into_iter().for_each(|shard| state.insert_shard(shard));
+        map.moves.into_iter().for_each(|mv| state.insert_move(mv));
+        state
     }
 
     /// The map as it travels to nodes.
