@@ -73,6 +73,13 @@ calls! {
     JoinRequest => JoinReply by join meta;
     AnnounceRequest => AnnounceReply by announce meta;
     EventsRequest => EventsReply by events meta;
+    RulesRequest => RulesReply by rules meta;
+    SetRulesRequest => SetRulesReply by set_rules meta;
+    DrainRequest => DrainReply by drain meta;
+    RebalancePlanRequest => RebalancePlanReply by rebalance_plan meta;
+    RebalanceApplyRequest => RebalanceApplyReply by rebalance_apply meta;
+    ExplainRequest => ExplainReply by explain_placement meta;
+    UsageRequest => UsageReply by usage;
     GroupsRequest => GroupsReply by groups;
     ReportRequest => NodeView by report;
     EnsureReplicaRequest => EnsureReplicaReply by ensure_replica;

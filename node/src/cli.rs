@@ -9,6 +9,7 @@ mod log;
 mod moves;
 mod node;
 mod output;
+mod placement;
 mod wal;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -83,7 +84,8 @@ enum Command {
     /// Make or drop a predicate.
     #[command(subcommand)]
     Predicate(cluster::PredicateCommand),
-    /// Remove a node that is lost, for ever. What it held is made anew on other nodes.
+    /// Remove a node for ever: one that is empty after a drain, or one that is lost. What the latter held is made anew on
+    /// other nodes.
     Decommission {
         /// Its id, as in `pontoon nodes`.
         #[arg(value_parser = node_id)]
@@ -94,6 +96,16 @@ enum Command {
     /// Move a predicate's replica to another node.
     #[command(subcommand)]
     Move(moves::MoveCommand),
+    /// Where replicas should lie: show, set or check the rules.
+    #[command(subcommand)]
+    Rules(placement::RulesCommand),
+    /// Empty a node: its leaderships at once, then its replicas, to where the rules allow.
+    Drain(placement::DrainArgs),
+    /// Use the nodes evenly: a plan first, with the bound below which none can be.
+    #[command(subcommand)]
+    Rebalance(placement::RebalanceCommand),
+    /// Why a predicate's replicas are on a node, and why not.
+    Explain(placement::ExplainArgs),
     /// What happened in the cluster.
     Events(cluster::EventsArgs),
     /// Generate load and measure latencies.
@@ -171,6 +183,10 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
         Command::Decommission { node } => cluster::decommission(&context, node).await,
         Command::Groups(args) => cluster::groups(&context, args).await,
         Command::Move(command) => moves::run(&context, command).await,
+        Command::Rules(command) => placement::rules(&context, command).await,
+        Command::Drain(args) => placement::drain(&context, args).await,
+        Command::Rebalance(command) => placement::rebalance(&context, command).await,
+        Command::Explain(args) => placement::explain(&context, args).await,
         Command::Events(args) => cluster::events(&context, args).await,
         Command::Bench(args) => crate::bench::run(&context, args).await,
         Command::Wal(command) => wal::run(command),

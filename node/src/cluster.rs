@@ -8,7 +8,10 @@ use pontoon_proto::{
     NodeId, ReplicaId,
     v1::{self, meta_command::Body, meta_reply::Body as Answer, refusal::Kind},
 };
-use pontoon_shard::{MetaState, planner};
+use pontoon_shard::{
+    MetaState,
+    planner::{self, Seen},
+};
 use tokio::time::timeout;
 use tonic::Status;
 
@@ -27,7 +30,7 @@ const REPLICAS_DEFAULT: u32 = 3;
 const EVENTS_DEFAULT: usize = 100;
 
 impl Shared {
-    fn meta_state(&self) -> Arc<MetaState> {
+    pub(crate) fn meta_state(&self) -> Arc<MetaState> {
         self.machines.shards().meta().borrow().clone()
     }
 
@@ -44,8 +47,9 @@ impl Shared {
             }
             _ => {
                 let wanted = if request.replicas == 0 { REPLICAS_DEFAULT } else { request.replicas };
-                let nodes =
-                    planner::placement(&state, wanted as usize).into_iter().map(NodeId::get).collect();
+                let seen = self.look_around(&state, false).await;
+                let nodes = planner::placement(&state, &request.predicate, wanted as usize, &seen);
+                let nodes = nodes.into_iter().map(NodeId::get).collect();
                 let create = v1::CreateShard {
                     predicate: request.predicate.clone(),
                     kind: request.kind,
@@ -117,7 +121,8 @@ impl Shared {
         let state = self.meta_state();
         let shard =
             state.shard(&request.predicate).ok_or_else(|| no_such_predicate(&request.predicate))?.clone();
-        let plan = plan_move(&state, &shard, &request)?;
+        let seen = self.look_around(&state, false).await;
+        let plan = plan_move(&state, &shard, &request, &seen)?;
         if let Ok(target) = NodeId::new(plan.target_node)
             && let Ok(view) = self.at_within(Duration::from_secs(2), target, v1::ReportRequest {}).await
             && view.room() != v1::NodeRoom::Ample
@@ -189,8 +194,8 @@ impl Shared {
         }
     }
 
-    /// Removes a node for ever. Only one that does not answer: whoever answers still votes, and would go on voting
-    /// while its successors are made.
+    /// Removes a node for ever. Only one that is empty or does not answer: whoever answers still votes, and would go on
+    /// voting while its successors are made.
     pub(crate) async fn decommission(
         self: &Arc<Self>,
         request: v1::DecommissionRequest,
@@ -203,9 +208,10 @@ impl Shared {
             answer.is_ok().then_some(asked)
         });
         let answering: BTreeSet<NodeId> = join_all(answers).await.into_iter().flatten().collect();
-        if answering.contains(&node) {
+        let replicas = state.replicas_on(node.get()) as u64;
+        if answering.contains(&node) && replicas > 0 {
             return Err(Status::failed_precondition(format!(
-                "{node} answers: move its replicas away with `pontoon move start`, stop it, and ask again"
+                "{node} answers and holds {replicas} replicas: empty it with `pontoon drain {node} --wait`, and ask again"
             )));
         }
         let nodes_of = |shard: &v1::Shard| -> Vec<NodeId> {
@@ -224,7 +230,6 @@ impl Shared {
                 )));
             }
         }
-        let replicas = state.replicas_on(node.get()) as u64;
         let removed = v1::NodeState::Removed.into();
         let remove = v1::SetNodeState { node: node.get(), state: removed, force: true };
         match self.meta_done(Body::SetNodeState(remove)).await?.body {
@@ -309,6 +314,7 @@ fn plan_move(
     state: &MetaState,
     shard: &v1::Shard,
     request: &v1::MoveStartRequest,
+    seen: &Seen,
 ) -> Result<v1::StartMove, Status> {
     let kind = v1::MoveKind::try_from(request.kind)
         .map_err(|_| Status::invalid_argument(format!("no kind of move has the number {}", request.kind)))?;
@@ -342,20 +348,14 @@ fn plan_move(
     };
     let target_node = match (kind, request.to_node) {
         (v1::MoveKind::Remove, _) => 0,
-        (_, 0) => {
-            let held = holders(shard);
-            state
-                .live_nodes()
-                .filter(|node| !held.contains(node))
-                .min_by_key(|node| load_of(node.get()))
-                .ok_or_else(|| {
-                    Status::failed_precondition(format!(
-                        "every live node holds a replica of {}; add a node",
-                        shard.predicate
-                    ))
-                })?
-                .get()
-        }
+        (_, 0) => planner::target(state, shard.group, source, seen)
+            .ok_or_else(|| {
+                Status::failed_precondition(format!(
+                    "no other node may take a replica of {0}: `pontoon explain {0}` says why of each; add a node",
+                    shard.predicate
+                ))
+            })?
+            .get(),
         (_, node) if holders(shard).iter().any(|holder| holder.get() == node) => {
             return Err(Status::failed_precondition(format!(
                 "n{node} already holds a replica of {}; choose another node",
@@ -367,8 +367,28 @@ fn plan_move(
                 "n{node} is not a live node of this cluster; `pontoon nodes` lists them"
             )));
         }
-        (_, node) => node,
+        (_, node) => {
+            let broken = state.nodes.get(&node).map(|node| state.rulebook().of(&shard.predicate).breaks(node));
+            if let Some(broken) = broken.unwrap_or_default().first() {
+                return Err(Status::failed_precondition(format!(
+                    "n{node} is against a rule of {0} ({broken}): choose another node, `pontoon explain {0}` shows them, or \
+                     change the rule",
+                    shard.predicate
+                )));
+            }
+            let id = NodeId::new(node).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            if seen.silent.contains(&id) {
+                return Err(Status::failed_precondition(format!("n{node} does not answer: start it, or choose another node")));
+            }
+            node
+        }
     };
+    if state.rulebook().of(&shard.predicate).freeze {
+        return Err(Status::failed_precondition(format!(
+            "{} is frozen by a rule: `pontoon rules show`, take `freeze` out and set the rules again",
+            shard.predicate
+        )));
+    }
     let reason = if request.reason.is_empty() { "by an operator".to_owned() } else { request.reason.clone() };
     Ok(v1::StartMove {
         group: shard.group,

@@ -24,6 +24,7 @@ pub mod api;
 pub mod client;
 pub mod load;
 pub mod rdf;
+pub mod rules;
 
 mod calls;
 mod channels;
@@ -36,6 +37,7 @@ mod follow;
 mod machines;
 mod map;
 mod node;
+mod placement;
 mod process;
 mod reconcile;
 mod replicas;

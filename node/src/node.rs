@@ -163,6 +163,7 @@ impl Node {
             transport,
             space,
             creating: DashMap::new(),
+            plans: Default::default(),
             stop: watch::Sender::new(false),
             started: Instant::now(),
             driver_term: AtomicU64::new(0),
@@ -178,6 +179,7 @@ impl Node {
             tokio::spawn(shared.clone().found_own_replicas()),
             tokio::spawn(shared.clone().reconcile()),
             tokio::spawn(watch_space(shared.clone())),
+            tokio::spawn(shared.clone().shun_while_draining()),
             tokio::spawn(follow_leaders(shared.clone())),
         ];
         let node = Node { shared, server: Some(server), tasks };

@@ -13,6 +13,7 @@
 mod casualties;
 mod moves;
 mod shards;
+mod sight;
 
 use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -21,7 +22,10 @@ use pontoon_proto::{
     v1::{self, meta_command::Body},
 };
 use pontoon_raftstore::{ReadLevel, Role};
-use pontoon_shard::{MetaState, planner};
+use pontoon_shard::{
+    MetaState,
+    planner::{self, Seen},
+};
 use tokio::{
     sync::watch,
     task::{Id, JoinSet},
@@ -108,6 +112,10 @@ impl Driver {
         let dead = watch::Sender::new(planner::Dead::new());
         let mut casualties = dead.subscribe();
         tasks.spawn(self.clone().watch_casualties(dead));
+        let sight = watch::Sender::new(Seen::default());
+        let mut nodes = sight.subscribe();
+        tasks.spawn(self.clone().watch_nodes(sight));
+        tasks.spawn(self.clone().keep_balanced());
         // Dropping the set at the end aborts what still runs.
         while self.leads() {
             let state = states.borrow_and_update().clone();
@@ -119,7 +127,10 @@ impl Driver {
             }
             if repaired.elapsed() >= REPAIR_INTERVAL {
                 let dead = casualties.borrow_and_update().clone();
-                self.repair(&state, &dead).await;
+                let seen = Seen { dead, ..nodes.borrow_and_update().clone() };
+                self.repair(&state, &seen).await;
+                self.carry_out(&state).await;
+                self.settle_debts(&state).await;
                 repaired = Instant::now();
             }
             tokio::select! {
@@ -149,9 +160,9 @@ impl Driver {
     }
 
     /// Starts what the planner finds missing, on nodes that answer.
-    async fn repair(&self, state: &MetaState, dead: &planner::Dead) {
+    async fn repair(&self, state: &MetaState, seen: &Seen) {
         let mut answers: HashMap<u64, bool> = HashMap::new();
-        for start in planner::repairs(state, dead) {
+        for start in planner::repairs(state, seen) {
             let target = start.target_node;
             let there = match answers.get(&target) {
                 // Nobody has to be there for somebody to go.

@@ -1,6 +1,7 @@
 //! What the services and tasks of one node share.
 
 use std::{
+    collections::VecDeque,
     fmt,
     sync::{
         Arc,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use dashmap::DashMap;
-use pontoon_proto::{ClusterId, GroupId, NodeId};
+use pontoon_proto::{ClusterId, GroupId, NodeId, v1};
 use pontoon_raftstore::{MultiRaft, Role};
 use pontoon_shard::EngineKind;
 use pontoon_wal::Wal;
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) space: Space,
     /// Predicates that are being created on behalf of a first write.
     pub(crate) creating: DashMap<String, Arc<Mutex<()>>>,
+    /// Plans of moves that this node has made as the leader of the meta group, the latest last.
+    pub(crate) plans: std::sync::Mutex<VecDeque<v1::Plan>>,
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) started: Instant,
     /// The highest meta term that a driver showed: an older driver's late calls are refused.

@@ -124,6 +124,7 @@ impl Core {
                 flights: Default::default(),
                 unapplied_bytes: 0,
                 room: Room::Ample,
+                shuns: false,
                 low_peers: BTreeMap::new(),
                 neighbours: Neighbours::default(),
                 clock: HybridClock::default(),
@@ -218,6 +219,7 @@ impl Core {
                 self.shared.hear_room(node, false);
             }
             Input::Room(room) => self.on_room(room, fx),
+            Input::Shun(shuns) => self.on_shun(shuns, fx),
             Input::Unreachable(node) => {
                 // Of those that sleep, none waits for anybody.
                 let groups: Vec<GroupId> = self.awake.iter().copied().collect();

@@ -98,6 +98,8 @@ pub(crate) enum Input {
     /// A peer accepted this node under its current boot token.
     AcceptedBy(NodeId),
     Unreachable(NodeId),
+    /// Whether this node shall lead nothing.
+    Shun(bool),
     /// How much room the disks of this node have.
     Room(Room),
 }

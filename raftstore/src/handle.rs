@@ -131,6 +131,12 @@ impl MultiRaft {
         self.inner.threads.board.input_all(|| Input::Unreachable(peer));
     }
 
+    /// From `true` to `false` this node leads nothing that a voter elsewhere can lead: it is being emptied. Commands are
+    /// taken meanwhile.
+    pub fn shun_leadership(&self, shuns: bool) {
+        self.inner.threads.board.input_all(|| Input::Shun(shuns));
+    }
+
     /// Tells how much room the disks of this node have. Until the next call it stays so; peers are told.
     pub fn set_room(&self, room: Room) {
         self.inner.threads.board.input_all(|| Input::Room(room));

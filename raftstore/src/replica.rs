@@ -67,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) unapplied_bytes: u64,
     /// How much room the disks here have.
     pub(crate) room: Room,
+    /// Whether this node shall lead nothing: it is being emptied.
+    pub(crate) shuns: bool,
     /// Nodes that lack room, and the tick at which they last said so.
     pub(crate) low_peers: BTreeMap<NodeId, u64>,
     /// What other nodes say of themselves.

@@ -236,6 +236,11 @@ impl Stepped {
         self.input(Input::Unreachable(peer));
     }
 
+    /// This node leads nothing from now on, or may lead again.
+    pub fn shun_leadership(&mut self, shuns: bool) {
+        self.input(Input::Shun(shuns));
+    }
+
     /// The disks of this node have this much room from now on.
     pub fn set_room(&mut self, room: Room) {
         self.input(Input::Room(room));

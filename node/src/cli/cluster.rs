@@ -6,8 +6,11 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Done, Failure,
-    output::{bytes, table},
+    output::{bytes, print_line, table},
 };
+
+/// How often what happened is asked for, by whoever follows it.
+const FOLLOW_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PredicateCommand {
@@ -37,6 +40,9 @@ pub(super) struct EventsArgs {
     /// At most so many.
     #[arg(long, default_value_t = 100)]
     limit: u32,
+    /// Go on with what happens from now on, until Ctrl-C. With --json each event is an object on a line.
+    #[arg(long)]
+    follow: bool,
 }
 
 pub(super) async fn status(context: &Context) -> Result<Done, Failure> {
@@ -249,16 +255,23 @@ pub(super) async fn groups(context: &Context, args: GroupsArgs) -> Result<Done, 
 }
 
 pub(super) async fn events(context: &Context, args: EventsArgs) -> Result<Done, Failure> {
-    let request = v1::EventsRequest { after: args.after, limit: args.limit, hops: 0 };
-    let reply = context.client().await?.events(request).await?;
-    let text: Vec<String> =
-        reply.events.iter().map(|event| format!("{:>6}  {}", event.seq, event.text)).collect();
-    let json: Vec<Value> = reply
-        .events
-        .iter()
-        .map(|event| json!({ "seq": event.seq, "time_ms": event.time_ms, "text": event.text }))
-        .collect();
-    Ok(Done::new(text.join("\n"), json!({ "events": json })))
+    let client = context.client().await?;
+    let mut request = v1::EventsRequest { after: args.after, limit: args.limit, hops: 0 };
+    let line = |event: &v1::Event| format!("{:>6}  {}", event.seq, event.text);
+    let json = |event: &v1::Event| json!({ "seq": event.seq, "time_ms": event.time_ms, "text": event.text });
+    loop {
+        let reply = client.events(request).await?;
+        if !args.follow {
+            let text: Vec<String> = reply.events.iter().map(line).collect();
+            let events: Vec<Value> = reply.events.iter().map(json).collect();
+            return Ok(Done::new(text.join("\n"), json!({ "events": events })));
+        }
+        for event in &reply.events {
+            print_line(&if context.json { json(event).to_string() } else { line(event) });
+            request.after = event.seq;
+        }
+        tokio::time::sleep(FOLLOW_EVERY).await;
+    }
 }
 
 /// A replica as people name it: node, then its place in the group's history.

@@ -51,6 +51,18 @@ calls! {
     move_cancel(MoveCancelRequest) -> MoveCancelReply;
     /// Removes a node that does not answer, for ever. Its replicas are made anew on other nodes.
     decommission(DecommissionRequest) -> DecommissionReply;
+    /// The placement rules, and what is wrong with them.
+    rules(RulesRequest) -> RulesReply;
+    /// Checks rules, and sets them unless only the check is asked for.
+    set_rules(SetRulesRequest) -> SetRulesReply;
+    /// Empties a node, or lets it take replicas again, or tells how far that is.
+    drain(DrainRequest) -> DrainReply;
+    /// What moves would use the nodes evenly.
+    rebalance_plan(RebalancePlanRequest) -> RebalancePlanReply;
+    /// Carries out a plan, if the map has not changed since it was made.
+    rebalance_apply(RebalanceApplyRequest) -> RebalanceApplyReply;
+    /// Why a predicate's replicas are on a node, and why not.
+    explain_placement(ExplainRequest) -> ExplainReply;
     /// What happened.
     events(EventsRequest) -> EventsReply;
 }

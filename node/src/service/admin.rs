@@ -114,6 +114,46 @@ impl Admin for AdminService {
         self.meta(request).await
     }
 
+    async fn rules(&self, request: Request<v1::RulesRequest>) -> Result<Response<v1::RulesReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn set_rules(
+        &self,
+        request: Request<v1::SetRulesRequest>,
+    ) -> Result<Response<v1::SetRulesReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn rebalance_plan(
+        &self,
+        request: Request<v1::RebalancePlanRequest>,
+    ) -> Result<Response<v1::RebalancePlanReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn rebalance_apply(
+        &self,
+        request: Request<v1::RebalanceApplyRequest>,
+    ) -> Result<Response<v1::RebalanceApplyReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn explain_placement(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn usage(&self, request: Request<v1::UsageRequest>) -> Result<Response<v1::UsageReply>, Status> {
+        self.here(request).await
+    }
+
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
         self.meta(request).await
     }

@@ -43,7 +43,7 @@ impl Core {
             return;
         }
         fx.serve.push(ServeTask::Tick { ticks: HOUSEKEEPING_TICKS });
-        if self.shared.room != Room::Ample {
+        if self.shared.room != Room::Ample || self.shared.shuns {
             self.make_way(fx);
         }
         let mut batch = Batch::new();
@@ -108,6 +108,17 @@ impl Core {
         self.rouse_leaders();
         self.ping(fx);
         if room != Room::Ample {
+            self.make_way(fx);
+        }
+    }
+
+    pub(super) fn on_shun(&mut self, shuns: bool, fx: &mut Effects) {
+        if self.shared.shuns == shuns || self.failed.is_some() {
+            return;
+        }
+        self.shared.shuns = shuns;
+        if shuns {
+            self.rouse_leaders();
             self.make_way(fx);
         }
     }

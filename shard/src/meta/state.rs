@@ -100,6 +100,16 @@ impl MetaState {
         &self.rulebook
     }
 
+    /// The same state under other rules.
+    ///
+    /// # Errors
+    /// What does not read in them.
+    pub fn with_rules(mut self, rules: v1::Rules) -> Result<MetaState, String> {
+        self.rulebook = Arc::new(Rulebook::read(&rules)?);
+        self.rules = Arc::new(rules);
+        Ok(self)
+    }
+
     /// Nodes that take part: live or draining.
     pub fn members(&self) -> impl Iterator<Item = &Arc<v1::Node>> {
         self.nodes.values().filter(|node| node.state() != v1::NodeState::Removed)
@@ -144,6 +154,11 @@ impl MetaState {
             nodes: map.nodes.into_iter().map(|node| (node.id, Arc::new(node))).collect(),
             ..MetaState::default()
         };
+        if let Some(rules) = map.rules
+            && let Ok(book) = Rulebook::read(&rules)
+        {
+            (state.rules, state.rulebook) = (Arc::new(rules), Arc::new(book));
+        }
         map.shards.into_iter().for_each(|shard| state.insert_shard(shard));
         map.moves.into_iter().for_each(|mv| state.insert_move(mv));
         state
@@ -158,6 +173,7 @@ impl MetaState {
             shards: self.shards.values().map(|shard| v1::Shard::clone(shard)).collect(),
             moves: self.running_moves().map(|mv| v1::Move::clone(mv)).collect(),
             meta_leader: 0,
+            rules: Some((*self.rules).clone()),
         }
     }
 

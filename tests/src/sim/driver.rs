@@ -418,7 +418,7 @@ impl World {
 
     /// Starts what the planner finds missing, on nodes that are there.
     fn repair(&mut self, i: usize, state: &MetaState) {
-        for start in planner::repairs(state, &planner::Dead::new()) {
+        for start in planner::repairs(state, &planner::Seen::default()) {
             let target = NodeId::new(start.target_node).ok().and_then(|id| self.at(id));
             if target.is_some_and(|at| self.nodes[at].is_up()) {
                 let session = self.moment();

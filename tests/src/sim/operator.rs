@@ -72,8 +72,10 @@ impl World {
             placed.sort_unstable();
             placed.dedup();
             if placed.len() < REPLICAS as usize {
-                placed =
-                    planner::placement(&self.meta, REPLICAS as usize).into_iter().map(NodeId::get).collect();
+                placed = planner::placement(&self.meta, "", REPLICAS as usize, &planner::Seen::default())
+                    .into_iter()
+                    .map(NodeId::get)
+                    .collect();
             }
             self.order(Body::CreateShard(v1::CreateShard {
                 predicate: format!("p{group}"),
