@@ -25,6 +25,7 @@ pub mod client;
 pub mod load;
 pub mod rdf;
 
+mod announce;
 mod calls;
 mod channels;
 mod clock;
