@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use crate::{
+    calls::refused_status,
     map::{holders, member_nodes},
     route::{check_predicate, wrong_kind},
     shared::Shared,
@@ -286,13 +287,20 @@ impl Shared {
         self: &Arc<Self>,
         request: v1::AnnounceRequest,
     ) -> Result<v1::AnnounceReply, Status> {
-        let address = v1::SetNodeAddress {
-            node: request.node,
-            address: request.address,
-            boot_token: request.boot_token,
-        };
-        self.meta_done(Body::SetNodeAddress(address)).await?;
-        Ok(v1::AnnounceReply {})
+        let v1::AnnounceRequest { node, address, boot_token, boot_history, .. } = request;
+        if let Ok(id) = NodeId::new(node)
+            && let Some(copied) = self.raft.twin(id, boot_token, &address)
+        {
+            return Ok(v1::AnnounceReply { copied, perhaps: true });
+        }
+        let address = v1::SetNodeAddress { node, address, boot_token, boot_history };
+        match self.meta_command(Body::SetNodeAddress(address)).await?.body {
+            Some(Answer::Refused(refused)) if refused.reason() == v1::MetaRefusal::OtherDisk => {
+                Ok(v1::AnnounceReply { copied: refused.text, perhaps: false })
+            }
+            Some(Answer::Refused(refused)) => Err(refused_status(&refused)),
+            _ => Ok(v1::AnnounceReply::default()),
+        }
     }
 }
 

@@ -26,6 +26,7 @@ pub mod load;
 pub mod rdf;
 pub mod rules;
 
+mod announce;
 mod calls;
 mod channels;
 mod clock;

@@ -31,9 +31,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tonic::{Code, Status};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
+    announce::announce,
     channels::Channels,
     client::{Client, ClientError},
     config::{NodeConfig, loopback_only},
@@ -56,8 +57,6 @@ const REACH_PATIENCE: Duration = Duration::from_secs(3);
 const JOIN_PATIENCE: Duration = Duration::from_secs(20);
 /// How long open calls may take to end at a shutdown.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a node whose address was refused listens to another's map.
-const LISTEN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(100);
 
 /// A whole node in this process.
@@ -141,6 +140,7 @@ impl Node {
         let raft_config = pontoon_raftstore::Config {
             seed: wal.incarnation(),
             urgent_group: Some(GroupId::META),
+            vouching_group: Some(GroupId::META),
             ..config.raft.clone()
         };
         let raft = blocking({
@@ -190,11 +190,9 @@ impl Node {
                     return Err(error);
                 }
             }
-            State::Joining => {}
-            State::Member => {
-                tokio::spawn(announce(node.shared.clone()));
-            }
+            State::Joining | State::Member => {}
         }
+        tokio::spawn(announce(node.shared.clone()));
         let member = marker.member(cluster, own);
         if member != marker {
             directory.write_marker(&member)?;
@@ -262,6 +260,7 @@ impl Node {
         tokio::select! {
             reason = self.disk_failed() => reason,
             reason = self.shared.transport.copied() => reason,
+            reason = self.shared.overtaken() => reason,
             reason = self.removed() => reason,
         }
     }
@@ -519,6 +518,9 @@ async fn join(
             reason: "this directory began to join a cluster; start it with --join again".to_owned(),
         });
     };
+    // What the cluster will remember must be in the history, also if this process ends before it knows who it is.
+    let noted = wal.clone();
+    blocking(move || Identity::note_boot(&noted)).await?;
     let request = v1::JoinRequest {
         address: own_address.to_owned(),
         engine: engine.to_string(),
@@ -563,36 +565,6 @@ async fn ask_to_join(
             });
         }
         sleep(RETRY).await;
-    }
-}
-
-/// Tells the meta group where this node listens now and under which boot token, until it is heard.
-async fn announce(shared: Arc<Shared>) {
-    let request = v1::AnnounceRequest {
-        node: shared.own.get(),
-        address: shared.address.clone(),
-        boot_token: shared.wal.incarnation(),
-        hops: 0,
-    };
-    let mut stop = shared.stop.subscribe();
-    let announce = async {
-        loop {
-            match shared.at_meta_leader(request.clone()).await {
-                Ok(_) => return,
-                Err(status) if status.code() == Code::Unavailable => {}
-                Err(status) => {
-                    warn!(reason = status.message(), "the cluster did not take this node's address");
-                    // The map of another says why, above all that this node was removed: a replica of the meta group
-                    // here may have been left behind.
-                    drop(timeout(LISTEN, shared.listen()).await);
-                }
-            }
-            sleep(Duration::from_secs(1)).await;
-        }
-    };
-    tokio::select! {
-        () = announce => {}
-        _ = stop.wait_for(|stop| *stop) => {}
     }
 }
 

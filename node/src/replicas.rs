@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
-use pontoon_raftstore::{Error, Group, GroupSpec, GroupStatus, MemberChange, ReadLevel, Rejected, Role};
+use pontoon_proto::{GroupId, ReplicaId, v1};
+use pontoon_raftstore::{Error, Group, GroupSpec, Mandate, Rejected};
+use pontoon_shard::mover::orders;
 use prost::Message;
 use tonic::Status;
 
@@ -67,24 +68,13 @@ impl Shared {
         request: v1::ChangeMembersRequest,
     ) -> Result<v1::ChangeMembersReply, Status> {
         self.check_driver(request.driver_term)?;
-        let change = match request.change.and_then(|change| change.change) {
-            Some(v1::member_change::Change::AddLearner(replica)) => {
-                MemberChange::AddLearner(replica_id(replica)?)
-            }
-            Some(v1::member_change::Change::Promote(replica)) => MemberChange::Promote(replica_id(replica)?),
-            Some(v1::member_change::Change::Remove(replica)) => MemberChange::Remove(replica_id(replica)?),
-            Some(v1::member_change::Change::EnterJoint(joint)) => MemberChange::EnterJoint {
-                promote: joint.promote.into_iter().map(replica_id).collect::<Result<_, _>>()?,
-                demote: joint.demote.into_iter().map(replica_id).collect::<Result<_, _>>()?,
-            },
-            Some(v1::member_change::Change::LeaveJoint(_)) => MemberChange::LeaveJoint,
-            None => return Err(Status::invalid_argument("which change?")),
-        };
+        let change = orders::to_change(request.change).map_err(Status::invalid_argument)?;
+        let mandate = mandate(request.mandate)?;
         let group = match self.local_group(request.group) {
             Ok(group) => group,
             Err(refusal) => return Ok(v1::ChangeMembersReply { refusal: Some(*refusal), replica: None }),
         };
-        match group.change(change).await {
+        match group.change_by(change, mandate).await {
             Ok(()) => Ok(v1::ChangeMembersReply { refusal: None, replica: Some(self.info(&group)) }),
             Err(rejected) => {
                 let refusal = Some(self.rejected(rejected, request.group));
@@ -103,8 +93,11 @@ impl Shared {
             Ok(group) => group,
             Err(refusal) => return Ok(v1::TransferLeaderReply { refusal: Some(*refusal) }),
         };
-        let refusal =
-            group.transfer_leader(to).await.err().map(|rejected| self.rejected(rejected, request.group));
+        let handed = match request.mandate {
+            Some(mandate) => group.transfer_leader_by(to, orders::to_mandate(mandate)).await,
+            None => group.transfer_leader(to).await,
+        };
+        let refusal = handed.err().map(|rejected| self.rejected(rejected, request.group));
         Ok(v1::TransferLeaderReply { refusal })
     }
 
@@ -118,10 +111,9 @@ impl Shared {
                 return Ok(v1::ConfirmMembersReply { refusal: Some(*refusal), ..Default::default() });
             }
         };
-        match group.read_barrier(ReadLevel::Linearizable).await {
-            Ok(index) => {
-                let conf_state = Some(group.status().borrow().conf_state.clone());
-                Ok(v1::ConfirmMembersReply { refusal: None, conf_state, index })
+        match group.members_by(mandate(request.mandate)?).await {
+            Ok((conf_state, index)) => {
+                Ok(v1::ConfirmMembersReply { refusal: None, conf_state: Some(conf_state), index })
             }
             Err(rejected) => {
                 let refusal = Some(self.rejected(rejected, request.group));
@@ -145,56 +137,15 @@ impl Shared {
 
     /// A replica here, as other nodes and people are told of it.
     pub(crate) fn info(&self, group: &Group) -> v1::ReplicaInfo {
-        let status = group.status().borrow().clone();
-        let bytes = self.machines.usage(group.id());
-        replica_info(&status, bytes)
+        let info = orders::replica_info(&group.status().borrow());
+        v1::ReplicaInfo { bytes: self.machines.usage(group.id()), ..info }
     }
 }
 
-fn replica_info(status: &GroupStatus, bytes: u64) -> v1::ReplicaInfo {
-    let progress = status
-        .progress
-        .iter()
-        .map(|peer| v1::ReplicaProgress {
-            replica: peer.replica.get(),
-            matched: peer.matched,
-            snapshot: peer.snapshot,
-            active: peer.active,
-        })
-        .collect();
-    v1::ReplicaInfo {
-        group: status.group.0,
-        replica: status.replica.get(),
-        role: role_name(status.role).to_owned(),
-        term: status.term,
-        leader: status.leader.map_or(0, ReplicaId::get),
-        first_index: status.first_index,
-        last_index: status.last_index,
-        persisted: status.persisted,
-        commit: status.commit,
-        applied: status.applied,
-        durable: status.durable,
-        epoch: status.epoch,
-        conf_state: Some(status.conf_state.clone()),
-        progress,
-        pull: status
-            .pull
-            .as_ref()
-            .map(|pull| v1::PullView { bytes_done: pull.bytes_done, bytes_total: pull.bytes_total }),
-        dead: status.dead.clone().unwrap_or_default(),
-        bytes,
-        no_room_node: status.no_room.map_or(0, NodeId::get),
-    }
-}
-
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Leader => "leader",
-        Role::Follower => "follower",
-        Role::Candidate => "candidate",
-        Role::Learner => "learner",
-        Role::Dead => "dead",
-    }
+/// The mandate of an order, which a driver of this version always gives.
+fn mandate(mandate: Option<v1::Mandate>) -> Result<Mandate, Status> {
+    let missing = "an order to a group needs a mandate: run matching versions on all nodes";
+    mandate.map(orders::to_mandate).ok_or_else(|| Status::invalid_argument(missing))
 }
 
 fn replica_id(value: u64) -> Result<ReplicaId, Status> {

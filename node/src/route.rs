@@ -397,6 +397,7 @@ impl Shared {
                 Rejected::TooLarge { size, limit } => {
                     Kind::TooLarge(v1::RefusedTooLarge { size, limit, what: "batch".to_owned() })
                 }
+                late @ Rejected::Late { .. } => Kind::Late(v1::RefusedLate { reason: late.to_string() }),
                 Rejected::SessionExpired => Kind::SessionExpired(v1::RefusedSessionExpired {}),
                 Rejected::TooManyOpen => Kind::TooManyOpen(v1::RefusedTooManyOpen {}),
                 Rejected::NoGroup(_) | Rejected::Stopped(_) => return self.not_here(shard),

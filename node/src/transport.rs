@@ -49,7 +49,7 @@ const FRAMES_AHEAD: usize = 4;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a peer must take this node for a copy until that is believed. One that started again elsewhere, before its
 /// old session was forgotten, is taken for its own copy for a moment.
-const COPIED_PATIENCE: Duration = Duration::from_secs(6);
+pub(crate) const COPIED_PATIENCE: Duration = Duration::from_secs(6);
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MOST: Duration = Duration::from_millis(500);
 
@@ -146,6 +146,11 @@ impl PeerTransport {
                 _ = stop.wait_for(|stop| *stop) => return,
             }
         }
+    }
+
+    /// Somebody who knows says that this node runs from a copy or an old image of its disk.
+    pub(crate) fn is_copied(&self, reason: String) {
+        self.inner.copied.send_replace(Some(reason));
     }
 
     /// Waits until this node is known to run from a copy or an old image of its disk, and says how.

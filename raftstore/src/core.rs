@@ -121,6 +121,7 @@ impl Core {
                 wal,
                 submitter,
                 accepted: BTreeSet::new(),
+                vouched: false,
                 flights: Default::default(),
                 unapplied_bytes: 0,
                 room: Room::Ample,
@@ -181,17 +182,28 @@ impl Core {
                 }
                 None => fx.answers.push((token, Answer::Index(Err(self.absent(group))))),
             },
-            Input::Change { group, token, change } => {
+            Input::Change { group, token, change, mandate } => {
                 if live(&mut self.slots, group).is_none() {
                     return fx.answers.push((token, Answer::Done(Err(self.absent(group)))));
                 }
-                self.with(group, fx, |replica, shared, fx| replica.change(shared, token, &change, fx));
+                self.with(group, fx, |replica, shared, fx| {
+                    replica.change(shared, token, &change, mandate, fx)
+                });
             }
-            Input::Transfer { group, token, to } => {
+            Input::Transfer { group, token, to, mandate } => {
                 if live(&mut self.slots, group).is_none() {
                     return fx.answers.push((token, Answer::Done(Err(self.absent(group)))));
                 }
-                self.with(group, fx, |replica, shared, fx| replica.transfer(shared, token, to, fx));
+                self.with(group, fx, |replica, shared, fx| replica.transfer(shared, token, to, mandate, fx));
+            }
+            Input::Members { group, token, mandate } => {
+                if live(&mut self.slots, group).is_none() {
+                    return fx.answers.push((token, Answer::Members(Err(self.absent(group)))));
+                }
+                self.with(group, fx, |replica, shared, fx| {
+                    replica.members(shared, token, mandate, fx);
+                    Ok(())
+                });
             }
             Input::Create { spec, token } => self.create(spec, token, fx),
             Input::Adopt { group, token } => self.adopt(group, token, fx),
@@ -218,6 +230,7 @@ impl Core {
                 // It may have started anew: what it said before is old.
                 self.shared.hear_room(node, false);
             }
+            Input::Vouched => self.shared.vouched = true,
             Input::Room(room) => self.on_room(room, fx),
             Input::Shun(shuns) => self.on_shun(shuns, fx),
             Input::Unreachable(node) => {

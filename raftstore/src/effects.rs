@@ -11,7 +11,7 @@ use crate::{
     error::{Error, ProposeError, Rejected},
     snapshot::ServeTask,
     transport::Class,
-    types::{Applied, Event, GroupSpec, GroupStatus, MemberChange, Proposal, ReadLevel, Room},
+    types::{Applied, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Room},
 };
 
 /// Names a caller who waits for an answer. Chosen by the driver.
@@ -53,11 +53,19 @@ pub(crate) enum Input {
         group: GroupId,
         token: Token,
         change: MemberChange,
+        mandate: Option<Mandate>,
     },
     Transfer {
         group: GroupId,
         token: Token,
         to: ReplicaId,
+        mandate: Option<Mandate>,
+    },
+    /// Who is a member, by a linearizable read that no order of a lower place follows.
+    Members {
+        group: GroupId,
+        token: Token,
+        mandate: Mandate,
     },
     Create {
         spec: GroupSpec,
@@ -97,6 +105,8 @@ pub(crate) enum Input {
     Flushed(Vec<(GroupId, u64)>),
     /// A peer accepted this node under its current boot token.
     AcceptedBy(NodeId),
+    /// The group that remembers boot tokens accepted this node's current one.
+    Vouched,
     Unreachable(NodeId),
     /// Whether this node shall lead nothing.
     Shun(bool),
@@ -113,6 +123,8 @@ pub enum Answer {
     Index(Result<u64, Rejected>),
     /// Of a change of members or a transfer.
     Done(Result<(), Rejected>),
+    /// Of a question who is a member: the configuration, and the index as of which it holds.
+    Members(Result<(v1::ConfState, u64), Rejected>),
     /// Of a replica that was to be made or opened.
     Replica(Result<ReplicaId, Error>),
     /// Of a replica that was to be removed.

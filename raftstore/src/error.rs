@@ -69,6 +69,15 @@ pub enum Rejected {
         /// Why, and what to wait for.
         reason: String,
     },
+    /// An order was given by what was so before: the leader has changed, or somebody has followed who knows more. Look at
+    /// the group again.
+    #[error("{group} does not take an order that comes late: {reason}; look at the group again")]
+    Late {
+        /// The group.
+        group: GroupId,
+        /// What has changed.
+        reason: String,
+    },
     /// No replica of this group is on this node.
     #[error("{0} has no replica here")]
     NoGroup(GroupId),

@@ -22,7 +22,10 @@ use crate::{
     identity::{Identity, Peers},
     machine::Machines,
     transport::Transport,
-    types::{Applied, Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal, ReadLevel, Role, Room},
+    types::{
+        Applied, Config, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Role,
+        Room,
+    },
 };
 
 struct Inner {
@@ -30,6 +33,7 @@ struct Inner {
     wal: Wal,
     identity: Identity,
     peers: Peers,
+    started: Instant,
     next_token: AtomicU64,
     stopping: Mutex<()>,
 }
@@ -47,6 +51,7 @@ impl MultiRaft {
     ///
     /// # Errors
     /// [`Error::Config`], and the log's when the identity cannot be written.
+    #[expect(clippy::disallowed_methods, reason = "what the network does later is measured from here")]
     pub fn open(
         config: Config,
         wal: Wal,
@@ -58,8 +63,15 @@ impl MultiRaft {
         identity.boot(&wal)?;
         let threads = driver::start(&config, identity.node, &wal, &machines, &transport)?;
         let peers = Peers::new(wal.clone());
-        let inner =
-            Inner { threads, wal, identity, peers, next_token: AtomicU64::new(0), stopping: Mutex::new(()) };
+        let inner = Inner {
+            threads,
+            wal,
+            identity,
+            peers,
+            started: Instant::now(),
+            next_token: AtomicU64::new(0),
+            stopping: Mutex::new(()),
+        };
         let runtime = MultiRaft { inner: Arc::new(inner) };
         let groups: Vec<GroupId> =
             runtime.inner.wal.groups().into_iter().filter(|group| *group != GroupId::NODE).collect();
@@ -95,9 +107,9 @@ impl MultiRaft {
 
     /// Judges a peer's handshake. On acceptance the peer's boot token is durable here. Blocks on the log: call it from a
     /// thread that may.
-    #[expect(clippy::disallowed_methods, reason = "a door for threads of the network, which pass no time in")]
     pub fn check_hello(&self, hello: &v1::Hello) -> v1::HelloReply {
-        let (refused, copied) = match self.inner.peers.judge(&self.inner.identity, hello, Instant::now()) {
+        let now = self.inner.started.elapsed();
+        let (refused, copied) = match self.inner.peers.judge(&self.inner.identity, hello, now) {
             Ok(_) => (String::new(), false),
             Err(unwelcome) => (unwelcome.reason, unwelcome.copied),
         };
@@ -111,9 +123,8 @@ impl MultiRaft {
 
     /// Takes messages from a peer whose handshake was accepted under `boot_token`. Never blocks. False: the peer has since
     /// been accepted under another token; the caller closes the stream.
-    #[expect(clippy::disallowed_methods, reason = "a door for threads of the network, which pass no time in")]
     pub fn deliver(&self, from: NodeId, boot_token: u64, messages: Vec<v1::PeerMessage>) -> bool {
-        if !self.inner.peers.admits(from, boot_token, Instant::now()) {
+        if !self.inner.peers.admits(from, boot_token, self.inner.started.elapsed()) {
             return false;
         }
         let board = &self.inner.threads.board;
@@ -124,6 +135,18 @@ impl MultiRaft {
             }
         }
         true
+    }
+
+    /// Takes note that the vouching group ([`Config::vouching_group`]) has accepted this open's boot token.
+    pub fn vouched(&self) {
+        self.inner.threads.board.input_all(|| Input::Vouched);
+    }
+
+    /// Why a node under this boot token at this address is a copy of one that is alive, this one included; `None` if it is none
+    /// as far as is known here. To be asked before the vouching group accepts a token.
+    pub fn twin(&self, node: NodeId, boot_token: u64, address: &str) -> Option<String> {
+        let Inner { identity, peers, started, .. } = &*self.inner;
+        identity.twin(peers, node, boot_token, address, started.elapsed())
     }
 
     /// Tells that a peer cannot be reached, or that messages to it were dropped.
@@ -298,7 +321,36 @@ impl Group {
     /// Dropping this abandons the answer, not the change; ask again to be sure.
     pub async fn change(&self, change: MemberChange) -> Result<(), Rejected> {
         let group = self.id;
-        self.done(self.runtime.ask(group, |token| Input::Change { group, token, change })).await
+        self.done(self.runtime.ask(group, |token| Input::Change { group, token, change, mandate: None }))
+            .await
+    }
+
+    /// Changes the members by a mandate: an order that comes late is refused. See [`Group::change`].
+    ///
+    /// # Errors
+    /// [`Rejected::Late`], and as [`Group::change`].
+    ///
+    /// # Cancel safety
+    /// As [`Group::change`].
+    pub async fn change_by(&self, change: MemberChange, mandate: Mandate) -> Result<(), Rejected> {
+        let (group, mandate) = (self.id, Some(mandate));
+        self.done(self.runtime.ask(group, |token| Input::Change { group, token, change, mandate })).await
+    }
+
+    /// Tells who is a member, and the index as of which that holds. Once this has answered, no order with a mandate of a lower
+    /// place takes effect any more, and all that did are in the answer.
+    ///
+    /// # Errors
+    /// [`Rejected::Late`], [`Rejected::NotLeader`], [`Rejected::Membership`] while a change is under way.
+    ///
+    /// # Cancel safety
+    /// Dropping this abandons the answer; lower places are refused all the same.
+    pub async fn members_by(&self, mandate: Mandate) -> Result<(v1::ConfState, u64), Rejected> {
+        let group = self.id;
+        match self.runtime.ask(group, |token| Input::Members { group, token, mandate }).await {
+            Ok(Answer::Members(result)) => result,
+            _ => Err(Rejected::Stopped(self.id)),
+        }
     }
 
     /// Adds a learner. See [`Group::change`].
@@ -344,7 +396,19 @@ impl Group {
     /// Dropping this abandons the answer only.
     pub async fn transfer_leader(&self, to: ReplicaId) -> Result<(), Rejected> {
         let group = self.id;
-        self.done(self.runtime.ask(group, |token| Input::Transfer { group, token, to })).await
+        self.done(self.runtime.ask(group, |token| Input::Transfer { group, token, to, mandate: None })).await
+    }
+
+    /// Hands leadership over by a mandate: an order that comes late is refused. See [`Group::transfer_leader`].
+    ///
+    /// # Errors
+    /// [`Rejected::Late`], and as [`Group::transfer_leader`].
+    ///
+    /// # Cancel safety
+    /// As [`Group::transfer_leader`].
+    pub async fn transfer_leader_by(&self, to: ReplicaId, mandate: Mandate) -> Result<(), Rejected> {
+        let (group, mandate) = (self.id, Some(mandate));
+        self.done(self.runtime.ask(group, |token| Input::Transfer { group, token, to, mandate })).await
     }
 
     /// Waits until this replica knows a leader.

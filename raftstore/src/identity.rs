@@ -9,11 +9,20 @@
 //! - of two copies that both booted, the one that was accepted last is in, the other is refused at its next message.
 //!
 //! Membership in the history is what counts, never equality, so that a repeated or delayed handshake is harmless.
+//!
+//! What a peer remembers protects the groups that it shares with a node. A group whose members have changed since may know
+//! nobody who remembers, so a replica makes no promises until its node is known to more than a quorum: either a group that
+//! remembers each node's token ([`crate::Config::vouching_group`]) has accepted this one's, by the same rule, or, while that
+//! group does not answer, every other voter of the replica's group has. The vouching group's own voters need a quorum of their
+//! peers: it could not begin otherwise. Outside the fault model: an old image of one of them, while the only peer that saw its
+//! newer token is down.
+//!
+//! Nobody is locked out by this who has its own directory. After a restart of everything the vouching group elects a leader by
+//! greetings alone, then vouches for everybody. A node that dies before it was heard presents one token more the next time,
+//! and each token that anybody may remember was in the log before it was shown. While the vouching group is lost, those who
+//! run go on, and one that starts again makes promises where all others of a group are there to greet it.
 
-use std::{
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::{sync::Mutex, time::Duration};
 
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -54,6 +63,13 @@ struct History {
     tokens: Vec<u64>,
 }
 
+fn load_history(wal: &Wal) -> Result<Vec<u64>, Error> {
+    let Some(bytes) = wal.meta(GroupId::NODE, HISTORY_KEY) else { return Ok(Vec::new()) };
+    let reason = "the node's boot history cannot be read".to_owned();
+    let history = History::decode(bytes).map_err(|_| Error::Damaged { group: GroupId::NODE, reason })?;
+    Ok(history.tokens)
+}
+
 /// A node's name for ever, and its boots so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -83,10 +99,7 @@ impl Identity {
                 known: FORMAT,
             });
         }
-        let history = match wal.meta(GroupId::NODE, HISTORY_KEY) {
-            Some(bytes) => History::decode(bytes).map_err(|_| damaged("the node's boot history"))?.tokens,
-            None => Vec::new(),
-        };
+        let history = load_history(wal)?;
         Ok(Some(Identity {
             cluster: ClusterId::from_slice(&stored.cluster).map_err(|_| damaged("the cluster's id"))?,
             node: NodeId::new(stored.node).map_err(|_| damaged("the node's id"))?,
@@ -118,27 +131,59 @@ impl Identity {
         let mut batch = Batch::new();
         batch.put_meta(GroupId::NODE, IDENTITY_KEY, &stored.encode_to_vec());
         wal.commit(batch)?;
-        let history = found.map(|found| found.history).unwrap_or_default();
+        let history = load_history(wal)?;
         Ok(Identity { cluster, node, address: address.to_owned(), history })
     }
 
-    /// Appends this open's token to the history. Durable on return.
-    pub(crate) fn boot(&mut self, wal: &Wal) -> Result<(), Error> {
-        let token = wal.incarnation();
-        if self.history.last() != Some(&token) {
-            self.history.push(token);
+    /// Appends this open's token to the history of a log, whoever it will belong to. Durable on return. To be called before
+    /// the token is shown to anybody; opening the runtime does it, too.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for a history that cannot be read; the log's.
+    pub fn note_boot(wal: &Wal) -> Result<(), Error> {
+        let mut tokens = load_history(wal)?;
+        if tokens.last() == Some(&wal.incarnation()) {
+            return Ok(());
         }
-        let extra = self.history.len().saturating_sub(HISTORY_LIMIT);
-        self.history.drain(..extra);
+        tokens.push(wal.incarnation());
+        let extra = tokens.len().saturating_sub(HISTORY_LIMIT);
+        tokens.drain(..extra);
         let mut batch = Batch::new();
-        batch.put_meta(GroupId::NODE, HISTORY_KEY, &History { tokens: self.history.clone() }.encode_to_vec());
+        batch.put_meta(GroupId::NODE, HISTORY_KEY, &History { tokens }.encode_to_vec());
         wal.commit(batch)?;
         Ok(())
+    }
+
+    pub(crate) fn boot(&mut self, wal: &Wal) -> Result<(), Error> {
+        Identity::note_boot(wal)?;
+        self.history = load_history(wal)?;
+        Ok(())
+    }
+
+    /// Whether this directory was open under the token at some time. A node of the same id for which that is not so runs from
+    /// another disk, or from a later state of this one.
+    pub fn knows_boot(&self, token: u64) -> bool {
+        self.history.contains(&token)
     }
 
     /// The token of this open; 0 before the runtime was opened.
     pub fn boot_token(&self) -> u64 {
         self.history.last().copied().unwrap_or(0)
+    }
+
+    /// Why a node of this token and address is a copy of one that is alive, as far as is known here.
+    pub(crate) fn twin(
+        &self,
+        peers: &Peers,
+        node: NodeId,
+        token: u64,
+        address: &str,
+        now: Duration,
+    ) -> Option<String> {
+        match node == self.node {
+            true => (token != self.boot_token()).then(|| copy_of(node, &self.address, address)),
+            false => peers.twin(node, token, address, now),
+        }
     }
 
     /// How this node introduces itself.
@@ -171,10 +216,17 @@ impl Unwelcome {
     }
 }
 
+fn copy_of(node: NodeId, alive: &str, copy: &str) -> String {
+    format!(
+        "{node} is alive at {alive}; the directory at {copy} is a copy of it: remove it and join with an empty one"
+    )
+}
+
 struct Session {
     token: u64,
     address: String,
-    heard: Instant,
+    /// On a clock that never goes back.
+    heard: Duration,
 }
 
 /// The peers that this node knows, by the tokens it accepted.
@@ -204,7 +256,7 @@ impl Peers {
         &self,
         me: &Identity,
         hello: &v1::Hello,
-        now: Instant,
+        now: Duration,
     ) -> Result<(NodeId, u64), Unwelcome> {
         if hello.protocol != PEER_PROTOCOL {
             return Err(Unwelcome::stranger(format!(
@@ -237,16 +289,8 @@ impl Peers {
             )));
         }
         if remembered != Some(token) {
-            let twin = self.sessions.get(&node).filter(|session| {
-                session.token != token
-                    && session.address != hello.address
-                    && now.saturating_duration_since(session.heard) < ALIVE
-            });
-            if let Some(twin) = twin {
-                return Err(Unwelcome::copy(format!(
-                    "{node} is alive at {}; the directory at {} is a copy of it: remove it and join with an empty one",
-                    twin.address, hello.address
-                )));
+            if let Some(reason) = self.twin(node, token, &hello.address, now) {
+                return Err(Unwelcome::copy(reason));
             }
             let mut batch = Batch::new();
             batch.put_meta(GroupId::NODE, &peer_key(node), &token.to_le_bytes());
@@ -256,8 +300,16 @@ impl Peers {
         Ok((node, token))
     }
 
+    /// Why a node of this token and address is a copy of one that was heard just now; `None` if it is none.
+    pub(crate) fn twin(&self, node: NodeId, token: u64, address: &str, now: Duration) -> Option<String> {
+        let alive = self.sessions.get(&node).filter(|session| {
+            session.token != token && session.address != address && now.saturating_sub(session.heard) < ALIVE
+        })?;
+        Some(copy_of(node, &alive.address, address))
+    }
+
     /// Whether messages of this node under this token are taken; notes that it is alive.
-    pub(crate) fn admits(&self, node: NodeId, token: u64, now: Instant) -> bool {
+    pub(crate) fn admits(&self, node: NodeId, token: u64, now: Duration) -> bool {
         match self.sessions.get_mut(&node) {
             Some(mut session) if session.token == token => {
                 session.heard = now;
@@ -269,7 +321,6 @@ impl Peers {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "the tests begin at some moment")]
 mod tests {
     use super::*;
 
@@ -312,11 +363,32 @@ mod tests {
     }
 
     #[test]
+    fn a_boot_that_is_noted_early_counts_once_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tokens = Vec::new();
+        for open in 0..3 {
+            let mut options = pontoon_wal::Options::new(dir.path().join("wal"));
+            options.segment_bytes = 256 << 10;
+            let (wal, _) = Wal::open(options).unwrap();
+            tokens.push(wal.incarnation());
+            // The first time it ends before it knows whose log this is.
+            Identity::note_boot(&wal).unwrap();
+            if open > 0 {
+                let mut me = Identity::establish(&wal, cluster(), node(1), "a:1").unwrap();
+                me.boot(&wal).unwrap();
+                assert_eq!(me.hello().boot_history, tokens);
+                assert!(tokens.iter().all(|token| me.knows_boot(*token)) && !me.knows_boot(1));
+            }
+            wal.close().unwrap();
+        }
+    }
+
+    #[test]
     fn a_restart_is_accepted_an_old_image_and_a_copy_are_not() {
         let (_dir, wal) = wal();
         let me = Identity::establish(&wal, cluster(), node(1), "a:1").unwrap();
         let peers = Peers::new(wal);
-        let t0 = Instant::now();
+        let t0 = Duration::from_secs(9);
         assert!(peers.judge(&me, &hello(&[10], "b:1"), t0).is_ok());
         assert!(peers.admits(node(2), 10, t0));
         // Restarted at the same address: the old session may still seem alive.
@@ -337,7 +409,7 @@ mod tests {
         let (_dir, wal) = wal();
         let me = Identity::establish(&wal, cluster(), node(2), "a:1").unwrap();
         let peers = Peers::new(wal);
-        let now = Instant::now();
+        let now = Duration::from_secs(9);
         assert!(peers.judge(&me, &hello(&[1], "b:1"), now).unwrap_err().reason.contains("copy"));
         let mut other = hello(&[1], "b:1");
         other.cluster = Bytes::from_static(&[9; 16]);

@@ -78,6 +78,6 @@ pub use machine::{Command, MachineError, Machines, SnapshotSource, SnapshotStage
 pub use stepped::{Output, Stepped};
 pub use transport::{Class, Transport};
 pub use types::{
-    Applied, Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, MAX_OPEN_REQUESTS, MemberChange,
-    Progress, Proposal, PullProgress, ReadLevel, RequestId, Role, Room,
+    Applied, Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, MAX_OPEN_REQUESTS, Mandate,
+    MemberChange, Progress, Proposal, PullProgress, ReadLevel, RequestId, Role, Room,
 };

@@ -7,13 +7,14 @@
 //! 3. A follower's heartbeat responses leave at once (they promise a term only).
 //!    Heartbeats and their responses leave packed ([`crate::beats`]) with everything else, at the end of the turn.
 //! 4. Every other message of a non-leader waits until its ready, and all before it, are durable.
-//! 5. Votes, candidacies and acknowledgements leave only while a quorum of the group's voters has accepted this node's
-//!    boot token, so that a copied or restored disk cannot vote twice.
+//! 5. Votes, candidacies and acknowledgements leave only once this node's boot token was accepted, by the vouching group or
+//!    by the group's other voters ([`crate::identity`]), so that a copied or restored disk cannot vote twice.
 
 mod fetched;
 pub(crate) mod flow;
 mod inbound;
 mod lease;
+mod mandate;
 mod membership;
 mod proposals;
 mod pulls;
@@ -61,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) submitter: Submitter,
     /// Peers that accepted this node's current boot token.
     pub(crate) accepted: BTreeSet<NodeId>,
+    /// The vouching group accepted it.
+    pub(crate) vouched: bool,
     /// What other nodes have under way.
     pub(crate) flights: NodeFlights,
     /// Committed and not yet applied.
@@ -130,6 +133,8 @@ pub(crate) struct Replica {
     unapplied_bytes: u64,
     proposals: VecDeque<ProposalWait>,
     change_wait: Option<ProposalWait>,
+    /// The highest place of an order that was heard here.
+    ordered: [u64; 3],
     reads: Reads,
     lease: Lease,
 
@@ -268,6 +273,7 @@ impl Replica {
             unapplied_bytes: 0,
             proposals: VecDeque::new(),
             change_wait: None,
+            ordered: [0; 3],
             reads: Reads::default(),
             lease: if founding { Lease::default() } else { Lease::of_reopened(shared.clock_now) },
             pull: None,
@@ -312,16 +318,19 @@ impl Replica {
         Rejected::NotLeader { group: self.group, leader: self.leader() }
     }
 
-    /// Whether a quorum of this group's voters (of both halves of a joint configuration) knows this incarnation.
+    /// Whether this incarnation of the node is known well enough to promise anything; see [`crate::identity`].
     fn gate_open(&self, shared: &Shared) -> bool {
+        let vouching = shared.config.vouching_group.filter(|group| *group != self.group);
+        if vouching.is_some() && shared.vouched {
+            return true;
+        }
         let known = |voters: &[u64]| {
-            let accepted = voters
-                .iter()
-                .filter(|id| {
-                    node_of(**id).is_some_and(|node| node == shared.node || shared.accepted.contains(&node))
-                })
-                .count();
-            voters.is_empty() || accepted * 2 > voters.len()
+            let knows = |node: NodeId| node == shared.node || shared.accepted.contains(&node);
+            let accepted = voters.iter().filter(|id| node_of(**id).is_some_and(knows)).count();
+            match vouching {
+                Some(_) => accepted == voters.len(),
+                None => voters.is_empty() || accepted * 2 > voters.len(),
+            }
         };
         known(&self.conf.voters) && known(&self.conf.voters_outgoing)
     }

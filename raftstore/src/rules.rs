@@ -21,6 +21,8 @@ pub enum Rule {
     ChangeAtItsEntry,
     /// A replica is removed from its node when the group has left it behind.
     LeftBehindFirst,
+    /// A leader takes no order that comes late.
+    OrdersInTime,
 }
 
 #[cfg(feature = "testing")]

@@ -17,11 +17,12 @@ use crate::{
     core::Core,
     effects::{Answer, Effects, Input, Now},
     error::Error,
+    identity::{Identity, Peers},
     lanes::Lane,
     machine::Machines,
     snapshot::{ServeTask, SnapshotServer},
     transport::Class,
-    types::{Config, Event, GroupSpec, GroupStatus, MemberChange, Proposal, ReadLevel, Room},
+    types::{Config, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Room},
 };
 
 #[derive(Default)]
@@ -78,6 +79,8 @@ pub struct Stepped {
     fx: Effects,
     next_token: u64,
     now: Now,
+    /// Who this node is and whom it knows, once it was introduced.
+    known: Option<(Identity, Peers)>,
 }
 
 impl Stepped {
@@ -110,6 +113,7 @@ impl Stepped {
             fx: Effects::default(),
             next_token: 0,
             now: Now::default(),
+            known: None,
         };
         for group in groups {
             stepped.ask(|token| Input::Adopt { group, token });
@@ -231,6 +235,48 @@ impl Stepped {
         self.input(Input::AcceptedBy(peer));
     }
 
+    /// The vouching group accepted this open's boot token.
+    pub fn vouched(&mut self) {
+        self.input(Input::Vouched);
+    }
+
+    /// From now on this node is who the log says, and greets and judges others as [`crate::MultiRaft`] does. This open's boot
+    /// token is durable on return.
+    ///
+    /// # Errors
+    /// The log's.
+    pub fn introduce(&mut self, mut identity: Identity) -> Result<(), Error> {
+        identity.boot(&self.wal)?;
+        self.known = Some((identity, Peers::new(self.wal.clone())));
+        Ok(())
+    }
+
+    /// How this node greets; `None` before it was introduced.
+    pub fn hello(&self) -> Option<v1::Hello> {
+        self.known.as_ref().map(|(me, _)| me.hello())
+    }
+
+    /// Judges a greeting, as [`crate::MultiRaft::check_hello`] does.
+    pub fn check_hello(&self, hello: &v1::Hello) -> v1::HelloReply {
+        let Some((me, peers)) = &self.known else { return v1::HelloReply::default() };
+        let (refused, copied) = match peers.judge(me, hello, self.now.clock) {
+            Ok(_) => (String::new(), false),
+            Err(unwelcome) => (unwelcome.reason, unwelcome.copied),
+        };
+        v1::HelloReply { refused, hello: Some(me.hello()), copied }
+    }
+
+    /// Whether messages of a node under this boot token are taken.
+    pub fn admits(&self, from: NodeId, boot_token: u64) -> bool {
+        self.known.as_ref().is_some_and(|(_, peers)| peers.admits(from, boot_token, self.now.clock))
+    }
+
+    /// As [`crate::MultiRaft::twin`].
+    pub fn twin(&self, node: NodeId, boot_token: u64, address: &str) -> Option<String> {
+        let (me, peers) = self.known.as_ref()?;
+        me.twin(peers, node, boot_token, address, self.now.clock)
+    }
+
     /// A peer cannot be reached.
     pub fn unreachable(&mut self, peer: NodeId) {
         self.input(Input::Unreachable(peer));
@@ -263,12 +309,27 @@ impl Stepped {
 
     /// Changes members; the answer is [`Answer::Done`].
     pub fn change(&mut self, group: GroupId, change: MemberChange) -> u64 {
-        self.ask(|token| Input::Change { group, token, change })
+        self.ask(|token| Input::Change { group, token, change, mandate: None })
+    }
+
+    /// Changes members by a mandate; the answer is [`Answer::Done`].
+    pub fn change_by(&mut self, group: GroupId, change: MemberChange, mandate: Mandate) -> u64 {
+        self.ask(|token| Input::Change { group, token, change, mandate: Some(mandate) })
     }
 
     /// Hands leadership over; the answer is [`Answer::Done`].
     pub fn transfer_leader(&mut self, group: GroupId, to: ReplicaId) -> u64 {
-        self.ask(|token| Input::Transfer { group, token, to })
+        self.ask(|token| Input::Transfer { group, token, to, mandate: None })
+    }
+
+    /// Hands leadership over by a mandate; the answer is [`Answer::Done`].
+    pub fn transfer_leader_by(&mut self, group: GroupId, to: ReplicaId, mandate: Mandate) -> u64 {
+        self.ask(|token| Input::Transfer { group, token, to, mandate: Some(mandate) })
+    }
+
+    /// Asks who is a member; the answer is [`Answer::Members`].
+    pub fn members(&mut self, group: GroupId, mandate: Mandate) -> u64 {
+        self.ask(|token| Input::Members { group, token, mandate })
     }
 
     /// Makes sure of a replica; the answer is [`Answer::Replica`].

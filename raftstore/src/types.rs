@@ -22,6 +22,14 @@ pub struct Config {
     /// A group whose inputs and whose applying go before those of all others: one that the others wait for, such as the
     /// one that says where everything is.
     pub urgent_group: Option<GroupId>,
+    /// A group whose state remembers the boot token of each node, if there is one, and accepts a node by [`Identity`]'s rule.
+    /// Once it has ([`MultiRaft::vouched`]) the replicas of this node vote and acknowledge; until then those do of whose group
+    /// every other voter has accepted this node's greeting. That group itself, and all groups if there is none, need a quorum
+    /// of such voters.
+    ///
+    /// [`Identity`]: crate::Identity
+    /// [`MultiRaft::vouched`]: crate::MultiRaft::vouched
+    pub vouching_group: Option<GroupId>,
     /// Threads that apply; each owns the machines that hash to it. At least 1.
     pub apply_threads: usize,
     /// How often Raft's clock moves.
@@ -77,6 +85,7 @@ impl Default for Config {
         Config {
             core_threads: 1,
             urgent_group: None,
+            vouching_group: None,
             apply_threads: 1,
             tick: Duration::from_millis(100),
             heartbeat_ticks: 3,
@@ -239,6 +248,19 @@ pub enum MemberChange {
     },
     /// Leaves a joint configuration.
     LeaveJoint,
+}
+
+/// In whose name a group is given an order, so that one which comes late is known for it.
+///
+/// An order is taken by the leader of `term` alone, and by it only while it has heard of none with a higher place. Why that
+/// is enough stands at the head of `replica/mandate.rs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mandate {
+    /// The group's term in which whoever gives the order has seen its leader lead.
+    pub term: u64,
+    /// The order's place among all that are ever given to the group, compared from the left. Whoever gives orders sees to it
+    /// that one which must no longer take effect has a lower place than those that follow.
+    pub place: [u64; 3],
 }
 
 /// What a replica is at the moment.

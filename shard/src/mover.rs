@@ -48,6 +48,7 @@
 //! with the node is replaced by another move.
 
 mod abort;
+pub mod orders;
 mod path;
 
 use pontoon_proto::{NodeId, ReplicaId, v1};

@@ -87,7 +87,12 @@ fn nodes_change_address_and_state() {
     let mut meta = Meta::with_nodes(3);
     meta.shard("name", 1, &[2]);
     let address = |node, address: &str| {
-        Ask::SetNodeAddress(v1::SetNodeAddress { node, address: address.into(), boot_token: 5 })
+        Ask::SetNodeAddress(v1::SetNodeAddress {
+            node,
+            address: address.into(),
+            boot_token: 5,
+            boot_history: vec![5],
+        })
     };
     assert_eq!(node(meta.ask(address(2, "127.0.0.1:9000"))).boot_token, 5);
     assert_eq!(refusal(meta.ask(address(3, "127.0.0.1:9000"))), MetaRefusal::AddressHeld);

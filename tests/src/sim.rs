@@ -25,6 +25,7 @@ mod clients;
 mod coverage;
 mod driver;
 mod faults;
+mod greet;
 mod machines;
 #[cfg(feature = "testing")]
 mod mistake;

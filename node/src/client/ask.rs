@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use pontoon_proto::v1::{Refusal, refusal::Kind};
+use pontoon_proto::v1::{self, Refusal, refusal::Kind};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Status;
 
@@ -267,8 +267,8 @@ impl Client {
                 next: gone.next,
                 era: gone.era,
             }),
-            Some(Kind::Invalid(invalid)) => {
-                Next::Fail(ClientError::Refused { reason: invalid.reason.clone() })
+            Some(Kind::Invalid(v1::RefusedInvalid { reason }) | Kind::Late(v1::RefusedLate { reason })) => {
+                Next::Fail(ClientError::Refused { reason: reason.clone() })
             }
             None => Next::Fail(ClientError::Refused {
                 reason: format!(

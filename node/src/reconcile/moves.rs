@@ -1,19 +1,22 @@
 //! One move, from its record to its end: observe, let [`mover::next`] decide, act or commit the next phase.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use futures::future::join_all;
 use pontoon_proto::{
-    NodeId, ReplicaId,
-    v1::{self, member_change::Change, meta_command::Body, meta_reply::Body as Answer},
+    NodeId,
+    v1::{self, meta_command::Body, meta_reply::Body as Answer},
 };
-use pontoon_shard::mover::{self, Action, Decision, Observation};
+use pontoon_shard::mover::{
+    self, Action, Decision, Observation,
+    orders::{self, Order},
+};
 use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tracing::{debug, info};
 
 use super::Driver;
-use crate::{calls::Call, cluster::fresh, map::member_nodes, views::is_ended};
+use crate::{cluster::fresh, views::is_ended};
 
 /// How long a node may take to tell how a replica is.
 const OBSERVE_TIMEOUT: Duration = Duration::from_millis(1_500);
@@ -125,148 +128,53 @@ impl Driver {
 
     /// Asks everybody who may know something about the group.
     async fn observe(&self, step: &Step) -> Observation {
-        let state = self.state();
-        let mv = &step.record;
-        let part = |id: u64| ReplicaId::new(id).ok().map(ReplicaId::node);
-        let (source, target) = (part(mv.source), part(mv.target));
-        let mut nodes: BTreeSet<NodeId> = state
-            .shards
-            .get(&mv.group)
-            .map(|shard| member_nodes(shard))
-            .unwrap_or_default()
-            .into_iter()
-            .collect();
-        nodes.extend(source.into_iter().chain(target));
-        let removed = |node: Option<NodeId>| {
-            node.is_some_and(|node| {
-                state.nodes.get(&node.get()).is_none_or(|node| node.state() == v1::NodeState::Removed)
-            })
-        };
-        nodes.retain(|&node| !removed(Some(node)));
+        let (state, mv) = (self.state(), &step.record);
         let request = v1::ReplicaStatusRequest { group: mv.group };
-        let answers = join_all(
-            nodes
-                .iter()
-                .map(async |&node| (node, self.shared.at_within(OBSERVE_TIMEOUT, node, request).await.ok())),
-        )
-        .await;
-        let of = |node: Option<NodeId>| {
-            answers.iter().find(|(asked, _)| Some(*asked) == node).and_then(|(_, answer)| answer.clone())
-        };
-        let leader = answers
-            .iter()
-            .filter_map(|(_, answer)| answer.as_ref()?.replica.as_ref())
-            .filter(|replica| replica.role == "leader")
-            .max_by_key(|replica| replica.term)
-            .cloned();
-        let mut seen = Observation {
-            leader,
-            confirmed: false,
-            target: of(target),
-            source: of(source),
-            reserved: step.reserved,
-            target_removed: removed(target),
-            source_removed: removed(source),
-        };
-        if step.confirm {
-            seen.confirmed = self.confirm(&mut seen).await;
+        let ask =
+            async |node| Some((node, self.shared.at_within(OBSERVE_TIMEOUT, node, request).await.ok()?));
+        let answers = join_all(orders::witnesses(mv, &state).into_iter().map(ask)).await;
+        let answers: Vec<_> = answers.into_iter().flatten().collect();
+        let mut seen = orders::observation(mv, &state, step.reserved, &answers);
+        if step.confirm
+            && let Some((node, request)) = orders::confirmation(mv, self.term, &seen)
+            && let Ok(reply) = self.shared.at_within(OBSERVE_TIMEOUT, node, request).await
+        {
+            orders::confirm(&mut seen, reply);
         }
         seen
     }
 
-    /// Replaces the leader's members by those of a linearizable read; false if that did not succeed.
-    async fn confirm(&self, seen: &mut Observation) -> bool {
-        let Some(leader) = &mut seen.leader else { return false };
-        let Ok(replica) = ReplicaId::new(leader.replica) else { return false };
-        let request = v1::ConfirmMembersRequest { group: leader.group };
-        match self.shared.at_within(OBSERVE_TIMEOUT, replica.node(), request).await {
-            Ok(v1::ConfirmMembersReply { refusal: None, conf_state: Some(conf_state), index }) => {
-                leader.conf_state = Some(conf_state);
-                leader.applied = leader.applied.max(index);
-                true
-            }
-            _ => false,
-        }
-    }
-
     /// Brings the members in the map up to what the group's leader says: routing follows them.
     async fn note_members(&self, mv: &v1::Move, seen: &Observation) {
-        let Some(leader) = &seen.leader else { return };
-        let Some(conf) = leader.conf_state.as_ref().filter(|conf| conf.voters_outgoing.is_empty()) else {
-            return;
-        };
-        let state = self.state();
-        let known = state.shards.get(&mv.group);
-        if known.is_some_and(|shard| shard.voters == conf.voters && shard.learners == conf.learners) {
-            return;
-        }
-        let update = v1::UpdateMembers {
-            group: mv.group,
-            voters: conf.voters.clone(),
-            learners: conf.learners.clone(),
-            members_index: leader.applied,
-        };
+        let Some(update) = orders::members_update(mv, seen, &self.state()) else { return };
         if let Err(status) = self.shared.meta_done(Body::UpdateMembers(update)).await {
             debug!(group = mv.group, reason = status.message(), "the members in the map were not updated");
         }
     }
 
     async fn act(&self, step: &mut Step, seen: &Observation, action: &Action) -> Result<(), Status> {
-        let group = step.record.group;
-        match action {
-            Action::Reserve { node, bytes, .. } => {
-                self.reserve(*node, *bytes).await?;
+        let order = orders::order(action, &step.record, self.term, seen, &self.state())
+            .map_err(Status::unavailable)?;
+        match order {
+            Order::Reserve(node, bytes) => {
+                self.reserve(node, bytes).await?;
                 step.reserved = true;
                 Ok(())
             }
-            Action::EnsureReplica { node, replica } => {
-                let state = self.state();
-                let shard = state.shards.get(&group).ok_or_else(|| Status::not_found("the shard is gone"))?;
-                let request = v1::EnsureReplicaRequest {
-                    shard: Some((**shard).clone()),
-                    replica: replica.get(),
-                    initial: None,
-                    driver_term: self.term,
-                };
-                self.shared.at(*node, request).await.map(drop)
-            }
-            Action::AddLearner(replica) => self.change(seen, group, Change::AddLearner(replica.get())).await,
-            Action::RemoveLearner(replica) => self.change(seen, group, Change::Remove(replica.get())).await,
-            Action::LeaveJoint => self.change(seen, group, Change::LeaveJoint(true)).await,
-            Action::EnterJoint { promote, demote } => {
-                let ids = |replicas: &[ReplicaId]| replicas.iter().map(|replica| replica.get()).collect();
-                let joint = v1::JointChange { promote: ids(promote), demote: ids(demote) };
-                self.change(seen, group, Change::EnterJoint(joint)).await
-            }
-            Action::TransferLeader { to } => {
-                let request = v1::TransferLeaderRequest { group, to: to.get(), driver_term: self.term };
-                let reply = self.at_leader(seen, request).await?;
+            Order::Ensure(node, request) => self.shared.at(node, *request).await.map(drop),
+            Order::Fence(node, request) => self.shared.at(node, request).await.map(drop),
+            Order::Change(node, request) => accepted(self.shared.at(node, request).await?.refusal),
+            Order::Transfer(node, request) => {
+                let reply = self.shared.at(node, request).await?;
                 // The new leader shows itself in the next look; asking again at once would only repeat the transfer.
                 sleep(PAUSE_FIRST).await;
                 accepted(reply.refusal)
             }
-            Action::Fence { node, replica } => {
-                let request =
-                    v1::FenceReplicaRequest { group, replica: replica.get(), driver_term: self.term };
-                self.shared.at(*node, request).await.map(drop)
-            }
-            Action::ConfirmRemoved => {
+            Order::Confirm => {
                 step.confirm = true;
                 Ok(())
             }
         }
-    }
-
-    async fn change(&self, seen: &Observation, group: u64, change: Change) -> Result<(), Status> {
-        let change = Some(v1::MemberChange { change: Some(change) });
-        let request = v1::ChangeMembersRequest { group, change, driver_term: self.term };
-        accepted(self.at_leader(seen, request).await?.refusal)
-    }
-
-    async fn at_leader<C: Call>(&self, seen: &Observation, call: C) -> Result<C::Reply, Status> {
-        let leader = seen.leader.as_ref().and_then(|leader| ReplicaId::new(leader.replica).ok());
-        let node = leader.ok_or_else(|| Status::unavailable("the group has no leader"))?.node();
-        self.shared.at(node, call).await
     }
 
     /// Whether a node that was given a capacity has room.
@@ -302,7 +210,7 @@ fn accepted(refusal: Option<v1::Refusal>) -> Result<(), Status> {
     let text = match refusal.and_then(|refusal| refusal.kind) {
         None => return Ok(()),
         Some(Kind::NotLeader(_)) => "the leader has changed".to_owned(),
-        Some(Kind::Invalid(invalid)) => invalid.reason,
+        Some(Kind::Invalid(v1::RefusedInvalid { reason }) | Kind::Late(v1::RefusedLate { reason })) => reason,
         Some(other) => format!("refused: {other:?}"),
     };
     Err(Status::failed_precondition(text))

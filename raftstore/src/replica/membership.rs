@@ -13,7 +13,7 @@ use crate::{
     effects::{Answer, Effects, Token},
     error::Rejected,
     rules::{Rule, is_broken},
-    types::MemberChange,
+    types::{Mandate, MemberChange},
 };
 
 /// A target may lag by this many entries when it is promoted: it is in the stream, not behind it.
@@ -36,10 +36,11 @@ impl Replica {
         shared: &mut Shared,
         token: Token,
         change: &MemberChange,
+        mandate: Option<Mandate>,
         fx: &mut Effects,
     ) -> Alive<()> {
-        if !self.is_leader() || self.installing.is_some() {
-            fx.answers.push((token, Answer::Done(Err(self.not_leader()))));
+        if let Err(refused) = self.takes(mandate) {
+            fx.answers.push((token, Answer::Done(Err(refused))));
             return Ok(());
         }
         match self.plan(change) {
@@ -176,12 +177,13 @@ impl Replica {
         shared: &mut Shared,
         token: Token,
         to: ReplicaId,
+        mandate: Option<Mandate>,
         fx: &mut Effects,
     ) -> Alive<()> {
-        let answer = if to == self.id && self.is_leader() {
+        let answer = if let Err(refused) = self.takes(mandate) {
+            Err(refused)
+        } else if to == self.id {
             Ok(())
-        } else if !self.is_leader() || self.installing.is_some() {
-            Err(self.not_leader())
         } else if !self.conf.voters.contains(&to.get()) {
             Err(Rejected::Membership { group: self.group, reason: format!("{to} is not a voter") })
         } else {

@@ -11,6 +11,7 @@ use pontoon_proto::{ReplicaId, v1};
 use super::{Alive, Replica, Shared, guarded};
 use crate::{
     effects::{Answer, Effects, Token},
+    error::Rejected,
     transport::Class,
     types::ReadLevel,
 };
@@ -23,10 +24,17 @@ const CLOCK_TICKS: u64 = 2;
 /// With so many readers waiting, other replicas are left to ask again.
 const MAX_WAITING: usize = 65_536;
 
+/// Somebody here, who is answered when its index is applied.
+#[derive(Clone, Copy)]
+struct Here {
+    token: Token,
+    /// Wants the members as well.
+    members: bool,
+}
+
 /// Who waits for a confirmation.
 enum Reader {
-    /// Somebody here, who is answered when its index is applied.
-    Here(Token),
+    Here(Here),
     /// Another replica, which asked under this number.
     There(ReplicaId, u64),
 }
@@ -58,7 +66,7 @@ pub(super) struct Reads {
     /// The newest.
     confirmed: Option<Confirmed>,
     /// Readers whose index is confirmed and not applied yet.
-    ready: std::collections::BTreeMap<u64, Vec<Token>>,
+    ready: std::collections::BTreeMap<u64, Vec<Here>>,
 }
 
 impl Reads {
@@ -76,31 +84,52 @@ impl Replica {
 
     /// Takes a reader in.
     pub(crate) fn read(&mut self, shared: &Shared, token: Token, level: ReadLevel, fx: &mut Effects) {
+        let here = Here { token, members: false };
         let max_lag = match level {
             ReadLevel::Local => return fx.answers.push((token, Answer::Index(Ok(self.mark.index)))),
             ReadLevel::Linearizable if !self.is_leader() => {
                 return fx.answers.push((token, Answer::Index(Err(self.not_leader()))));
             }
-            ReadLevel::Linearizable => match self.leased_index(shared) {
-                Some(index) => return self.answer_at(index, token, fx),
-                None => return self.reads.waiting.push(Reader::Here(token)),
-            },
+            ReadLevel::Linearizable => return self.read_leading(shared, here, fx),
             ReadLevel::Follower { max_lag } => max_lag,
         };
         let age =
             |confirmed: Confirmed| shared.config.tick * (shared.ticks - confirmed.since + CLOCK_TICKS) as u32;
         match self.reads.confirmed.filter(|confirmed| age(*confirmed) <= max_lag) {
-            Some(Confirmed { index, .. }) => self.answer_at(index, token, fx),
+            Some(Confirmed { index, .. }) => self.answer_at(index, here, fx),
             None if self.leader().is_none() => {
                 fx.answers.push((token, Answer::Index(Err(self.not_leader()))));
             }
-            None => self.reads.waiting.push(Reader::Here(token)),
+            None => self.reads.waiting.push(Reader::Here(here)),
         }
     }
 
-    fn answer_at(&mut self, index: u64, token: Token, fx: &mut Effects) {
-        self.reads.ready.entry(index).or_default().push(token);
+    /// Takes in, on the leader, somebody who asks for the members.
+    pub(super) fn read_members(&mut self, shared: &Shared, token: Token, fx: &mut Effects) {
+        self.read_leading(shared, Here { token, members: true }, fx);
+    }
+
+    fn read_leading(&mut self, shared: &Shared, here: Here, fx: &mut Effects) {
+        match self.leased_index(shared) {
+            Some(index) => self.answer_at(index, here, fx),
+            None => self.reads.waiting.push(Reader::Here(here)),
+        }
+    }
+
+    fn answer_at(&mut self, index: u64, here: Here, fx: &mut Effects) {
+        self.reads.ready.entry(index).or_default().push(here);
         self.answer_reads(fx);
+    }
+
+    fn answer(&self, here: Here, result: Result<u64, Rejected>, fx: &mut Effects) {
+        let answer = match here.members {
+            false => Answer::Index(result),
+            // Mark and members of the same batch: the members as of this very index.
+            true => Answer::Members(
+                result.map(|_| (self.mark.conf_state.clone().unwrap_or_default(), self.mark.index)),
+            ),
+        };
+        fx.answers.push((here.token, answer));
     }
 
     /// Another replica asks on behalf of its readers.
@@ -194,7 +223,7 @@ impl Replica {
         }
         for reader in round.readers {
             match reader {
-                Reader::Here(token) => self.reads.ready.entry(index).or_default().push(token),
+                Reader::Here(here) => self.reads.ready.entry(index).or_default().push(here),
                 Reader::There(replica, context) => {
                     let reply = v1::ReadReply { context, index };
                     self.tell(replica, v1::peer_message::Body::ReadReply(reply), fx);
@@ -209,8 +238,8 @@ impl Replica {
         let applied = self.mark.index;
         while let Some(entry) = self.reads.ready.first_entry().filter(|entry| *entry.key() <= applied) {
             let index = *entry.key();
-            for token in entry.remove() {
-                fx.answers.push((token, Answer::Index(Ok(index))));
+            for here in entry.remove() {
+                self.answer(here, Ok(index), fx);
             }
         }
     }
@@ -220,17 +249,17 @@ impl Replica {
         let rejected = self.not_leader();
         let round = self.reads.round.take().map(|round| round.readers).unwrap_or_default();
         for reader in std::mem::take(&mut self.reads.waiting).into_iter().chain(round) {
-            if let Reader::Here(token) = reader {
-                fx.answers.push((token, Answer::Index(Err(rejected.clone()))));
+            if let Reader::Here(here) = reader {
+                self.answer(here, Err(rejected.clone()), fx);
             }
         }
     }
 
     /// The replica stops: those who wait for it to apply something wait in vain.
     pub(super) fn stop_reads(&mut self, fx: &mut Effects) {
-        let stopped = crate::error::Rejected::Stopped(self.group);
-        for token in std::mem::take(&mut self.reads.ready).into_values().flatten() {
-            fx.answers.push((token, Answer::Index(Err(stopped.clone()))));
+        let stopped = Rejected::Stopped(self.group);
+        for here in std::mem::take(&mut self.reads.ready).into_values().flatten() {
+            self.answer(here, Err(stopped.clone()), fx);
         }
     }
 }

@@ -5,5 +5,6 @@ mod lab;
 mod lease;
 #[path = "../common/machine.rs"]
 mod machine;
+mod orders;
 mod pitfalls;
 mod stall;

@@ -59,6 +59,13 @@ impl MemoryDisk {
         state.life += 1;
     }
 
+    /// Another disk with what this one holds durably at this moment.
+    pub fn image(&self) -> MemoryDisk {
+        let durable = self.lock().durable.clone();
+        let state = State { current: durable.clone(), durable, ..State::default() };
+        MemoryDisk { state: Arc::new(Mutex::new(state)) }
+    }
+
     /// How many batches a power cut could take.
     pub fn unflushed(&self) -> usize {
         self.lock().unflushed.len()

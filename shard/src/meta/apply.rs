@@ -229,6 +229,22 @@ impl Step<'_> {
             let text = format!("{} belongs to node n{}: listen on another address", ask.address, holder.id);
             return Err(refuse(MetaRefusal::AddressHeld, text));
         }
+        let (id, known) = (node.id, node.boot_token);
+        if ask.boot_history.last() != Some(&ask.boot_token) {
+            let text =
+                format!("n{id} does not say under which boots it was here before: run matching versions");
+            return Err(refuse(MetaRefusal::Invalid, text));
+        }
+        // Membership, never equality: a command that is repeated or comes late finds its own or a later token, and one that
+        // comes after a later boot was accepted is of an older incarnation, which is over.
+        if known != 0 && !ask.boot_history.contains(&known) {
+            let text = format!(
+                "n{id} was seen with a later or other disk (boot {known:#x} is not in its history); this one is a copy, an old \
+                 image, or empty: start the node with its own directory, or run `pontoon decommission n{id}` and join with a \
+                 fresh directory by `--replace n{id}`"
+            );
+            return Err(refuse(MetaRefusal::OtherDisk, text));
+        }
         if node.address != ask.address || node.boot_token != ask.boot_token {
             if node.address != ask.address {
                 self.note(format!("n{} moved from {} to {}", node.id, node.address, ask.address));

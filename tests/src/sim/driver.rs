@@ -4,9 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
-use pontoon_raftstore::{Applied, MemberChange, Proposal, ProposeError, ReadLevel, Role};
+use pontoon_raftstore::{Applied, Proposal, ProposeError, ReadLevel, Role};
 use pontoon_shard::{
-    Action, Decision, MetaState, Observation, decode_meta_reply, meta_command, mover, planner,
+    Action, Decision, MetaState, Observation, decode_meta_reply, meta_command,
+    mover::{
+        self,
+        orders::{self, Order},
+    },
+    planner,
 };
 use v1::{meta_command::Body, meta_reply::Body as Answer};
 
@@ -150,8 +155,13 @@ impl World {
                     shard.initial.iter().filter_map(|id| ReplicaId::new(*id).ok()).collect();
                 let conf = v1::ConfState { voters: shard.initial.clone(), ..Default::default() };
                 let calls = replicas.iter().map(|replica| {
-                    let (shard, initial) = (Box::new((*shard).clone()), Some(conf.clone()));
-                    (replica.node(), Call::Ensure { term, shard, replica: *replica, initial })
+                    let request = v1::EnsureReplicaRequest {
+                        shard: Some((*shard).clone()),
+                        replica: replica.get(),
+                        initial: Some(conf.clone()),
+                        driver_term: term,
+                    };
+                    (replica.node(), Call::Ensure(Box::new(request)))
                 });
                 let enough = replicas.len() / 2 + 1;
                 work.doing = self.ask(i, calls.collect(), enough, Then::Founded);
@@ -170,8 +180,8 @@ impl World {
                 if matches!(work.record.phase(), v1::MovePhase::Done | v1::MovePhase::Aborted) {
                     return false;
                 }
-                let nodes = self.may_know(&work.record, state);
                 let group = GroupId(work.record.group);
+                let nodes = orders::witnesses(&work.record, state);
                 let calls: Vec<(NodeId, Call)> =
                     nodes.into_iter().map(|node| (node, Call::Status(group))).collect();
                 let enough = calls.len();
@@ -195,26 +205,29 @@ impl World {
         heard: Vec<(NodeId, Reply)>,
         then: Then,
     ) {
-        let group = GroupId(work.record.group);
         match then {
             Then::Founded => {}
             Then::Observed => {
-                let seen = observation(work, state, &heard);
-                let leader = seen.leader.as_ref().and_then(|leader| ReplicaId::new(leader.replica).ok());
-                if let Some(leader) = leader.filter(|_| std::mem::take(&mut work.confirm)) {
-                    let calls = vec![(leader.node(), Call::Confirm(group))];
+                let answers: Vec<_> = heard
+                    .into_iter()
+                    .filter_map(|(node, reply)| match reply {
+                        Reply::Status(status) => Some((node, *status)),
+                        _ => None,
+                    })
+                    .collect();
+                let seen = orders::observation(&work.record, state, work.reserved, &answers);
+                if std::mem::take(&mut work.confirm)
+                    && let Some((node, request)) = orders::confirmation(&work.record, term, &seen)
+                {
+                    let calls = vec![(node, Call::Confirm(request))];
                     work.doing = self.ask(i, calls, 1, Then::Confirmed(Box::new(seen)));
                     return;
                 }
                 self.decide(i, term, subject, work, state, seen);
             }
             Then::Confirmed(mut seen) => {
-                if let (Some((_, Reply::Members(conf, index))), Some(leader)) =
-                    (heard.first(), &mut seen.leader)
-                {
-                    leader.conf_state = Some(conf.clone());
-                    leader.applied = leader.applied.max(*index);
-                    seen.confirmed = true;
+                if let Some((_, Reply::Members(reply))) = heard.into_iter().next() {
+                    orders::confirm(&mut seen, reply);
                 }
                 self.decide(i, term, subject, work, state, *seen);
             }
@@ -243,7 +256,9 @@ impl World {
         state: &MetaState,
         seen: Observation,
     ) {
-        self.note_members(i, &work.record, &seen, state);
+        if let Some(update) = orders::members_update(&work.record, &seen, state) {
+            self.propose(i, Body::UpdateMembers(update), Wait::Nobody);
+        }
         match mover::next(&work.record, &seen) {
             Decision::Advance(phase) => {
                 let session = self.moment();
@@ -284,41 +299,22 @@ impl World {
         mut actions: VecDeque<Action>,
         seen: Box<Observation>,
     ) {
-        let group = GroupId(work.record.group);
-        let leader = seen.leader.as_ref().and_then(|leader| ReplicaId::new(leader.replica).ok());
         let Some(action) = actions.pop_front() else {
             work.doing = Doing::Rest { until: self.now };
             return;
         };
-        let change = |change: MemberChange| Call::Change { term, group, change };
-        let (node, call) = match &action {
-            Action::Reserve { node, .. } => (Some(*node), Call::Report),
-            Action::EnsureReplica { node, replica } => {
-                let Some(shard) = state.shards.get(&group.0) else { return };
-                let shard = Box::new((**shard).clone());
-                (Some(*node), Call::Ensure { term, shard, replica: *replica, initial: None })
-            }
-            Action::Fence { node, replica } => (Some(*node), Call::Fence { term, group, replica: *replica }),
-            Action::AddLearner(replica) => {
-                (leader.map(ReplicaId::node), change(MemberChange::AddLearner(*replica)))
-            }
-            Action::RemoveLearner(replica) => {
-                (leader.map(ReplicaId::node), change(MemberChange::Remove(*replica)))
-            }
-            Action::LeaveJoint => (leader.map(ReplicaId::node), change(MemberChange::LeaveJoint)),
-            Action::EnterJoint { promote, demote } => {
-                let (promote, demote) = (promote.clone(), demote.clone());
-                (leader.map(ReplicaId::node), change(MemberChange::EnterJoint { promote, demote }))
-            }
-            Action::TransferLeader { to } => {
-                (leader.map(ReplicaId::node), Call::Transfer { term, group, to: *to })
-            }
-            Action::ConfirmRemoved => {
+        let (node, call) = match orders::order(&action, &work.record, term, &seen, state) {
+            Ok(Order::Reserve(node, _)) => (node, Call::Report),
+            Ok(Order::Ensure(node, request)) => (node, Call::Ensure(request)),
+            Ok(Order::Fence(node, request)) => (node, Call::Fence(request)),
+            Ok(Order::Change(node, request)) => (node, Call::Change(request)),
+            Ok(Order::Transfer(node, request)) => (node, Call::Transfer(request)),
+            Ok(Order::Confirm) => {
                 work.confirm = true;
                 return self.act(i, term, work, state, actions, seen);
             }
+            Err(_) => return self.pause(work),
         };
-        let Some(node) = node else { return self.pause(work) };
         let reserves = matches!(action, Action::Reserve { .. });
         work.doing = self.ask(i, vec![(node, call)], 1, Then::Acted(actions, seen, reserves));
     }
@@ -386,36 +382,6 @@ impl World {
         }
     }
 
-    /// Everybody who may know something about the group.
-    fn may_know(&self, mv: &v1::Move, state: &MetaState) -> BTreeSet<NodeId> {
-        let shard = state.shards.get(&mv.group);
-        let members = shard.into_iter().flat_map(|shard| shard.voters.iter().chain(&shard.learners));
-        let all = members.chain([&mv.source, &mv.target]);
-        all.filter_map(|id| ReplicaId::new(*id).ok())
-            .map(ReplicaId::node)
-            .filter(|node| !is_removed(state, *node))
-            .collect()
-    }
-
-    /// Brings the members in the map up to what the group's leader says.
-    fn note_members(&mut self, i: usize, mv: &v1::Move, seen: &Observation, state: &MetaState) {
-        let Some(leader) = &seen.leader else { return };
-        let Some(conf) = leader.conf_state.as_ref().filter(|conf| conf.voters_outgoing.is_empty()) else {
-            return;
-        };
-        let known = state.shards.get(&mv.group);
-        if known.is_some_and(|shard| shard.voters == conf.voters && shard.learners == conf.learners) {
-            return;
-        }
-        let update = v1::UpdateMembers {
-            group: mv.group,
-            voters: conf.voters.clone(),
-            learners: conf.learners.clone(),
-            members_index: leader.applied,
-        };
-        self.propose(i, Body::UpdateMembers(update), Wait::Nobody);
-    }
-
     /// Starts what the planner finds missing, on nodes that are there.
     fn repair(&mut self, i: usize, state: &MetaState) {
         for start in planner::repairs(state, &planner::Seen::default()) {
@@ -436,37 +402,6 @@ impl Work {
                 now >= *until || asked.is_empty() || heard.len() >= *enough
             }
         }
-    }
-}
-
-fn is_removed(state: &MetaState, node: NodeId) -> bool {
-    state.nodes.get(&node.get()).is_none_or(|node| node.state() == v1::NodeState::Removed)
-}
-
-fn observation(work: &Work, state: &MetaState, heard: &[(NodeId, Reply)]) -> Observation {
-    let part = |id: u64| ReplicaId::new(id).ok().map(ReplicaId::node);
-    let (source, target) = (part(work.record.source), part(work.record.target));
-    let statuses = heard.iter().filter_map(|(node, reply)| match reply {
-        Reply::Status(status) => Some((*node, status)),
-        _ => None,
-    });
-    let of = |node: Option<NodeId>| {
-        statuses.clone().find(|(asked, _)| Some(*asked) == node).map(|(_, status)| (**status).clone())
-    };
-    let leader = statuses
-        .clone()
-        .filter_map(|(_, status)| status.replica.as_ref())
-        .filter(|replica| replica.role == "leader")
-        .max_by_key(|replica| replica.term)
-        .cloned();
-    Observation {
-        leader,
-        confirmed: false,
-        target: of(target),
-        source: of(source),
-        reserved: work.reserved,
-        target_removed: target.is_some_and(|node| is_removed(state, node)),
-        source_removed: source.is_some_and(|node| is_removed(state, node)),
     }
 }
 

@@ -24,11 +24,13 @@ pub enum Mistake {
     ChangeMissed,
     /// The source's data goes when the driver believes that it is not needed.
     DeletedOnBelief,
+    /// An order of a move takes effect however late it comes.
+    LateOrder,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 8] = [
+    pub const ALL: [Mistake; 9] = [
         Mistake::AckBeforeSync,
         Mistake::AcknowledgedTailCut,
         Mistake::MarkApart,
@@ -37,6 +39,7 @@ impl Mistake {
         Mistake::LeaseRead,
         Mistake::ChangeMissed,
         Mistake::DeletedOnBelief,
+        Mistake::LateOrder,
     ];
 
     /// Everything that this thread simulates makes the mistake until the guard is dropped.
@@ -54,6 +57,7 @@ impl Mistake {
             Mistake::LeaseRead => Rule::ReadsAskQuorum,
             Mistake::ChangeMissed => Rule::ChangeAtItsEntry,
             Mistake::DeletedOnBelief => Rule::LeftBehindFirst,
+            Mistake::LateOrder => Rule::OrdersInTime,
         };
         replicas::break_rule(Some(rule));
         Making(())

@@ -10,7 +10,8 @@ use crate::Rng;
 /// What travels.
 #[derive(Clone)]
 pub(super) enum Packet {
-    Peer(Box<PeerMessage>),
+    /// The number is the sender's boot token.
+    Peer(Box<PeerMessage>, u64),
     /// A driver asks a node; the number names the question.
     Call(u64, Call),
     Reply(u64, Reply),
@@ -79,7 +80,7 @@ impl Net {
                 fate = Fate::Clogged;
             }
             // A call is not repeated by what carries it.
-            if matches!(packet, Packet::Peer(_)) && rng.chance(odds.duplicate) {
+            if matches!(packet, Packet::Peer(..)) && rng.chance(odds.duplicate) {
                 self.put(now + delay + 1 + rng.below(300), Some(from), to, packet.clone());
                 fate = Fate::Twice;
             }
@@ -89,7 +90,7 @@ impl Net {
     }
 
     fn put(&mut self, at: u64, from: Sender, to: NodeId, packet: Packet) {
-        if let (Some((node, group)), Packet::Peer(message)) = (self.kept_for, &packet)
+        if let (Some((node, group)), Packet::Peer(message, _)) = (self.kept_for, &packet)
             && to == node
             && message.group == group.0
         {

@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use pontoon_proto::{GroupId, NodeId};
-use pontoon_raftstore::{Config, Stepped};
+use pontoon_proto::{ClusterId, GroupId, NodeId};
+use pontoon_raftstore::{Config, Identity, Stepped};
 use pontoon_shard::{
     ShardMachines,
     engine::{MemoryDisk, MemoryEngine},
@@ -26,6 +26,9 @@ use crate::Rng;
 
 /// Between two ticks of raft's clock, in milliseconds of a clock that goes right.
 pub(super) const TICK_MS: u64 = 20;
+
+/// The cluster that all nodes belong to.
+pub(super) const CLUSTER: [u8; 16] = [7; 16];
 
 /// The clock that logs are given: the simulation's.
 pub(super) struct SimClock(pub(super) AtomicU64);
@@ -45,13 +48,20 @@ pub(super) struct Running {
     pub(super) driver: Option<Driver>,
     /// The highest term of a driver that gave orders.
     pub(super) driver_term: u64,
+    /// The meta group has accepted the boot token.
+    pub(super) vouched: bool,
+    /// When it asks the meta group again.
+    pub(super) announce_at: u64,
+    /// Who has accepted it, under which boot of theirs.
+    pub(super) accepted_by: BTreeMap<NodeId, u64>,
 }
 
 /// A node. What is in `running` goes with the process; the rest stays.
 pub(super) struct Node {
     pub(super) id: NodeId,
+    pub(super) address: String,
     pub(super) fs: SimFs,
-    disk: MemoryDisk,
+    pub(super) disk: MemoryDisk,
     pub(super) running: Option<Running>,
     pub(super) boots: u64,
     /// When its process starts again.
@@ -72,6 +82,8 @@ pub(super) struct Node {
     pub(super) may_fail: bool,
     /// Bits of its log were flipped: replicas here may die at any time.
     pub(super) rotten: bool,
+    /// It runs from a disk that is not its own, or not its newest.
+    pub(super) forged: bool,
     /// What its wall clock shows too much.
     pub(super) wall_ahead_ms: i64,
     /// What its tick really takes: its clock is a little fast or slow.
@@ -82,9 +94,10 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(id: NodeId, rng: &mut Rng) -> Node {
+    pub(super) fn new(id: NodeId, address: String, rng: &mut Rng) -> Node {
         Node {
             id,
+            address,
             fs: SimFs::new(),
             disk: MemoryDisk::new(),
             running: None,
@@ -98,6 +111,7 @@ impl Node {
             frozen: false,
             may_fail: false,
             rotten: false,
+            forged: false,
             wall_ahead_ms: rng.below(4_000) as i64 - 2_000,
             tick_every: TICK_MS - 1 + rng.below(3),
             next_tick: 0,
@@ -142,6 +156,7 @@ impl Node {
             max_retained_entries: 200,
             sleep_after_ticks: 10,
             leader_lease,
+            vouching_group: Some(GroupId::META),
             seed,
             ..Default::default()
         };
@@ -152,8 +167,23 @@ impl Node {
             Stepped::open(config, self.id, wal.clone(), Arc::new(watched)).expect("the configuration holds");
         stepped.set_wall_ms(self.wall_ms(now));
         stepped.set_clock(self.clock(now));
+        let cluster = ClusterId::from_slice(&CLUSTER).expect("16 bytes");
+        let me = Identity::establish(&wal, cluster, self.id, &self.address);
+        me.and_then(|me| stepped.introduce(me)).map_err(|error| match error {
+            pontoon_raftstore::Error::Wal(error) => error,
+            other => panic!("{} does not know itself: {other}", self.id),
+        })?;
         self.next_tick = now + self.tick_every;
-        self.running = Some(Running { stepped, wal, machines, driver: None, driver_term: 0 });
+        self.running = Some(Running {
+            stepped,
+            wal,
+            machines,
+            driver: None,
+            driver_term: 0,
+            vouched: false,
+            announce_at: 0,
+            accepted_by: BTreeMap::new(),
+        });
         Ok(report)
     }
 

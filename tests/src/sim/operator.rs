@@ -7,7 +7,7 @@ use v1::{MoveKind, MovePhase, meta_command::Body, meta_reply::Body as Answer};
 
 use super::{
     clients::Client,
-    node::TICK_MS,
+    node::{CLUSTER, TICK_MS},
     work::Wait,
     world::{World, spec},
 };
@@ -21,9 +21,14 @@ const OPERATOR: usize = 0;
 /// Between two looks at what is hurt.
 const LOOK_MS: u64 = 100;
 
+/// Where the node listens that was the first here, or took the place of another.
+pub(super) fn address(node: u64, replace: u64) -> String {
+    format!("10.0.0.{node}:{replace}")
+}
+
 fn register(node: u64, replace: u64) -> v1::RegisterNode {
     v1::RegisterNode {
-        address: format!("10.0.0.{node}:{replace}"),
+        address: address(node, replace),
         engine: "memory".into(),
         nonce: vec![node as u8, replace as u8, 3].into(),
         replace,
@@ -55,7 +60,7 @@ impl World {
         let token = running.stepped.create_group(spec);
         self.waits.insert((first, boots, token), Wait::Nobody);
         let bootstrap = v1::BootstrapCluster {
-            cluster: vec![7; 16].into(),
+            cluster: CLUSTER.to_vec().into(),
             node: Some(register(1, 0)),
             meta_replicas: REPLICAS,
         };
@@ -109,7 +114,7 @@ impl World {
                 let id = NodeId::new(node.id).expect("the meta group gives out ids");
                 self.say(format!("{id} joins in the place of n{}", ask.replace));
                 if self.at(id).is_none() {
-                    self.add_node(id);
+                    self.add_node(id, node.address);
                     self.tally.replaced += 1;
                 }
             }

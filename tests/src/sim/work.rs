@@ -1,29 +1,31 @@
 //! What clients and drivers ask of nodes, and who waits for the answer.
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
-use pontoon_raftstore::{GroupStatus, MemberChange, Proposal, ReadLevel, Role};
+use pontoon_raftstore::{Proposal, ReadLevel};
 
 /// A driver's question or order to a node; the node refuses orders of a driver that was followed by another.
 #[derive(Clone)]
 pub(super) enum Call {
     Status(GroupId),
     Report,
-    Confirm(GroupId),
-    Ensure { term: u64, shard: Box<v1::Shard>, replica: ReplicaId, initial: Option<v1::ConfState> },
-    Change { term: u64, group: GroupId, change: MemberChange },
-    Transfer { term: u64, group: GroupId, to: ReplicaId },
-    Fence { term: u64, group: GroupId, replica: ReplicaId },
+    /// A node asks the meta group's leader to vouch for it.
+    Announce(v1::Hello),
+    Confirm(v1::ConfirmMembersRequest),
+    Ensure(Box<v1::EnsureReplicaRequest>),
+    Change(v1::ChangeMembersRequest),
+    Transfer(v1::TransferLeaderRequest),
+    Fence(v1::FenceReplicaRequest),
 }
 
 impl Call {
     /// The driver's term, of orders.
     pub(super) fn term(&self) -> u64 {
         match self {
-            Call::Status(_) | Call::Report | Call::Confirm(_) => 0,
-            Call::Ensure { term, .. }
-            | Call::Change { term, .. }
-            | Call::Transfer { term, .. }
-            | Call::Fence { term, .. } => *term,
+            Call::Status(_) | Call::Report | Call::Announce(_) | Call::Confirm(_) => 0,
+            Call::Ensure(request) => request.driver_term,
+            Call::Change(request) => request.driver_term,
+            Call::Transfer(request) => request.driver_term,
+            Call::Fence(request) => request.driver_term,
         }
     }
 }
@@ -32,8 +34,10 @@ impl Call {
 pub(super) enum Reply {
     Status(Box<v1::ReplicaStatusReply>),
     /// The members, by a linearizable read.
-    Members(v1::ConfState, u64),
+    Members(v1::ConfirmMembersReply),
     Done,
+    /// The meta group vouches for the boot of this token, or says why not.
+    Vouched(u64, Result<(), String>),
     Failed(String),
 }
 
@@ -65,6 +69,12 @@ pub(super) enum Wait {
         id: u64,
         what: Asked,
     },
+    /// A node that wants to be vouched for under this token.
+    Announce {
+        from: NodeId,
+        id: u64,
+        token: u64,
+    },
     /// A driver's barrier before it begins.
     Barrier {
         term: u64,
@@ -80,7 +90,6 @@ pub(super) enum Wait {
 /// What a call was about, as far as its answer needs it.
 pub(super) enum Asked {
     Plain,
-    Members(GroupId),
     Fence(GroupId, ReplicaId),
 }
 
@@ -89,43 +98,4 @@ pub(super) enum Asked {
 pub(super) enum Subject {
     Create(u64),
     Move(u64),
-}
-
-/// A replica as other nodes are told of it.
-pub(super) fn info(status: &GroupStatus) -> v1::ReplicaInfo {
-    let role = match status.role {
-        Role::Leader => "leader",
-        Role::Follower => "follower",
-        Role::Candidate => "candidate",
-        Role::Learner => "learner",
-        Role::Dead => "dead",
-    };
-    let progress = status.progress.iter().map(|peer| v1::ReplicaProgress {
-        replica: peer.replica.get(),
-        matched: peer.matched,
-        snapshot: peer.snapshot,
-        active: peer.active,
-    });
-    v1::ReplicaInfo {
-        group: status.group.0,
-        replica: status.replica.get(),
-        role: role.to_owned(),
-        term: status.term,
-        leader: status.leader.map_or(0, ReplicaId::get),
-        first_index: status.first_index,
-        last_index: status.last_index,
-        persisted: status.persisted,
-        commit: status.commit,
-        applied: status.applied,
-        durable: status.durable,
-        epoch: status.epoch,
-        conf_state: Some(status.conf_state.clone()),
-        progress: progress.collect(),
-        pull: status
-            .pull
-            .as_ref()
-            .map(|pull| v1::PullView { bytes_done: pull.bytes_done, bytes_total: pull.bytes_total }),
-        dead: status.dead.clone().unwrap_or_default(),
-        ..Default::default()
-    }
 }

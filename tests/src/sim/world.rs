@@ -6,8 +6,8 @@ use std::{
 };
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
-use pontoon_raftstore::{Answer, Event, GroupSpec, GroupStatus, ReadLevel, Role};
-use pontoon_shard::MetaState;
+use pontoon_raftstore::{Answer, Event, GroupSpec, GroupStatus, Mandate, Role};
+use pontoon_shard::{MetaState, mover::orders};
 
 use super::{
     checks::Checks,
@@ -17,9 +17,10 @@ use super::{
     machines::Book,
     net::{Fate, Net, Odds, Packet, Sender},
     node::{Node, Running, SimClock, TICK_MS},
+    operator::address,
     plan::Plan,
     timeline::Timeline,
-    work::{Asked, Call, ClientAsk, ClientCall, Reply, Wait, info},
+    work::{Asked, Call, ClientAsk, ClientCall, Reply, Wait},
 };
 use crate::Rng;
 
@@ -62,6 +63,8 @@ pub(super) struct World {
     pub(super) heal_at: u64,
     /// What is to strike whom, and when.
     pub(super) ambush: Option<(u64, NodeId, Kind)>,
+    /// Forged nodes that were not believed, and why.
+    pub(super) refusals: Vec<(NodeId, String)>,
 }
 
 impl World {
@@ -91,15 +94,16 @@ impl World {
             calm: true,
             heal_at: 0,
             ambush: None,
+            refusals: Vec::new(),
         };
         for id in 1..=plan.nodes {
-            world.add_node(NodeId::new(id).expect("small"));
+            world.add_node(NodeId::new(id).expect("small"), address(id, 0));
         }
         world
     }
 
-    pub(super) fn add_node(&mut self, id: NodeId) {
-        let node = Node::new(id, &mut self.rng);
+    pub(super) fn add_node(&mut self, id: NodeId, address: String) {
+        let node = Node::new(id, address, &mut self.rng);
         self.nodes.push(node);
         self.boot(self.nodes.len() - 1);
     }
@@ -197,25 +201,6 @@ impl World {
         }
     }
 
-    /// Handshakes: every pair that can talk both ways knows each other.
-    fn meet(&mut self) {
-        let ids: Vec<NodeId> = self.nodes.iter().filter(|n| n.is_up()).map(|n| n.id).collect();
-        for i in 0..self.nodes.len() {
-            let own = self.nodes[i].id;
-            if !self.nodes[i].is_up() {
-                continue;
-            }
-            for other in ids.iter().filter(|id| **id != own) {
-                if !self.net.is_cut(own, *other)
-                    && !self.net.is_cut(*other, own)
-                    && let Some(running) = &mut self.nodes[i].running
-                {
-                    running.stepped.accepted_by(*other);
-                }
-            }
-        }
-    }
-
     /// Follows the map of the cluster, and makes founding replicas that nobody came to make.
     fn read_map(&mut self) {
         for node in self.nodes.iter().filter(|node| node.is_up()) {
@@ -299,11 +284,12 @@ impl World {
         let boots = self.nodes[i].boots;
         let Some(running) = &mut self.nodes[i].running else { return };
         match packet {
-            Packet::Peer(message) => {
-                if let Some(from) = from {
+            Packet::Peer(message, token) => {
+                if let Some(from) = from.filter(|from| running.stepped.admits(*from, token)) {
                     running.stepped.deliver(from, *message);
                 }
             }
+            Packet::Reply(_, Reply::Vouched(token, verdict)) => self.hear_vouched(i, token, verdict),
             Packet::Reply(call, reply) => {
                 if let (Some(driver), Some(from)) = (&mut running.driver, from) {
                     driver.hear(call, from, reply);
@@ -329,6 +315,9 @@ impl World {
     fn serve(&mut self, i: usize, from: NodeId, call: u64, what: Call) {
         let (id, boots) = (self.nodes[i].id, self.nodes[i].boots);
         let Some(running) = &mut self.nodes[i].running else { return };
+        if let Call::Announce(hello) = what {
+            return self.serve_announce(i, from, call, hello);
+        }
         let term = what.term();
         let newest = running.driver_term.max(term);
         running.driver_term = newest;
@@ -338,12 +327,12 @@ impl World {
         }
         let mut asked = Asked::Plain;
         let (group, token) = match what {
-            Call::Report => {
+            Call::Announce(_) | Call::Report => {
                 return self.send(Some(id), from, GroupId::META, Packet::Reply(call, Reply::Done));
             }
             Call::Status(group) => {
                 let status = v1::ReplicaStatusReply {
-                    replica: running.stepped.status(group).as_ref().map(info),
+                    replica: running.stepped.status(group).as_ref().map(orders::replica_info),
                     min_replica: running.wal.tombstone(group).unwrap_or(0),
                 };
                 return self.send(
@@ -353,17 +342,26 @@ impl World {
                     Packet::Reply(call, Reply::Status(Box::new(status))),
                 );
             }
-            Call::Confirm(group) => {
-                asked = Asked::Members(group);
-                (group, running.stepped.read_barrier(group, ReadLevel::Linearizable))
+            Call::Confirm(request) => {
+                let mandate = mandate(request.mandate);
+                (GroupId(request.group), running.stepped.members(GroupId(request.group), mandate))
             }
-            Call::Ensure { shard, replica, initial, .. } => {
-                let spec = spec(&shard, replica, initial.is_some());
+            Call::Ensure(request) => {
+                let shard = request.shard.as_ref().expect("every driver names the shard");
+                let spec = spec(shard, replica_id(request.replica), request.initial.is_some());
                 (spec.group, running.stepped.create_group(spec))
             }
-            Call::Change { group, change, .. } => (group, running.stepped.change(group, change)),
-            Call::Transfer { group, to, .. } => (group, running.stepped.transfer_leader(group, to)),
-            Call::Fence { group, replica, .. } => {
+            Call::Change(request) => {
+                let change = orders::to_change(request.change).expect("every driver names the change");
+                let group = GroupId(request.group);
+                (group, running.stepped.change_by(group, change, mandate(request.mandate)))
+            }
+            Call::Transfer(request) => {
+                let (group, to) = (GroupId(request.group), replica_id(request.to));
+                (group, running.stepped.transfer_leader_by(group, to, mandate(request.mandate)))
+            }
+            Call::Fence(request) => {
+                let (group, replica) = (GroupId(request.group), replica_id(request.replica));
                 asked = Asked::Fence(group, replica);
                 (group, running.stepped.destroy_replica(group, replica))
             }
@@ -410,7 +408,7 @@ impl World {
                 stepped.flush().expect("the simulated engine flushes");
             }
         }
-        let out = stepped.take_output();
+        let (out, boot_token) = (stepped.take_output(), wal.incarnation());
         for status in out.statuses {
             self.check_status(i, &status);
             if status.pull.is_some() {
@@ -424,7 +422,7 @@ impl World {
         for (to, _, message) in out.send {
             self.timeline
                 .note(message.group ^ message.from.rotate_left(7) ^ message.to.rotate_left(21) ^ now << 32);
-            self.send(Some(id), to, GroupId(message.group), Packet::Peer(Box::new(message)));
+            self.send(Some(id), to, GroupId(message.group), Packet::Peer(Box::new(message), boot_token));
         }
         for (token, answer) in out.answers {
             if let Some(wait) = self.waits.remove(&(id, boots, token)) {
@@ -476,12 +474,12 @@ impl World {
             (Wait::Client { client, attempt }, answer) => self.client_hears(i, client, attempt, answer),
             (Wait::Call { from, id: call, what }, answer) => {
                 let reply = match (&what, answer) {
-                    (Asked::Members(group), Answer::Index(Ok(index))) => {
-                        let running = self.nodes[i].running.as_ref();
-                        match running.and_then(|running| running.stepped.status(*group)) {
-                            Some(status) => Reply::Members(status.conf_state, index),
-                            None => Reply::Failed("the replica is gone".to_owned()),
-                        }
+                    (_, Answer::Members(Ok((conf_state, index)))) => {
+                        Reply::Members(v1::ConfirmMembersReply {
+                            refusal: None,
+                            conf_state: Some(conf_state),
+                            index,
+                        })
                     }
                     (Asked::Fence(group, replica), Answer::Destroyed(Ok(()))) => {
                         self.seen.remove(&(*group, id));
@@ -500,6 +498,9 @@ impl World {
                 if let Some(driver) = self.nodes[i].driver().filter(|driver| driver.term == term) {
                     driver.begin(result.is_ok());
                 }
+            }
+            (Wait::Announce { from, id, token }, Answer::Proposed(result)) => {
+                self.announced(i, (from, id, token), result);
             }
             (Wait::Commit { term, subject }, Answer::Proposed(result)) => {
                 self.committed(i, term, subject, result);
@@ -546,6 +547,14 @@ impl Node {
     pub(super) fn driver(&mut self) -> Option<&mut super::driver::Driver> {
         self.running.as_mut()?.driver.as_mut()
     }
+}
+
+fn replica_id(id: u64) -> ReplicaId {
+    ReplicaId::new(id).expect("every driver names replicas that there may be")
+}
+
+fn mandate(mandate: Option<v1::Mandate>) -> Mandate {
+    orders::to_mandate(mandate.expect("every driver has one"))
 }
 
 /// What a replica of a shard is made from.
