@@ -163,7 +163,7 @@ impl MultiRaft {
 
     /// The replica of a group on this node, dead ones included.
     pub fn group(&self, id: GroupId) -> Option<Group> {
-        let replica = self.inner.threads.board.statuses.get(&id)?.borrow().replica;
+        let replica = self.inner.threads.board.statuses.get(&id)?.status.replica;
         Some(Group { runtime: self.clone(), id, replica })
     }
 
@@ -173,6 +173,19 @@ impl MultiRaft {
             self.inner.threads.board.statuses.iter().map(|entry| *entry.key()).collect();
         groups.sort_unstable();
         groups
+    }
+
+    /// The replicas here that have stopped for good, and why, in id order. Costs nothing while there are none.
+    pub fn dead(&self) -> Vec<(GroupId, String)> {
+        self.inner
+            .threads
+            .board
+            .dead
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
+            .into_iter()
+            .collect()
     }
 
     /// Removes a replica from this node for ever: the tombstone is durable, then the data goes, then this returns.
@@ -277,9 +290,17 @@ impl Group {
     ///
     /// Of a replica that has been removed, the last status stays and the watch reports that its sender is gone.
     pub fn status(&self) -> watch::Receiver<GroupStatus> {
-        match self.runtime.inner.threads.board.statuses.get(&self.id) {
-            Some(sender) => sender.subscribe(),
+        match self.runtime.inner.threads.board.statuses.get_mut(&self.id) {
+            Some(mut shown) => shown.watch(),
             None => watch::channel(GroupStatus::new(self.id, self.replica)).1,
+        }
+    }
+
+    /// Looks at the status once, without watching it.
+    pub fn look<T>(&self, look: impl FnOnce(&GroupStatus) -> T) -> T {
+        match self.runtime.inner.threads.board.statuses.get(&self.id) {
+            Some(shown) => look(&shown.status),
+            None => look(&GroupStatus::new(self.id, self.replica)),
         }
     }
 
