@@ -37,6 +37,7 @@ mod machines;
 mod map;
 mod node;
 mod process;
+mod readers;
 mod reconcile;
 mod replicas;
 mod route;

@@ -120,7 +120,7 @@ impl Shared {
         };
         match group.read_barrier(ReadLevel::Linearizable).await {
             Ok(index) => {
-                let conf_state = Some(group.status().borrow().conf_state.clone());
+                let conf_state = Some(group.look(|status| status.conf_state.clone()));
                 Ok(v1::ConfirmMembersReply { refusal: None, conf_state, index })
             }
             Err(rejected) => {
@@ -145,7 +145,7 @@ impl Shared {
 
     /// A replica here, as other nodes and people are told of it.
     pub(crate) fn info(&self, group: &Group) -> v1::ReplicaInfo {
-        let status = group.status().borrow().clone();
+        let status = group.look(Clone::clone);
         let bytes = self.machines.usage(group.id());
         replica_info(&status, bytes)
     }
