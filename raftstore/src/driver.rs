@@ -28,7 +28,7 @@ use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
-    apply::{Applier, ApplyOutcome},
+    apply::{Applier, ApplyOutcome, ApplyTask},
     beats,
     core::Core,
     door::{Door, Inbox, ToLoop, door},
@@ -71,7 +71,7 @@ impl Shown {
 
 /// What all threads share.
 pub(crate) struct Board {
-    pub(crate) statuses: DashMap<GroupId, Shown>,
+    pub(crate) statuses: DashMap<GroupId, Box<Shown>>,
     /// Replicas that have stopped for good, and why: few, and asked for often.
     pub(crate) dead: Mutex<BTreeMap<GroupId, String>>,
     pub(crate) events: broadcast::Sender<Event>,
@@ -139,7 +139,7 @@ impl Board {
         drop(dead);
         match self.statuses.get_mut(&group) {
             Some(mut shown) => shown.show(status),
-            None => drop(self.statuses.insert(group, Shown { status, watched: None })),
+            None => drop(self.statuses.insert(group, Box::new(Shown { status, watched: None }))),
         }
     }
 
@@ -356,9 +356,13 @@ impl Looper {
         for ((node, class), messages) in batches {
             self.transport.send(node, class, messages);
         }
-        for task in fx.apply.drain(..) {
-            let lane = (task.group().0 >> 1) as usize % self.apply.len();
-            self.apply[lane].push(task);
+        let lanes = self.apply.len();
+        for (at, lane) in self.apply.iter().enumerate() {
+            let is_here = |task: &mut ApplyTask| (task.group().0 >> 1) as usize % lanes == at;
+            let mut tasks = fx.apply.extract_if(.., is_here).peekable();
+            if tasks.peek().is_some() {
+                lane.push_all(tasks);
+            }
         }
         for task in fx.serve.drain(..) {
             let _ = self.serve.send(task);

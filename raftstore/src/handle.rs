@@ -41,8 +41,9 @@ pub struct MultiRaft {
 }
 
 impl MultiRaft {
-    /// Starts the runtime over an open log and opens every replica in it. Blocks until all of them are open; damaged ones
-    /// are reported by [`MultiRaft::events`] and their status, the others serve. This open's boot token is durable before
+    /// Starts the runtime over an open log, with every replica in it. Blocks until some hundred of them are open; the others
+    /// follow, some in each tick, and whatever is asked for or spoken to at once. Damaged ones are reported by
+    /// [`MultiRaft::events`] and their status, the others serve. This open's boot token is durable before
     /// the first message leaves.
     ///
     /// # Errors
