@@ -82,6 +82,7 @@ calls! {
     UsageRequest => UsageReply by usage;
     GroupsRequest => GroupsReply by groups;
     ReportRequest => NodeView by report;
+    CasualtiesRequest => CasualtiesReply by casualties;
     EnsureReplicaRequest => EnsureReplicaReply by ensure_replica;
     FenceReplicaRequest => FenceReplicaReply by fence_replica;
     ReplicaStatusRequest => ReplicaStatusReply by replica_status;
@@ -154,7 +155,7 @@ impl Shared {
     /// Who leads the meta group, as far as a member here knows.
     pub(crate) fn meta_leader(&self) -> Option<NodeId> {
         let group = self.raft.group(GroupId::META)?;
-        let leader = group.status().borrow().leader;
+        let leader = group.look(|status| status.leader);
         leader.map(|leader| leader.node())
     }
 

@@ -30,6 +30,7 @@ mod members;
 mod mirror;
 mod place;
 mod session;
+mod stream;
 
 use std::{
     sync::{
@@ -52,6 +53,7 @@ pub use mirror::{Mirror, MirrorError, Mirrored, mirror};
 
 use crate::{api::admin_client::AdminClient, channels::Channels, route::Routed};
 use place::{Missing, Place};
+use stream::Streams;
 
 /// How long a call may take, retries included, unless [`Client::with_deadline`] says otherwise.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -86,6 +88,7 @@ pub enum Reads {
 struct Inner {
     id: u128,
     channels: Channels,
+    streams: Streams,
     places: DashMap<String, Arc<Place>>,
     /// Where nodes listen: what was given, and what answers named since.
     addresses: Mutex<Vec<String>>,
@@ -173,6 +176,7 @@ impl Client {
         let inner = Inner {
             id: uuid::Uuid::new_v4().as_u128(),
             channels: Channels::default(),
+            streams: Streams::default(),
             places: DashMap::new(),
             addresses: Mutex::new(addresses.clone()),
             turn: AtomicUsize::new(0),

@@ -40,6 +40,7 @@ mod map;
 mod node;
 mod placement;
 mod process;
+mod readers;
 mod reconcile;
 mod replicas;
 mod route;

@@ -31,7 +31,7 @@ impl Shared {
         let seen = self.space.seen();
         let groups = if request.groups { self.raft.groups() } else { Vec::new() };
         let groups = groups.into_iter().filter_map(|group| {
-            let leads = self.raft.group(group)?.status().borrow().role == Role::Leader;
+            let leads = self.raft.group(group)?.look(|status| status.role == Role::Leader);
             Some(v1::GroupUsage { group: group.0, bytes: self.machines.usage(group), leads })
         });
         Ok(v1::UsageReply {

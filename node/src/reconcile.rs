@@ -58,6 +58,8 @@ enum Subject {
 struct Driver {
     shared: Arc<Shared>,
     term: u64,
+    /// What is seen of the nodes.
+    sight: watch::Sender<Seen>,
 }
 
 impl Shared {
@@ -89,7 +91,7 @@ impl Shared {
                 continue;
             }
             info!(term, "driving the cluster");
-            Driver { shared: self.clone(), term }.run().await;
+            Driver { shared: self.clone(), term, sight: watch::Sender::default() }.run().await;
             info!(term, "another node drives the cluster");
         }
     }
@@ -112,9 +114,8 @@ impl Driver {
         let dead = watch::Sender::new(planner::Dead::new());
         let mut casualties = dead.subscribe();
         tasks.spawn(self.clone().watch_casualties(dead));
-        let sight = watch::Sender::new(Seen::default());
-        let mut nodes = sight.subscribe();
-        tasks.spawn(self.clone().watch_nodes(sight));
+        let mut nodes = self.sight.subscribe();
+        tasks.spawn(self.clone().watch_nodes());
         tasks.spawn(self.clone().keep_balanced());
         // Dropping the set at the end aborts what still runs.
         while self.leads() {

@@ -137,7 +137,7 @@ impl Shared {
 
     /// A replica here, as other nodes and people are told of it.
     pub(crate) fn info(&self, group: &Group) -> v1::ReplicaInfo {
-        let info = orders::replica_info(&group.status().borrow());
+        let info = group.look(orders::replica_info);
         v1::ReplicaInfo { bytes: self.machines.usage(group.id()), ..info }
     }
 }

@@ -15,7 +15,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use pontoon_proto::{
     GroupId, NodeId,
-    v1::{self, Refusal, refusal::Kind},
+    v1::{self, Refusal, call::Request, refusal::Kind, reply::Reply},
 };
 use pontoon_raftstore::{Group, ProposeError, Rejected};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -52,6 +52,10 @@ pub(crate) trait Routed: Clone + Send + Sync + 'static {
         group: Group,
     ) -> impl Future<Output = Result<Self::Reply, Refused>> + Send;
     fn remote(self, client: DataClient<Channel>) -> impl Future<Output = Result<Self::Reply, Status>> + Send;
+    /// The call as it travels with others on one stream; itself, if it has to go alone.
+    fn into_call(self) -> Result<Request, Self>;
+    /// Its answer from there; `None`: it is another call's.
+    fn of_reply(reply: Reply) -> Option<Self::Reply>;
     fn refusal(reply: &Self::Reply) -> Option<&Refusal>;
     fn refused(refusal: Refusal) -> Self::Reply;
 }
@@ -62,6 +66,7 @@ pub(crate) trait Routed: Clone + Send + Sync + 'static {
 macro_rules! routed {
     ($($request:ident => $reply:ident {
         $name:ident by $method:ident, kind $kind:expr, creates $creates:expr, repeatable $repeatable:expr, local $local:path
+        $(, streamed as $streamed:ident)?
     })*) => {$(
         impl $crate::route::Routed for v1::$request {
             type Reply = v1::$reply;
@@ -105,6 +110,8 @@ macro_rules! routed {
                 Ok(client.$method(self).await?.into_inner())
             }
 
+            $crate::route::streamed!($($streamed)?);
+
             fn refusal(reply: &Self::Reply) -> Option<&Refusal> {
                 reply.refusal.as_ref()
             }
@@ -117,6 +124,33 @@ macro_rules! routed {
 }
 
 pub(crate) use routed;
+
+/// The part of [`Routed`] that says whether a call travels with others.
+macro_rules! streamed {
+    () => {
+        fn into_call(self) -> Result<v1::call::Request, Self> {
+            Err(self)
+        }
+
+        fn of_reply(_: v1::reply::Reply) -> Option<Self::Reply> {
+            None
+        }
+    };
+    ($kind:ident) => {
+        fn into_call(self) -> Result<v1::call::Request, Self> {
+            Ok(v1::call::Request::$kind(self))
+        }
+
+        fn of_reply(reply: v1::reply::Reply) -> Option<Self::Reply> {
+            match reply {
+                v1::reply::Reply::$kind(reply) => Some(reply),
+                _ => None,
+            }
+        }
+    };
+}
+
+pub(crate) use streamed;
 
 /// How a local call ended without its answer.
 #[derive(Debug)]

@@ -19,7 +19,8 @@ use tokio::sync::{Mutex, watch};
 use tonic::Status;
 
 use crate::{
-    channels::Channels, machines::NodeMachines, map::MapCache, space::Space, transport::PeerTransport,
+    channels::Channels, machines::NodeMachines, map::MapCache, readers::Readers, space::Space,
+    transport::PeerTransport,
 };
 
 /// A running node, without its server.
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) channels: Channels,
     pub(crate) transport: Arc<PeerTransport>,
     pub(crate) space: Space,
+    pub(crate) readers: Readers,
     /// Predicates that are being created on behalf of a first write.
     pub(crate) creating: DashMap<String, Arc<Mutex<()>>>,
     /// Plans of moves that this node has made as the leader of the meta group, the latest last.
@@ -89,9 +91,7 @@ impl Shared {
     /// The term in which this node leads the meta group, `None` if it does not.
     pub(crate) fn meta_term(&self) -> Option<u64> {
         let group = self.raft.group(GroupId::META)?;
-        let status = group.status();
-        let status = status.borrow();
-        (status.role == Role::Leader).then_some(status.term)
+        group.look(|status| (status.role == Role::Leader).then_some(status.term))
     }
 
     /// The bytes of the log's files.

@@ -48,14 +48,18 @@ impl Shared {
     /// Replicas here that have stopped for good.
     fn dead(&self) -> Vec<v1::DeadReplica> {
         let view = self.map.view();
-        let groups = self.raft.groups().into_iter();
-        let dead = groups.filter_map(|group| {
-            let status = self.raft.group(group)?.status();
-            let status = status.borrow();
+        let dead = self.raft.dead().into_iter().map(|(group, reason)| {
             let predicate = view.shard(group).map(|shard| shard.predicate.clone()).unwrap_or_default();
-            Some(v1::DeadReplica { group: group.0, predicate, reason: status.dead.clone()? })
+            v1::DeadReplica { group: group.0, predicate, reason }
         });
         dead.collect()
+    }
+
+    pub(crate) async fn casualties(
+        self: &Arc<Self>,
+        _: v1::CasualtiesRequest,
+    ) -> Result<v1::CasualtiesReply, Status> {
+        Ok(v1::CasualtiesReply { dead: self.dead() })
     }
 
     /// Every node that is not removed, with its own report if it answers.
@@ -80,7 +84,7 @@ impl Shared {
         let leaders = groups
             .iter()
             .filter_map(|&group| self.raft.group(group))
-            .filter(|group| group.status().borrow().role == pontoon_raftstore::Role::Leader)
+            .filter(|group| group.look(|status| status.role == pontoon_raftstore::Role::Leader))
             .count();
         let Seen { disk, room } = self.space.seen();
         Ok(v1::NodeView {

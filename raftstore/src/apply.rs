@@ -185,7 +185,8 @@ struct Slot {
 /// The machines of one apply thread.
 pub(crate) struct Applier {
     machines: Arc<dyn Machines>,
-    slots: BTreeMap<GroupId, Slot>,
+    /// Boxed: a tree leaves half of its places empty.
+    slots: BTreeMap<GroupId, Box<Slot>>,
     session_ttl: u64,
 }
 
@@ -251,7 +252,7 @@ impl Applier {
                     sessions,
                     stage: None,
                 };
-                self.slots.insert(group, slot);
+                self.slots.insert(group, Box::new(slot));
                 out.push(ApplyOutcome::Opened { group, mark });
             }
             ApplyTask::Destroy { descriptor, .. } => {

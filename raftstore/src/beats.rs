@@ -27,12 +27,14 @@ pub(crate) struct Beat {
     pub(crate) floor: u64,
     /// 0: none.
     pub(crate) context: u64,
+    /// A heartbeat that only tells what is committed.
+    pub(crate) unanswered: bool,
 }
 
 impl Beat {
     /// A word that says its kind and term only.
     pub(crate) fn plain(group: GroupId, kind: BeatKind, from: ReplicaId, to: ReplicaId, term: u64) -> Self {
-        Beat { group, kind, from, to, term, commit: 0, floor: 0, context: 0 }
+        Beat { group, kind, from, to, term, commit: 0, floor: 0, context: 0, unanswered: false }
     }
 
     /// A heartbeat or an answer to one; `None` for every other message, and for one that says more than a row holds.
@@ -58,7 +60,8 @@ impl Beat {
             return None;
         }
         let (from, to) = (ReplicaId::new(message.from).ok()?, ReplicaId::new(message.to).ok()?);
-        Some(Beat { group, kind, from, to, term: message.term, commit: message.commit, floor, context })
+        let (term, commit) = (message.term, message.commit);
+        Some(Beat { commit, floor, context, ..Beat::plain(group, kind, from, to, term) })
     }
 
     /// The raft message that this row stands for. One that sends to sleep is a heartbeat to whoever stays awake.
@@ -85,14 +88,16 @@ impl Beat {
 /// Rows for other nodes, gathered over a turn.
 #[derive(Default)]
 pub(crate) struct Gather {
-    rows: BTreeMap<NodeId, Vec<v1::Beats>>,
+    /// By node, those that are answered before those that are not.
+    rows: BTreeMap<(NodeId, bool), Vec<v1::Beats>>,
 }
 
 impl Gather {
     pub(crate) fn push(&mut self, beat: Beat) {
-        let messages = self.rows.entry(beat.to.node()).or_default();
+        let unanswered = beat.unanswered;
+        let messages = self.rows.entry((beat.to.node(), unanswered)).or_default();
         if messages.last().is_none_or(|last| last.groups.len() == MOST_ROWS) {
-            messages.push(v1::Beats::default());
+            messages.push(v1::Beats { unanswered, ..Default::default() });
         }
         if let Some(last) = messages.last_mut() {
             push_row(last, beat);
@@ -104,7 +109,7 @@ impl Gather {
         &mut self,
         incarnation: u64,
     ) -> impl Iterator<Item = (NodeId, v1::PeerMessage)> + use<> {
-        std::mem::take(&mut self.rows).into_iter().flat_map(move |(node, messages)| {
+        std::mem::take(&mut self.rows).into_iter().flat_map(move |((node, _), messages)| {
             messages.into_iter().map(move |beats| {
                 let body = v1::peer_message::Body::Beats(v1::Beats { incarnation, ..beats });
                 (node, v1::PeerMessage { group: GroupId::NODE.0, from: 0, to: 0, body: Some(body) })
@@ -146,8 +151,11 @@ pub(crate) fn read(beats: &v1::Beats, from: NodeId, to: NodeId) -> Result<Vec<Be
         .map(|row| {
             let kind = i32::try_from(beats.kinds[row]).ok().and_then(|kind| BeatKind::try_from(kind).ok());
             let group = GroupId(beats.groups[row]);
+            let fits = |kind: &BeatKind| {
+                *kind != BeatKind::None && (!beats.unanswered || *kind == BeatKind::Heartbeat)
+            };
             let kind = kind
-                .filter(|kind| *kind != BeatKind::None && group != GroupId::NODE)
+                .filter(|kind| fits(kind) && group != GroupId::NODE)
                 .ok_or_else(|| format!("a row of kind {} for {group}", beats.kinds[row]))?;
             Ok(Beat {
                 group,
@@ -158,6 +166,7 @@ pub(crate) fn read(beats: &v1::Beats, from: NodeId, to: NodeId) -> Result<Vec<Be
                 commit: beats.commits[row],
                 floor: beats.floors[row],
                 context: beats.contexts[row],
+                unanswered: beats.unanswered,
             })
         })
         .collect()
@@ -173,7 +182,11 @@ pub(crate) fn deal(beats: v1::Beats, from: NodeId, to: NodeId, loops: usize) -> 
     for beat in rows {
         let hand = dealt.entry(beat.group.0 as usize % loops);
         push_row(
-            hand.or_insert_with(|| v1::Beats { incarnation: beats.incarnation, ..Default::default() }),
+            hand.or_insert_with(|| v1::Beats {
+                incarnation: beats.incarnation,
+                unanswered: beats.unanswered,
+                ..Default::default()
+            }),
             beat,
         );
     }
@@ -207,6 +220,7 @@ mod tests {
             commit: 7,
             floor: 3,
             context,
+            unanswered: false,
         }
     }
 
@@ -278,6 +292,21 @@ mod tests {
         }
         let long = v1::Beats { groups: vec![1; MOST_ROWS + 1], ..Default::default() };
         assert!(read(&long, node(1), node(2)).is_err());
+    }
+
+    #[test]
+    fn what_is_not_answered_travels_apart_and_is_a_heartbeat() {
+        let quiet = |group| Beat { unanswered: true, ..beat(group, 0) };
+        let messages = gathered([quiet(1), beat(2, 0), quiet(3)]);
+        let groups: Vec<_> = messages.iter().map(|beats| (beats.unanswered, beats.groups.clone())).collect();
+        assert_eq!(groups, [(false, vec![2]), (true, vec![1, 3])]);
+        let dealt = deal(messages[1].clone(), node(1), node(2), 2);
+        let rows: Vec<Beat> =
+            dealt.iter().flat_map(|(_, beats)| read(beats, node(1), node(2)).unwrap()).collect();
+        assert_eq!(rows, [quiet(1), quiet(3)]);
+        let mut garbled = messages[1].clone();
+        garbled.kinds[0] = BeatKind::Sleep as u32;
+        assert!(read(&garbled, node(1), node(2)).is_err());
     }
 
     #[test]

@@ -23,9 +23,10 @@ use bytes::Bytes;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_wal::{Batch, Reservation, Submitter, Wal};
 
-use lifecycle::Record;
+use lifecycle::OPENED_PER_TICK;
 pub(crate) use neighbours::Neighbours;
 use sleepers::Wakes;
+use time::Pass;
 
 use crate::{
     apply::{ApplyOutcome, ApplyTask},
@@ -80,8 +81,6 @@ struct Submitted {
 pub(crate) struct Core {
     shared: Shared,
     slots: BTreeMap<GroupId, Slot>,
-    /// What was made durable of each replica at its creation; the tombstone ends it.
-    records: BTreeMap<GroupId, Record>,
     ready: BTreeSet<GroupId>,
     /// Every live replica that is not asleep. Time goes on for these alone.
     awake: BTreeSet<GroupId>,
@@ -89,6 +88,12 @@ pub(crate) struct Core {
     bedfellows: BTreeMap<NodeId, usize>,
     /// Sleeping groups that are to wake, not all at once.
     wakes: Wakes,
+    /// How far the clock has come among those that are awake.
+    pass: Pass,
+    /// Replicas whose machines are to be opened: not all at once, and at once where somebody asks.
+    unopened: BTreeSet<GroupId>,
+    /// So many more may be opened in this tick.
+    may_open: usize,
     /// The first group that the digest under way has not come to.
     digest: Option<GroupId>,
     /// Which loop of the node this is, and how many there are.
@@ -136,11 +141,13 @@ impl Core {
                 max_entry_bytes,
             },
             slots: BTreeMap::new(),
-            records: BTreeMap::new(),
             ready: BTreeSet::new(),
             awake: BTreeSet::new(),
             bedfellows: BTreeMap::new(),
             wakes: Wakes::default(),
+            pass: Pass::default(),
+            unopened: BTreeSet::new(),
+            may_open: OPENED_PER_TICK,
             digest: None,
             lane,
             submissions: VecDeque::new(),
@@ -159,9 +166,10 @@ impl Core {
             Input::Peer { from, message } => self.on_peer(from, message, fx),
             Input::Propose { group, token, proposal } => {
                 let Some(replica) = live(&mut self.slots, group) else {
-                    return fx.propose_error(token, self.absent(group));
+                    let rejected = self.missing(group, fx);
+                    return fx.propose_error(token, rejected);
                 };
-                replica.stir();
+                replica.use_it();
                 if replica.is_full(self.batch_limit) {
                     self.poll_group(group, fx);
                 }
@@ -169,22 +177,29 @@ impl Core {
             }
             Input::Stamp { group, token } => match live(&mut self.slots, group) {
                 Some(replica) => replica.stamp(&mut self.shared, token, fx),
-                None => fx.answers.push((token, Answer::Index(Err(self.absent(group))))),
+                None => {
+                    let rejected = self.missing(group, fx);
+                    fx.answers.push((token, Answer::Index(Err(rejected))));
+                }
             },
             Input::Read { group, token, level } => match live(&mut self.slots, group) {
                 Some(replica) => {
                     replica.read(&self.shared, token, level, fx);
                     // What this replica can answer by itself wakes nobody.
                     if replica.has_readers() {
-                        replica.stir();
+                        replica.use_it();
                         self.with(group, fx, |_, _, _| Ok(()));
                     }
                 }
-                None => fx.answers.push((token, Answer::Index(Err(self.absent(group))))),
+                None => {
+                    let rejected = self.missing(group, fx);
+                    fx.answers.push((token, Answer::Index(Err(rejected))));
+                }
             },
             Input::Change { group, token, change, mandate } => {
                 if live(&mut self.slots, group).is_none() {
-                    return fx.answers.push((token, Answer::Done(Err(self.absent(group)))));
+                    let rejected = self.missing(group, fx);
+                    return fx.answers.push((token, Answer::Done(Err(rejected))));
                 }
                 self.with(group, fx, |replica, shared, fx| {
                     replica.change(shared, token, &change, mandate, fx)
@@ -192,13 +207,15 @@ impl Core {
             }
             Input::Transfer { group, token, to, mandate } => {
                 if live(&mut self.slots, group).is_none() {
-                    return fx.answers.push((token, Answer::Done(Err(self.absent(group)))));
+                    let rejected = self.missing(group, fx);
+                    return fx.answers.push((token, Answer::Done(Err(rejected))));
                 }
                 self.with(group, fx, |replica, shared, fx| replica.transfer(shared, token, to, mandate, fx));
             }
             Input::Members { group, token, mandate } => {
                 if live(&mut self.slots, group).is_none() {
-                    return fx.answers.push((token, Answer::Members(Err(self.absent(group)))));
+                    let rejected = self.missing(group, fx);
+                    return fx.answers.push((token, Answer::Members(Err(rejected))));
                 }
                 self.with(group, fx, |replica, shared, fx| {
                     replica.members(shared, token, mandate, fx);
@@ -402,8 +419,13 @@ impl Core {
         }
     }
 
-    fn absent(&self, group: GroupId) -> Rejected {
+    /// What is asked of a replica that is not live. One that waits to be opened need not wait any longer.
+    fn missing(&mut self, group: GroupId, fx: &mut Effects) -> Rejected {
+        self.open_now(group, fx);
         match self.slots.get(&group) {
+            Some(Slot::Opening { .. }) if self.failed.is_none() => {
+                Rejected::NotLeader { group, leader: None }
+            }
             Some(Slot::Dead { .. }) => Rejected::Stopped(group),
             _ if self.failed.is_some() => Rejected::Stopped(group),
             _ => Rejected::NoGroup(group),
@@ -423,7 +445,10 @@ impl Core {
             let reason = format!("it speaks for {sender}, which is on another node");
             return fx.events.push(Event::MessageRefused { from, group, reason });
         }
-        let Some(replica) = live(&mut self.slots, group) else { return };
+        let Some(replica) = live(&mut self.slots, group) else {
+            // Whoever speaks to a member repeats it.
+            return self.open_now(group, fx);
+        };
         if replica.id.get() != message.to {
             return;
         }
@@ -462,7 +487,7 @@ impl Core {
                         self.with(group, fx, |replica, shared, fx| replica.on_persisted(shared, number, fx));
                     }
                 }
-                Submission::Created(group) => self.open_machine(group, fx),
+                Submission::Created(group) => self.open_in_turn(group, fx),
                 Submission::Tombstone(group) => {
                     if let Some(Slot::Leaving { descriptor, .. }) = self.slots.get(&group) {
                         fx.apply.push(ApplyTask::Destroy { group, descriptor: descriptor.clone() });

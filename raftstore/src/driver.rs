@@ -28,7 +28,7 @@ use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
-    apply::{Applier, ApplyOutcome},
+    apply::{Applier, ApplyOutcome, ApplyTask},
     beats,
     core::Core,
     door::{Door, Inbox, ToLoop, door},
@@ -44,9 +44,36 @@ use crate::{
 /// Inputs that one turn takes before it submits, so that a flood does not keep the log idle.
 const INPUTS_PER_TURN: usize = 2048;
 
+/// What is known here of a replica.
+pub(crate) struct Shown {
+    pub(crate) status: GroupStatus,
+    /// Made for the first who watches, gone with the last: of very many replicas few are watched, and it takes more room
+    /// than the status.
+    watched: Option<watch::Sender<GroupStatus>>,
+}
+
+impl Shown {
+    pub(crate) fn watch(&mut self) -> watch::Receiver<GroupStatus> {
+        self.watched.get_or_insert_with(|| watch::Sender::new(self.status.clone())).subscribe()
+    }
+
+    fn show(&mut self, status: GroupStatus) {
+        if self.status == status {
+            return;
+        }
+        self.watched.take_if(|watched| watched.is_closed());
+        if let Some(watched) = &self.watched {
+            watched.send_replace(status.clone());
+        }
+        self.status = status;
+    }
+}
+
 /// What all threads share.
 pub(crate) struct Board {
-    pub(crate) statuses: DashMap<GroupId, watch::Sender<GroupStatus>>,
+    pub(crate) statuses: DashMap<GroupId, Box<Shown>>,
+    /// Replicas that have stopped for good, and why: few, and asked for often.
+    pub(crate) dead: Mutex<BTreeMap<GroupId, String>>,
     pub(crate) events: broadcast::Sender<Event>,
     loops: Vec<Door>,
 }
@@ -98,6 +125,21 @@ impl Board {
             }
             // Nothing else is said to a node.
             _ => {}
+        }
+    }
+
+    fn publish(&self, status: GroupStatus) {
+        let group = status.group;
+        let mut dead = lock(&self.dead);
+        match &status.dead {
+            Some(reason) => drop(dead.insert(group, reason.clone())),
+            None if !dead.is_empty() => drop(dead.remove(&group)),
+            None => {}
+        }
+        drop(dead);
+        match self.statuses.get_mut(&group) {
+            Some(mut shown) => shown.show(status),
+            None => drop(self.statuses.insert(group, Box::new(Shown { status, watched: None }))),
         }
     }
 
@@ -159,8 +201,12 @@ pub(crate) fn start(
 ) -> Result<Threads, Error> {
     let (loop_ends, receivers): (Vec<_>, Vec<_>) =
         (0..config.core_threads).map(|_| door(config.urgent_group)).unzip();
-    let board =
-        Arc::new(Board { statuses: DashMap::new(), events: broadcast::channel(1024).0, loops: loop_ends });
+    let board = Arc::new(Board {
+        statuses: DashMap::new(),
+        dead: Mutex::default(),
+        events: broadcast::channel(1024).0,
+        loops: loop_ends,
+    });
     let dirty: Dirty = Arc::default();
     let mut handles = Vec::new();
     let mut apply = Vec::new();
@@ -258,7 +304,9 @@ impl Looper {
         let mut fx = Effects::default();
         let mut next_tick = Instant::now() + self.tick;
         loop {
-            let Ok(first) = self.inputs.next(next_tick) else { return };
+            // Of what is left to do, the next part follows the inputs that are there.
+            let until = if self.core.has_more() { Instant::now() } else { next_tick };
+            let Ok(first) = self.inputs.next(until) else { return };
             // Time first: after a pause nobody may take what it heard last for fresh.
             let now = Instant::now();
             if now >= next_tick {
@@ -276,6 +324,7 @@ impl Looper {
                 taken += 1;
                 next = if taken < INPUTS_PER_TURN { self.inputs.try_next() } else { None };
             }
+            self.core.go_on(&mut fx);
             self.core.poll(&mut fx);
             self.dispatch(&mut fx);
         }
@@ -307,9 +356,13 @@ impl Looper {
         for ((node, class), messages) in batches {
             self.transport.send(node, class, messages);
         }
-        for task in fx.apply.drain(..) {
-            let lane = (task.group().0 >> 1) as usize % self.apply.len();
-            self.apply[lane].push(task);
+        let lanes = self.apply.len();
+        for (at, lane) in self.apply.iter().enumerate() {
+            let is_here = |task: &mut ApplyTask| (task.group().0 >> 1) as usize % lanes == at;
+            let mut tasks = fx.apply.extract_if(.., is_here).peekable();
+            if tasks.peek().is_some() {
+                lane.push_all(tasks);
+            }
         }
         for task in fx.serve.drain(..) {
             let _ = self.serve.send(task);
@@ -319,10 +372,11 @@ impl Looper {
             task.begin(&self.wal, move |input| door.first(input));
         }
         for status in fx.statuses.drain(..) {
-            publish(&self.board.statuses, status);
+            self.board.publish(status);
         }
         for group in fx.gone.drain(..) {
             self.board.statuses.remove(&group);
+            lock(&self.board.dead).remove(&group);
         }
         // Last, so that a caller who was answered finds the status that goes with it.
         for (token, answer) in fx.answers.drain(..) {
@@ -335,21 +389,6 @@ impl Looper {
             log_event(&event);
             // Nobody has to listen.
             let _ = self.board.events.send(event);
-        }
-    }
-}
-
-fn publish(statuses: &DashMap<GroupId, watch::Sender<GroupStatus>>, status: GroupStatus) {
-    match statuses.get(&status.group) {
-        Some(sender) => {
-            sender.send_if_modified(|current| {
-                let changed = *current != status;
-                *current = status;
-                changed
-            });
-        }
-        None => {
-            statuses.insert(status.group, watch::channel(status).0);
         }
     }
 }

@@ -45,8 +45,9 @@ pub struct MultiRaft {
 }
 
 impl MultiRaft {
-    /// Starts the runtime over an open log and opens every replica in it. Blocks until all of them are open; damaged ones
-    /// are reported by [`MultiRaft::events`] and their status, the others serve. This open's boot token is durable before
+    /// Starts the runtime over an open log, with every replica in it. Blocks until some hundred of them are open; the others
+    /// follow, some in each tick, and whatever is asked for or spoken to at once. Damaged ones are reported by
+    /// [`MultiRaft::events`] and their status, the others serve. This open's boot token is durable before
     /// the first message leaves.
     ///
     /// # Errors
@@ -192,7 +193,7 @@ impl MultiRaft {
 
     /// The replica of a group on this node, dead ones included.
     pub fn group(&self, id: GroupId) -> Option<Group> {
-        let replica = self.inner.threads.board.statuses.get(&id)?.borrow().replica;
+        let replica = self.inner.threads.board.statuses.get(&id)?.status.replica;
         Some(Group { runtime: self.clone(), id, replica })
     }
 
@@ -202,6 +203,19 @@ impl MultiRaft {
             self.inner.threads.board.statuses.iter().map(|entry| *entry.key()).collect();
         groups.sort_unstable();
         groups
+    }
+
+    /// The replicas here that have stopped for good, and why, in id order. Costs nothing while there are none.
+    pub fn dead(&self) -> Vec<(GroupId, String)> {
+        self.inner
+            .threads
+            .board
+            .dead
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
+            .into_iter()
+            .collect()
     }
 
     /// Removes a replica from this node for ever: the tombstone is durable, then the data goes, then this returns.
@@ -306,9 +320,17 @@ impl Group {
     ///
     /// Of a replica that has been removed, the last status stays and the watch reports that its sender is gone.
     pub fn status(&self) -> watch::Receiver<GroupStatus> {
-        match self.runtime.inner.threads.board.statuses.get(&self.id) {
-            Some(sender) => sender.subscribe(),
+        match self.runtime.inner.threads.board.statuses.get_mut(&self.id) {
+            Some(mut shown) => shown.watch(),
             None => watch::channel(GroupStatus::new(self.id, self.replica)).1,
+        }
+    }
+
+    /// Looks at the status once, without watching it.
+    pub fn look<T>(&self, look: impl FnOnce(&GroupStatus) -> T) -> T {
+        match self.runtime.inner.threads.board.statuses.get(&self.id) {
+            Some(shown) => look(&shown.status),
+            None => look(&GroupStatus::new(self.id, self.replica)),
         }
     }
 

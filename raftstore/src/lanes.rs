@@ -55,6 +55,14 @@ impl Lane {
         self.more.notify_one();
     }
 
+    /// Adds tasks, each behind those of its group. Never blocks for long.
+    pub(crate) fn push_all(&self, tasks: impl Iterator<Item = ApplyTask>) {
+        let mut queues = self.queues();
+        tasks.for_each(|task| queues.push(task, self.urgent));
+        drop(queues);
+        self.more.notify_one();
+    }
+
     /// No task comes after those that were pushed.
     pub(crate) fn close(&self) {
         self.queues().closed = true;

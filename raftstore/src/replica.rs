@@ -150,6 +150,8 @@ pub(crate) struct Replica {
     silent: BTreeSet<u64>,
     /// The highest index that may be truncated, as the leader said (or computed, on the leader). 0: not heard yet.
     floor: u64,
+    /// The tick at which its clock moved last.
+    pub(crate) ticked: u64,
     eager: bool,
     sleep: Sleep,
     seen: (u64, StateRole, u64),
@@ -282,6 +284,7 @@ impl Replica {
             offered: BTreeMap::new(),
             silent: BTreeSet::new(),
             floor: 0,
+            ticked: shared.ticks,
             eager: founding,
             sleep: Sleep::default(),
             seen: (0, StateRole::Follower, 0),
@@ -337,6 +340,7 @@ impl Replica {
 
     /// Time goes on. Everything that is retried is retried here.
     pub(crate) fn tick(&mut self, shared: &mut Shared, ticks: u64, fx: &mut Effects) -> Alive<()> {
+        self.ticked = shared.ticks;
         if self.installing.is_some() || self.nod_off(shared, ticks, fx) {
             return Ok(());
         }

@@ -223,6 +223,11 @@ impl Stepped {
     /// Moves raft's clock.
     pub fn tick(&mut self, ticks: u64) {
         self.input(Input::Tick(ticks));
+        while self.core.has_more() {
+            let mut fx = std::mem::take(&mut self.fx);
+            self.core.go_on(&mut fx);
+            self.take(fx);
+        }
     }
 
     /// A message arrives.

@@ -54,6 +54,11 @@ impl GroupStorage {
         *self.initial.borrow_mut() = None;
     }
 
+    /// Whether there are reads that the log has not been asked for.
+    pub(crate) fn has_wanted(&self) -> bool {
+        self.fetching.borrow().reads.values().any(|asked| !asked.is_under_way)
+    }
+
     /// Reads that the log has not been asked for yet: `[low, high)` and the bytes that are wanted at most.
     pub(crate) fn take_wanted(&self) -> Vec<(u64, u64, u64)> {
         let mut fetching = self.fetching.borrow_mut();

@@ -343,6 +343,8 @@ fn describe_answer(at: NodeId, answer: Answer, stamp: &mut u64, out: &mut String
         Answer::Index(Ok(index)) => format!("confirmed {index}"),
         Answer::Index(Err(error)) | Answer::Done(Err(error)) => error.to_string(),
         Answer::Done(Ok(())) => "done".to_owned(),
+        Answer::Members(Ok((conf, index))) => format!("at {index}: voters {:?}", conf.voters),
+        Answer::Members(Err(error)) => error.to_string(),
         Answer::Replica(Ok(id)) => format!("{id} is here"),
         Answer::Replica(Err(error)) | Answer::Destroyed(Err(error)) => error.to_string(),
         Answer::Destroyed(Ok(())) => "gone".to_owned(),

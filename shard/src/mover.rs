@@ -74,6 +74,10 @@ pub struct Observation {
     pub target_removed: bool,
     /// The source's node was removed from the cluster.
     pub source_removed: bool,
+    /// The target's node has been silent for longer than anybody waits.
+    pub target_silent: bool,
+    /// The source's node has been silent for longer than anybody waits.
+    pub source_silent: bool,
 }
 
 /// Something to ensure. Carried out in the order given; one that fails is tried again after the next observation.
@@ -131,6 +135,9 @@ pub enum Decision {
     Act(Vec<Action>),
     /// Commit this phase, then observe again.
     Advance(MovePhase),
+    /// The same, and note that the node of the replica that goes owes its fence: it does not answer, and nobody waits for it any
+    /// more. It is fenced when it returns. Until then it is no member, so nobody hears it.
+    AdvanceOwing(MovePhase),
     /// Nothing can be done now.
     Wait {
         /// What holds the move up, with the next step where a person can take one.
@@ -148,8 +155,9 @@ pub fn next(mv: &v1::Move, seen: &Observation) -> Decision {
     match phase {
         MovePhase::Done | MovePhase::Aborted => wait("the move has ended"),
         MovePhase::Aborting => abort::next(mv, &parts, seen),
-        // A target whose node was removed never comes: there is nothing to wait for.
-        _ if (mv.cancel_requested || (seen.target_removed && parts.target.is_some()))
+        // A target whose node was removed never comes, and one that has been silent for too long is not waited for.
+        _ if (mv.cancel_requested
+            || ((seen.target_removed || seen.target_silent) && parts.target.is_some()))
             && phase < MovePhase::Joint =>
         {
             Decision::Advance(MovePhase::Aborting)
@@ -258,6 +266,7 @@ fn fence(
     replica: ReplicaId,
     status: Option<&v1::ReplicaStatusReply>,
     removed: bool,
+    silent: bool,
     then: MovePhase,
 ) -> Decision {
     let node = replica.node();
@@ -265,6 +274,7 @@ fn fence(
         Some(status) if is_fenced(status, replica) => Decision::Advance(then),
         Some(_) => Decision::Act(vec![Action::Fence { node, replica }]),
         None if removed => Decision::Advance(then),
+        None if silent => Decision::AdvanceOwing(then),
         None => wait(format!(
             "{node} does not answer and still holds {replica}: start it, or run `pontoon decommission {node}`"
         )),

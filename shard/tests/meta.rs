@@ -480,3 +480,45 @@ proptest! {
         prop_assert_eq!(fresh.state(), one.state());
     }
 }
+
+#[test]
+fn what_a_silent_node_owes_is_kept_until_it_is_settled_or_the_node_is_removed() {
+    let disk = MemoryDisk::new();
+    let mut meta = Meta::open(Arc::new(MemoryEngine::open(&disk)));
+    let begin =
+        v1::BootstrapCluster { cluster: vec![7; 16].into(), node: Some(register(1)), meta_replicas: 1 };
+    meta.ask(Ask::Bootstrap(begin)).unwrap();
+    (2..=5).for_each(|node| drop(meta.ask(Ask::RegisterNode(register(node))).unwrap()));
+    let mut owe = |meta: &mut Meta, predicate: &str, source: u64| {
+        let shard = meta.shard(predicate, 3, &[source, 4, 5]);
+        let mut mv = meta.start(replace(&shard, 0, 1)).unwrap();
+        for phase in 1..=MovePhase::Fence as i32 {
+            mv = meta.advance(&mv, MovePhase::try_from(phase).unwrap(), 1).unwrap();
+        }
+        let owing = |mv: &v1::Move, phase: MovePhase| {
+            Ask::AdvanceMove(v1::AdvanceMove {
+                id: mv.id,
+                expect_phase_seq: mv.phase_seq,
+                driver_term: 1,
+                phase: phase.into(),
+                owing: true,
+                ..Default::default()
+            })
+        };
+        assert_eq!(refusal(meta.ask(owing(&mv, MovePhase::Fence))), MetaRefusal::IllegalPhase);
+        let Ok(Answer::Move(mv)) = meta.ask(owing(&mv, MovePhase::Cleanup)) else { panic!("a move") };
+        meta.advance(&mv, MovePhase::Done, 1).unwrap();
+        (shard.group, shard.voters[0])
+    };
+    let (first, second) = (owe(&mut meta, "a", 2), owe(&mut meta, "b", 3));
+    drop(meta);
+    let mut meta = Meta::open(Arc::new(MemoryEngine::open(&disk)));
+    assert_eq!(meta.state().debts, BTreeSet::from([first, second]));
+    meta.ask(Ask::SettleDebt(v1::SettleDebt { group: first.0, replica: first.1 })).unwrap();
+    assert_eq!(meta.state().debts, BTreeSet::from([second]));
+    let removed = v1::NodeState::Removed.into();
+    meta.ask(Ask::SetNodeState(v1::SetNodeState { node: 3, state: removed, force: true })).unwrap();
+    assert!(meta.state().debts.is_empty(), "a node that is removed is never spoken to again");
+    drop(meta);
+    assert!(Meta::open(Arc::new(MemoryEngine::open(&disk))).state().debts.is_empty());
+}

@@ -177,6 +177,7 @@ impl World {
             reserved: self.reserved,
             target_removed: ReplicaId::new(mv.target).is_ok_and(|target| self.gone.contains(&target.node())),
             source_removed: false,
+            ..Default::default()
         }
     }
 
@@ -312,7 +313,7 @@ impl World {
                     self.act(action);
                 }
             }
-            Decision::Advance(phase) => {
+            Decision::Advance(phase) | Decision::AdvanceOwing(phase) => {
                 self.meta.advance(&mv, phase, self.term).unwrap();
                 if fault == Some(Fault::Repeat) {
                     let again = self.meta.advance(&mv, phase, self.term).unwrap_err();
@@ -575,8 +576,28 @@ fn what_waits_for_a_dead_node_names_it_and_the_next_step() {
     let mut seen = world.observe();
     let Decision::Wait { reason } = mover::next(&world.mv(), &seen) else { panic!("it waits") };
     assert!(reason.contains("n1") && reason.contains("decommission"), "{reason}");
+    seen.source_silent = true;
+    assert_eq!(mover::next(&world.mv(), &seen), Decision::AdvanceOwing(MovePhase::Cleanup));
     seen.source_removed = true;
     assert_eq!(mover::next(&world.mv(), &seen), Decision::Advance(MovePhase::Cleanup));
+    // One that is back is fenced, however long it was away.
+    world.down.clear();
+    let seen = Observation { source_silent: true, ..world.observe() };
+    assert!(
+        matches!(&mover::next(&world.mv(), &seen), Decision::Act(actions) if matches!(actions[..], [Action::Fence { .. }]))
+    );
+}
+
+#[test]
+fn a_target_that_is_silent_for_too_long_is_given_up_and_owes_its_fence() {
+    let mut world = World::new(&[1, 2, 3], MoveKind::Replace, 0, 4);
+    while world.mv().phase() != MovePhase::Snapshot {
+        world.turn(None);
+    }
+    world.down.insert(NodeId::new(4).unwrap());
+    let observe = |world: &mut World| Observation { target_silent: true, ..world.observe() };
+    let seen = observe(&mut world);
+    assert_eq!(mover::next(&world.mv(), &seen), Decision::Advance(MovePhase::Aborting));
 }
 
 #[test]

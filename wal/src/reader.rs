@@ -132,7 +132,7 @@ impl WalReader {
 
     /// As [`Wal::meta`](crate::Wal::meta).
     pub fn meta(&self, group: GroupId, key: &[u8]) -> Option<Bytes> {
-        self.shared.index.with(group, |state| state.meta.as_ref()?.get(key).cloned())?
+        self.shared.index.with(group, |state| state.meta_of(key))?
     }
 
     /// As [`Wal::tombstone`](crate::Wal::tombstone).

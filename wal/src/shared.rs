@@ -283,11 +283,7 @@ impl Shared {
 
     /// All metadata of a group, ascending by key.
     pub(crate) fn all_meta(&self, group: GroupId) -> Vec<(Bytes, Bytes)> {
-        let pairs = self.index.with(group, |state| {
-            let pairs = state.meta.iter().flat_map(|meta| meta.iter());
-            pairs.map(|(key, value)| (key.clone(), value.clone())).collect()
-        });
-        pairs.unwrap_or_default()
+        self.index.with(group, |state| state.meta().to_vec()).unwrap_or_default()
     }
 
     pub(crate) fn usage(&self) -> Usage {

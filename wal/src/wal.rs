@@ -223,7 +223,7 @@ impl Wal {
 
     /// A value of a group's metadata, from memory.
     pub fn meta(&self, group: GroupId, key: &[u8]) -> Option<Bytes> {
-        self.shared().index.with(group, |state| state.meta.as_ref()?.get(key).cloned())?
+        self.shared().index.with(group, |state| state.meta_of(key))?
     }
 
     /// The minimum replica id that may ever exist again, if the group was destroyed here.

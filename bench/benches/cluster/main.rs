@@ -1,11 +1,17 @@
 //! Whole clusters beside each other: three members of etcd and three nodes of ours, real processes with synced disks on this
 //! machine, one cluster at a time, in turn.
 //!
-//! `cargo bench --manifest-path bench/Cargo.toml --bench cluster [-- --json] [--seconds S] [--rounds N] [--dir D] [CASE…]`
+//! `cargo bench --manifest-path bench/Cargo.toml --bench cluster [-- --json] [--seconds S] [--rounds N] [--dir D]
+//! [--engine fjall] [--engine sled] [CASE…]`
+//!
+//! Two cases of their own measure ours alone: `matrix` (values of 16 B, 128 B and 1 KiB, 1, 64 and 1,024 predicates, 1, 64
+//! and 512 clients, on both engines) and `idle-beside` (48 active predicates, with and without 4,096 idle ones beside them,
+//! in turn).
 //!
 //! etcd is Debian's `etcd-server`; where it is absent, ours is measured alone and a line says so. Ours is the release binary,
 //! which is built first; its load comes from `pontoon bench`, that of etcd from here, by the same kind of gRPC client.
 
+mod beside;
 mod etcd;
 mod ours;
 mod process;
@@ -55,6 +61,24 @@ const CASES: [Case; 11] = [
     case("failover", Load::Failover, 8, 128, 8),
 ];
 
+const MATRIX: &str = "matrix";
+const BESIDE: &str = "idle-beside";
+
+/// Every size with every number of predicates and of clients.
+fn matrix() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for value_bytes in [16, 128, 1024] {
+        for predicates in [1, 64, 1024] {
+            for clients in [1, 64, 512] {
+                // Named for as long as the program runs.
+                let name = format!("put-{clients} {value_bytes} B {predicates}").leak();
+                cases.push(case(name, Load::Put, clients, value_bytes, predicates));
+            }
+        }
+    }
+    cases
+}
+
 const fn case(name: &'static str, load: Load, clients: u32, value_bytes: u32, predicates: u32) -> Case {
     Case { name, load, clients, value_bytes, predicates }
 }
@@ -101,7 +125,15 @@ struct Args {
     time: Duration,
     rounds: usize,
     dir: PathBuf,
+    /// Engines of ours, by the names that `pontoon node --engine` takes.
+    engines: Vec<&'static str>,
     only: Vec<String>,
+}
+
+impl Args {
+    fn wants(&self, name: &str) -> bool {
+        self.only.iter().any(|only| only == name)
+    }
 }
 
 fn args() -> Outcome<Args> {
@@ -110,6 +142,7 @@ fn args() -> Outcome<Args> {
         time: Duration::from_secs(5),
         rounds: 3,
         dir: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")),
+        engines: Vec::new(),
         only: Vec::new(),
     };
     let mut words = std::env::args().skip(1);
@@ -121,9 +154,16 @@ fn args() -> Outcome<Args> {
             "--seconds" => parsed.time = Duration::from_secs(value()?.parse()?),
             "--rounds" => parsed.rounds = value()?.parse()?,
             "--dir" => parsed.dir = value()?.into(),
-            name if CASES.iter().any(|case| case.name == name) => parsed.only.push(name.to_owned()),
+            "--engine" => parsed.engines.push(match value()?.as_str() {
+                "fjall" => "fjall",
+                "sled" => "sled",
+                other => return Err(format!("{other} is no engine: fjall, sled").into()),
+            }),
+            name if [MATRIX, BESIDE].contains(&name) || CASES.iter().any(|case| case.name == name) => {
+                parsed.only.push(name.to_owned());
+            }
             other => {
-                let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+                let names: Vec<&str> = CASES.iter().map(|case| case.name).chain([MATRIX, BESIDE]).collect();
                 return Err(
                     format!("{other} is neither an option nor a case; cases: {}", names.join(" ")).into()
                 );
@@ -137,8 +177,19 @@ fn run() -> Outcome<()> {
     let args = args()?;
     std::fs::create_dir_all(&args.dir)?;
     let binary = ours::build()?;
-    let has_etcd = etcd::is_there();
-    if !has_etcd {
+    if args.wants(BESIDE) {
+        return beside::run(&binary, &args.dir, args.time);
+    }
+    let (cases, has_etcd) = match args.wants(MATRIX) {
+        true => (matrix(), false),
+        false => (CASES.to_vec(), etcd::is_there()),
+    };
+    let engines = match (&args.engines[..], args.wants(MATRIX)) {
+        ([], true) => vec!["fjall", "sled"],
+        ([], false) => vec!["fjall"],
+        (chosen, _) => chosen.to_vec(),
+    };
+    if !has_etcd && !args.wants(MATRIX) {
         println!("etcd is not installed (Debian: apt-get install etcd-server); ours is measured alone");
     }
     println!(
@@ -146,7 +197,7 @@ fn run() -> Outcome<()> {
         "case", "engine", "ops/s", "p50 ms", "p99 ms", "p99.9", "max ms", "CPU ms/op", "spread of ops/s"
     );
     for case in
-        CASES.iter().filter(|case| args.only.is_empty() || args.only.iter().any(|name| name == case.name))
+        cases.iter().filter(|case| args.only.is_empty() || args.wants(MATRIX) || args.wants(case.name))
     {
         let mut rounds: Vec<(&'static str, Vec<Figures>)> = Vec::new();
         for _ in 0..args.rounds {
@@ -154,7 +205,10 @@ fn run() -> Outcome<()> {
             if has_etcd {
                 measure(&mut etcd::Etcd::start(dir.path())?, case, args.time, &mut rounds)?;
             }
-            measure(&mut ours::Ours::start(&binary, dir.path())?, case, args.time, &mut rounds)?;
+            for engine in &engines {
+                let dir = tempfile::tempdir_in(&args.dir)?;
+                measure(&mut ours::Ours::start(&binary, dir.path(), engine)?, case, args.time, &mut rounds)?;
+            }
         }
         for (engine, rounds) in rounds {
             report(case, engine, &rounds, args.json)?;

@@ -34,19 +34,22 @@ pub(crate) fn build() -> Outcome<PathBuf> {
 }
 
 pub(crate) struct Ours {
+    engine: &'static str,
     binary: PathBuf,
     members: Vec<Member>,
     addresses: Vec<String>,
 }
 
 impl Ours {
-    pub(crate) fn start(binary: &Path, dir: &Path) -> Outcome<Ours> {
-        let mut cluster = Ours { binary: binary.to_owned(), members: Vec::new(), addresses: Vec::new() };
+    /// Three nodes with an engine, ready.
+    pub(crate) fn start(binary: &Path, dir: &Path, engine: &'static str) -> Outcome<Ours> {
+        let mut cluster =
+            Ours { engine, binary: binary.to_owned(), members: Vec::new(), addresses: Vec::new() };
         for number in 1..=3 {
             let log = std::fs::File::create(dir.join(format!("ours{number}.log")))?;
             let mut command = Command::new(binary);
-            command.args(["node", "--json", "--end-with-parent", "--listen", "127.0.0.1:0", "--dir"]);
-            command.arg(dir.join(format!("ours{number}")));
+            command.args(["node", "--json", "--end-with-parent", "--listen", "127.0.0.1:0"]);
+            command.args(["--engine", engine, "--dir"]).arg(dir.join(format!("ours{number}")));
             if let Some(first) = cluster.addresses.first() {
                 command.args(["--join", first]);
             }
@@ -96,7 +99,7 @@ fn finish(mut load: Member) -> Outcome<Value> {
 
 impl Cluster for Ours {
     fn name(&self) -> &'static str {
-        "pontoon"
+        self.engine
     }
 
     fn run(&mut self, case: &Case, time: Duration) -> Outcome<Option<Figures>> {

@@ -4,14 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use pontoon_proto::v1::{self, Refusal, refusal::Kind};
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::Status;
+use tonic::{Status, transport::Channel};
 
 use super::{
     Client, ClientError, Reads, UNPOISONED,
     error::{passes, words},
     place::Place,
 };
-use crate::route::Routed;
+use crate::{api::data_client::DataClient, route::Routed};
 
 /// How long one sending may take before it counts as lost. Longer than a node makes a predicate in.
 const SENDING: Duration = Duration::from_secs(4);
@@ -152,24 +152,45 @@ impl Client {
                 Err(status) => {
                     Next::Fail(ClientError::Address { address, reason: status.message().to_owned() })
                 }
-                Ok(client) => match timeout_at(trip.sending_ends(), request().remote(client)).await {
-                    Ok(Ok(reply)) => match R::refusal(&reply) {
-                        None => {
-                            if trip.near.is_none() {
-                                place.set_leader(&address);
+                Ok(client) => {
+                    match timeout_at(trip.sending_ends(), self.send(&address, client, request())).await {
+                        Ok(Ok(reply)) => match R::refusal(&reply) {
+                            None => {
+                                if trip.near.is_none() {
+                                    place.set_leader(&address);
+                                }
+                                return Ok(reply);
                             }
-                            return Ok(reply);
-                        }
-                        Some(refusal) => self.refused(&mut trip, place, &address, refusal),
-                    },
-                    Ok(Err(status)) => self.broken(&mut trip, place, &address, Some(&status)),
-                    Err(_) => self.broken(&mut trip, place, &address, None),
-                },
+                            Some(refusal) => self.refused(&mut trip, place, &address, refusal),
+                        },
+                        Ok(Err(status)) => self.broken(&mut trip, place, &address, Some(&status)),
+                        Err(_) => self.broken(&mut trip, place, &address, None),
+                    }
+                }
             };
             let pause = trip.wait_for(next, place)?;
             if !pause.is_zero() {
                 sleep(pause).await;
             }
+        }
+    }
+
+    /// One sending: with whatever else is asked of that node, if the call can travel so.
+    async fn send<R: Routed>(
+        &self,
+        address: &str,
+        client: DataClient<Channel>,
+        request: R,
+    ) -> Result<R::Reply, Status> {
+        if !self.inner.streams.may_go(address) {
+            return request.remote(client).await;
+        }
+        match request.into_call() {
+            Ok(call) => {
+                let reply = self.inner.streams.call(address, client, call).await?;
+                R::of_reply(reply).ok_or_else(|| Status::internal("the answer to another call"))
+            }
+            Err(request) => request.remote(client).await,
         }
     }
 

@@ -26,7 +26,7 @@ impl Driver {
             let nodes: Vec<NodeId> = self.state().live_nodes().collect();
             // Who does not answer may be starting again: what it said before does not count.
             let reports = join_all(nodes.iter().map(async |&node| {
-                let report = self.shared.at_within(PING, node, v1::ReportRequest {}).await;
+                let report = self.shared.at_within(PING, node, v1::CasualtiesRequest {}).await;
                 let dead = report.map(|report| report.dead).unwrap_or_default();
                 dead.into_iter().map(move |dead| (dead.group, node))
             }))

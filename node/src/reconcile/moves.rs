@@ -54,11 +54,14 @@ impl Driver {
             let seen = self.observe(&step).await;
             step.confirm = false;
             self.note_members(&step.record, &seen).await;
-            match mover::next(&step.record, &seen) {
-                Decision::Advance(phase) => {
+            let decision = mover::next(&step.record, &seen);
+            let owing = matches!(decision, Decision::AdvanceOwing(_));
+            match decision {
+                Decision::Advance(phase) | Decision::AdvanceOwing(phase) => {
                     let advance = v1::AdvanceMove {
                         phase: phase.into(),
                         session: fresh(),
+                        owing,
                         ..advance(&step.record, self.term)
                     };
                     match self.advance(&mut step, advance).await {
@@ -134,7 +137,8 @@ impl Driver {
             async |node| Some((node, self.shared.at_within(OBSERVE_TIMEOUT, node, request).await.ok()?));
         let answers = join_all(orders::witnesses(mv, &state).into_iter().map(ask)).await;
         let answers: Vec<_> = answers.into_iter().flatten().collect();
-        let mut seen = orders::observation(mv, &state, step.reserved, &answers);
+        let silent = self.sight.borrow().silent.clone();
+        let mut seen = orders::observation(mv, &state, step.reserved, &silent, &answers);
         if step.confirm
             && let Some((node, request)) = orders::confirmation(mv, self.term, &seen)
             && let Ok(reply) = self.shared.at_within(OBSERVE_TIMEOUT, node, request).await

@@ -10,10 +10,7 @@ use pontoon_shard::{
     MetaState,
     planner::{self, Limits, Seen, THRESHOLD},
 };
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
 use super::Driver;
@@ -29,7 +26,7 @@ const BALANCE_EVERY: Duration = Duration::from_secs(60);
 impl Driver {
     /// Keeps what is seen of the nodes up to date, apart from the dead. A driver begins with every node as one that just spoke:
     /// a new one waits anew, and gives nobody up too early. Ends with the driver.
-    pub(super) async fn watch_nodes(self, sight: watch::Sender<Seen>) {
+    pub(super) async fn watch_nodes(self) {
         let mut heard: HashMap<NodeId, Instant> = HashMap::new();
         loop {
             let state = self.state();
@@ -46,7 +43,7 @@ impl Driver {
             let given_up = |last: &Instant| !patience.is_zero() && last.elapsed() >= patience;
             let silent = heard.iter().filter(|(_, last)| given_up(last)).map(|(node, _)| *node).collect();
             let next = Seen { silent, ..now };
-            sight.send_if_modified(|known| {
+            self.sight.send_if_modified(|known| {
                 let same = known.silent == next.silent && known.full == next.full;
                 *known = next;
                 !same

@@ -165,6 +165,13 @@ impl Admin for AdminService {
         self.meta(request).await
     }
 
+    async fn casualties(
+        &self,
+        request: Request<v1::CasualtiesRequest>,
+    ) -> Result<Response<v1::CasualtiesReply>, Status> {
+        self.here(request).await
+    }
+
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::NodeView>, Status> {
         self.here(request).await
     }

@@ -48,7 +48,7 @@ pub(super) fn not_open(group: &Group) -> Refused {
 
 /// Reads check the epoch here; writes carry it into the log.
 pub(super) fn check_epoch(group: &Group, asked: u64, shard: &v1::Shard) -> Result<(), Refused> {
-    let current = group.status().borrow().epoch;
+    let current = group.look(|status| status.epoch);
     if asked == 0 || asked == current {
         return Ok(());
     }

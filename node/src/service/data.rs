@@ -12,9 +12,12 @@ use pontoon_raftstore::{Group, Ticket};
 use pontoon_shard::{Expect, MapCommand, MapReader, Scan, decode_map_reply};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
-use super::common::{blocking, check_epoch, invalid, level_of, not_open, over_limit, submit};
+use super::{
+    calls,
+    common::{blocking, check_epoch, invalid, level_of, not_open, over_limit, submit},
+};
 use crate::{
     api::{data_client::DataClient, data_server::Data},
     map::member_nodes,
@@ -52,6 +55,15 @@ impl Data for DataService {
     ) -> Result<Response<v1::WriteManyReply>, Status> {
         let replies = self.shared.write_many(request.into_inner()).await;
         Ok(Response::new(v1::WriteManyReply { replies }))
+    }
+
+    type CallsStream = ReceiverStream<Result<v1::ReplyBatch, Status>>;
+
+    async fn calls(
+        &self,
+        request: Request<Streaming<v1::CallBatch>>,
+    ) -> Result<Response<Self::CallsStream>, Status> {
+        Ok(Response::new(ReceiverStream::new(calls::serve(self.shared.clone(), request.into_inner()))))
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetReply>, Status> {
@@ -109,10 +121,12 @@ routed! {
         predicate by open_session, kind None, creates |ask| !ask.must_exist, repeatable |_| true, local session
     }
     WriteRequest => WriteReply {
-        predicate by write, kind Some(ShardKind::Map), creates |_| true, repeatable |ask| ask.request.is_some(), local write
+        predicate by write, kind Some(ShardKind::Map), creates |_| true, repeatable |ask| ask.request.is_some(), local write,
+        streamed as Write
     }
     GetRequest => GetReply {
-        predicate by get, kind Some(ShardKind::Map), creates |_| false, repeatable |_| true, local get
+        predicate by get, kind Some(ShardKind::Map), creates |_| false, repeatable |_| true, local get,
+        streamed as Get
     }
     ScanRequest => ScanReply {
         predicate by scan, kind Some(ShardKind::Map), creates |_| false, repeatable |_| true, local scan
@@ -154,7 +168,8 @@ async fn get(
     check_epoch(&group, request.epoch, shard)?;
     let index = group.read_barrier(level_of(request.freshness.as_ref())).await?;
     let reader = map_of(shared, &group)?;
-    Ok(match blocking(move || reader.get(&request.key)).await?? {
+    let row = shared.readers.run(move || reader.get(&request.key)).await.map_err(Refused::Status)??;
+    Ok(match row {
         None => v1::GetReply { index, ..Default::default() },
         Some(row) => {
             v1::GetReply { refusal: None, found: true, value: row.value, modified: row.index, index }
@@ -204,7 +219,7 @@ impl Shared {
                 continue;
             }
             let group = self.raft.group(GroupId(shard.group));
-            let led = group.as_ref().and_then(|group| group.status().borrow().leader);
+            let led = group.as_ref().and_then(|group| group.look(|status| status.leader));
             match group {
                 Some(group) if stays || led.is_none_or(|leader| leader.node() == self.own) => {
                     match propose(&group, write.clone()) {
@@ -301,7 +316,7 @@ impl Shared {
             })
             .collect();
         let group = GroupId(shard.group);
-        let here = self.raft.group(group).and_then(|group| group.status().borrow().leader);
+        let here = self.raft.group(group).and_then(|group| group.look(|status| status.leader));
         let leader = here.map(|leader| leader.node()).or_else(|| self.map.leader(group));
         Ok(v1::RouteReply {
             refusal: None,
@@ -313,12 +328,12 @@ impl Shared {
     }
 }
 
-fn propose(group: &Group, request: v1::WriteRequest) -> Result<Ticket, Refused> {
+pub(super) fn propose(group: &Group, request: v1::WriteRequest) -> Result<Ticket, Refused> {
     let payload = command(request.ops)?;
     Ok(submit(group, request.epoch, request.request, payload))
 }
 
-async fn finish(ops: usize, ticket: Ticket) -> Result<v1::WriteReply, Refused> {
+pub(super) async fn finish(ops: usize, ticket: Ticket) -> Result<v1::WriteReply, Refused> {
     let applied = ticket.await?;
     let reply = decode_map_reply(&applied.reply)
         .map_err(|error| Refused::Status(Status::internal(error.to_string())))?;
@@ -356,7 +371,7 @@ fn command(ops: Vec<v1::WriteOp>) -> Result<Bytes, Refused> {
     command.encode().map_err(over_limit)
 }
 
-fn map_of(shared: &Shared, group: &Group) -> Result<MapReader, Refused> {
+pub(super) fn map_of(shared: &Shared, group: &Group) -> Result<MapReader, Refused> {
     shared.machines.reader(group.id()).ok_or_else(|| not_open(group))
 }
 

@@ -12,16 +12,20 @@ use crate::{
     error::Error,
     replica::Replica,
     rules::{Rule, is_broken},
-    types::{GroupSpec, INITIAL_POSITION},
+    types::{GroupSpec, GroupStatus, INITIAL_POSITION},
 };
 
 /// The log's metadata key of a replica's record.
 const RECORD_KEY: &[u8] = b"replica";
 const RECORD_FORMAT: u32 = 1;
 
+/// Replicas that are opened in one tick. All at once, 100,000 of them would look for leaders together and nothing else would
+/// be done; so they come up in order, and those that somebody asks for before.
+pub(super) const OPENED_PER_TICK: usize = 500;
+
 /// What the log remembers of a replica beside raft's state.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Record {
+struct Record {
     #[prost(uint32, tag = "1")]
     format: u32,
     #[prost(uint64, tag = "2")]
@@ -101,21 +105,19 @@ impl Core {
             batch.hard_state(group, wal::HardState { term, vote: 0, commit: index });
         }
         let founding = record.initial.is_some();
-        self.records.insert(group, record);
         self.slots.insert(group, Slot::Opening { replica: asked, founding, waiting: vec![token] });
         self.send_batch(batch, None, Submission::Created(group), fx);
     }
 
+    /// What the log remembers of the replica of a group, if that reads.
+    fn record(&self, group: GroupId) -> Option<Record> {
+        let record = Record::decode(self.shared.wal.meta(group, RECORD_KEY)?).ok()?;
+        (record.format == RECORD_FORMAT).then_some(record)
+    }
+
     /// Opens what the log holds of a group.
     pub(super) fn adopt(&mut self, group: GroupId, token: Token, fx: &mut Effects) {
-        let record = self
-            .shared
-            .wal
-            .meta(group, RECORD_KEY)
-            .and_then(|bytes| Record::decode(bytes).ok())
-            .filter(|record| record.format == RECORD_FORMAT)
-            .and_then(|record| Some((ReplicaId::new(record.replica).ok()?, record)));
-        let Some((replica, record)) = record else {
+        let Some(replica) = self.record(group).and_then(|record| ReplicaId::new(record.replica).ok()) else {
             // Which replica it was is lost too. It must be known as dead all the same: a founding member that is missing
             // would be made anew, without its votes. The lowest id stands for it, so that whichever it was can be removed.
             let reason = "its record in the log is damaged".to_owned();
@@ -123,14 +125,48 @@ impl Core {
             self.slots.insert(group, Slot::Opening { replica, founding: false, waiting: vec![token] });
             return self.kill(group, reason, fx);
         };
-        self.records.insert(group, record);
-        self.slots.insert(group, Slot::Opening { replica, founding: false, waiting: vec![token] });
+        self.slots.insert(group, Slot::Opening { replica, founding: false, waiting: Vec::new() });
+        self.open_in_turn(group, fx);
+        match (self.unopened.contains(&group), self.slots.get_mut(&group)) {
+            // It is known, and opened as soon as it is needed: nobody has to wait for all of them.
+            (true, _) => {
+                fx.statuses.push(GroupStatus::new(group, replica));
+                fx.answers.push((token, Answer::Replica(Ok(replica))));
+            }
+            (false, Some(Slot::Opening { waiting, .. })) => waiting.push(token),
+            (false, _) => unreachable!("{group}: its slot was made above"),
+        }
+    }
+
+    /// Opens a replica's machine, if not too many were opened in this tick; else in a later one.
+    pub(super) fn open_in_turn(&mut self, group: GroupId, fx: &mut Effects) {
+        if self.may_open == 0 {
+            self.unopened.insert(group);
+            return;
+        }
+        self.may_open -= 1;
         self.open_machine(group, fx);
     }
 
-    pub(super) fn open_machine(&mut self, group: GroupId, fx: &mut Effects) {
-        if let (Some(Slot::Opening { .. }), Some(record)) = (self.slots.get(&group), self.records.get(&group))
+    /// Somebody has to do with a replica: its turn has come.
+    pub(super) fn open_now(&mut self, group: GroupId, fx: &mut Effects) {
+        if self.unopened.remove(&group) {
+            self.open_machine(group, fx);
+        }
+    }
+
+    /// Another tick: some of those that wait are opened, in the order of their ids.
+    pub(super) fn open_some(&mut self, fx: &mut Effects) {
+        self.may_open = OPENED_PER_TICK;
+        while self.may_open > 0
+            && let Some(group) = self.unopened.pop_first()
         {
+            self.open_in_turn(group, fx);
+        }
+    }
+
+    fn open_machine(&mut self, group: GroupId, fx: &mut Effects) {
+        if let (Some(Slot::Opening { .. }), Some(record)) = (self.slots.get(&group), self.record(group)) {
             let (descriptor, initial) = (record.descriptor.clone(), record.initial_mark());
             fx.apply.push(ApplyTask::Open { group, replica: record.replica, descriptor, initial });
         }
@@ -184,7 +220,8 @@ impl Core {
             // A later replica lives here; the one that was meant is long gone.
             return fx.answers.push((token, Answer::Destroyed(Ok(()))));
         }
-        let descriptor = self.records.remove(&group).map(|record| record.descriptor).unwrap_or_default();
+        let descriptor = self.record(group).map(|record| record.descriptor).unwrap_or_default();
+        self.unopened.remove(&group);
         let mut waiting = vec![token];
         match self.slots.remove(&group) {
             Some(Slot::Live(mut live)) => self.part_with(&mut live, fx),

@@ -58,7 +58,8 @@ impl Core {
         }
     }
 
-    pub(super) fn wake_some(&mut self, fx: &mut Effects) {
+    /// Wakes some of those that are to wake. Of the tick at hand, which began at `before`, they live to see all.
+    pub(super) fn wake_some(&mut self, before: u64, fx: &mut Effects) {
         let mut may_wake = WAKES_PER_TICK;
         while may_wake > 0
             && let Some(group) = self.wakes.leaderless.pop_first()
@@ -66,14 +67,14 @@ impl Core {
             // The node may be back since.
             let neighbours = &self.shared.neighbours;
             if live(&mut self.slots, group).is_some_and(|replica| !replica.may_sleep_on(neighbours)) {
-                self.with(group, fx, |_, _, _| Ok(()));
+                self.with(group, fx, |replica, _, _| replica.begin_at(before));
                 may_wake -= 1;
             }
         }
         while may_wake > 0
             && let Some(group) = self.wakes.leading.pop_first()
         {
-            self.with(group, fx, |_, _, _| Ok(()));
+            self.with(group, fx, |replica, _, _| replica.begin_at(before));
             may_wake -= 1;
         }
     }
@@ -119,6 +120,7 @@ impl Core {
             match beat.kind {
                 BeatKind::Digest => self.on_digest(beat, fx),
                 BeatKind::Rouse => self.on_rouse(beat, fx),
+                BeatKind::Heartbeat if beat.unanswered && self.on_commit(beat, fx) => {}
                 BeatKind::Sleep if self.on_sleep(beat, packed.incarnation, fx) => {}
                 _ => {
                     let body = Some(v1::peer_message::Body::Raft(beat.into_raft()));
@@ -127,6 +129,18 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// False: it does not follow who says so, and takes it as a heartbeat.
+    fn on_commit(&mut self, beat: Beat, fx: &mut Effects) -> bool {
+        let Some(replica) = live(&mut self.slots, beat.group) else { return false };
+        if replica.id != beat.to || !replica.follows(beat) {
+            return false;
+        }
+        if replica.learns_from(beat) {
+            self.with(beat.group, fx, |replica, shared, fx| replica.on_commit(shared, beat, fx));
+        }
+        true
     }
 
     fn on_sleep(&mut self, beat: Beat, incarnation: u64, fx: &mut Effects) -> bool {

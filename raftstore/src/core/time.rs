@@ -6,13 +6,26 @@ use pontoon_proto::{GroupId, NodeId, v1};
 use pontoon_wal::Batch;
 
 use super::{Core, Slot, Submission, live};
-use crate::{effects::Effects, snapshot::ServeTask, transport::Class, types::Room};
+use crate::{effects::Effects, replica::guarded, snapshot::ServeTask, transport::Class, types::Room};
 
 /// Ticks between looks at what the log may drop.
 const HOUSEKEEPING_TICKS: u64 = 10;
 
 /// Of ticks that piled up so many count for the silence of others, as they do for raft.
 const MOST_TICKS: u64 = 3;
+
+/// Groups that the clock visits in one turn. With very many awake, a visit to all of them takes longer than a tick; what
+/// comes in between must not wait for it, or the groups would never get what they wait for.
+const VISITS_PER_TURN: usize = 1024;
+
+/// The clock's way through the groups that are awake. A group that it comes to late gets the ticks that it missed.
+#[derive(Default)]
+pub(super) struct Pass {
+    /// The first group that it has not come to; `None`: it has been everywhere.
+    next: Option<GroupId>,
+    /// Time went on meanwhile: it begins again after this.
+    again: bool,
+}
 
 impl Core {
     pub(super) fn tick(&mut self, ticks: u64, fx: &mut Effects) {
@@ -25,14 +38,10 @@ impl Core {
         for node in self.shared.neighbours.tick(ticks.min(MOST_TICKS), timeout) {
             self.rouse_node(node);
         }
-        self.wake_some(fx);
-        let groups: Vec<GroupId> = self.awake.iter().copied().collect();
-        for group in &groups {
-            self.with(*group, fx, |replica, shared, fx| replica.tick(shared, ticks, fx));
-            if live(&mut self.slots, *group).is_some_and(|replica| replica.is_asleep()) {
-                self.lay_down(*group);
-            }
-        }
+        self.open_some(fx);
+        self.wake_some(before, fx);
+        self.pass.again = true;
+        self.go_on(fx);
         self.tick_digest(before, fx);
         let every = self.shared.config.heartbeat_ticks as u64;
         if before / every != self.shared.ticks / every {
@@ -46,19 +55,61 @@ impl Core {
         if self.shared.room != Room::Ample || self.shared.shuns {
             self.make_way(fx);
         }
+    }
+
+    /// Whether the clock has not come to every group yet: [`Core::go_on`] is to be called after the inputs that are there,
+    /// without waiting for more.
+    pub(crate) fn has_more(&self) -> bool {
+        self.failed.is_none() && (self.pass.next.is_some() || self.pass.again)
+    }
+
+    /// Lets the clock visit some of the groups that are awake, those that it has not come to.
+    pub(crate) fn go_on(&mut self, fx: &mut Effects) {
+        if !self.has_more() {
+            return;
+        }
+        let first = self.pass.next.take().unwrap_or_else(|| {
+            self.pass.again = false;
+            GroupId(0)
+        });
+        let mut groups: Vec<GroupId> = self.awake.range(first..).take(VISITS_PER_TURN + 1).copied().collect();
+        if groups.len() > VISITS_PER_TURN {
+            self.pass.next = groups.pop();
+        }
         let mut batch = Batch::new();
         for group in groups {
-            let Some(replica) = live(&mut self.slots, group) else { continue };
-            if let Some((index, term)) = replica.truncation(&self.shared)
-                && batch.size_bytes() < self.batch_limit / 2
-            {
-                batch.truncate_prefix(group, index, term);
-            }
+            self.visit(group, &mut batch, fx);
         }
         if !batch.is_empty() {
             // Losing a truncation only keeps entries longer.
             batch.relaxed();
             self.send_batch(batch, None, Submission::Turn(Vec::new()), fx);
+        }
+    }
+
+    /// Time goes on for one group.
+    fn visit(&mut self, group: GroupId, truncations: &mut Batch, fx: &mut Effects) {
+        let Some(replica) = live(&mut self.slots, group) else { return };
+        let before = replica.ticked;
+        let shared = &mut self.shared;
+        let ticks = shared.ticks - before;
+        if ticks == 0 {
+            return;
+        }
+        if let Err(reason) = guarded(|| replica.tick(shared, ticks, fx)).flatten() {
+            return self.kill(group, reason, fx);
+        }
+        if replica.has_work() {
+            self.ready.insert(group);
+        }
+        if replica.is_asleep() {
+            return self.lay_down(group);
+        }
+        if before / HOUSEKEEPING_TICKS != shared.ticks / HOUSEKEEPING_TICKS
+            && truncations.size_bytes() < self.batch_limit / 2
+            && let Some((index, term)) = replica.truncation(shared)
+        {
+            truncations.truncate_prefix(group, index, term);
         }
     }
 

@@ -39,6 +39,13 @@ struct Flight {
 #[derive(Default)]
 pub(super) struct Flights(BTreeMap<u64, Flight>);
 
+impl Flights {
+    /// Nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// What nodes have under way, over all groups of a core.
 #[derive(Default)]
 pub(crate) struct NodeFlights {

@@ -1,10 +1,11 @@
 //! Messages from peers, checked before raft sees them: raft 0.7 panics on what a stale, damaged or hostile peer can say.
 
 use pontoon_proto::{NodeId, ReplicaId, v1};
-use raft::eraftpb as pb;
+use raft::{StateRole, eraftpb as pb};
 
 use super::{Alive, Replica, Shared, convert, flow, guarded};
 use crate::{
+    beats::Beat,
     effects::Effects,
     types::{Event, Room},
 };
@@ -76,6 +77,32 @@ impl Replica {
             self.floor = self.floor.max(floor);
             self.lease.heard_leader(shared.clock_now);
         }
+        self.after_raft(shared, fx);
+        Ok(())
+    }
+
+    /// Whether this replica follows the sender, which knows what is in the log here.
+    pub(crate) fn follows(&self, beat: Beat) -> bool {
+        let raft = &self.raw.raft;
+        self.installing.is_none()
+            && raft.state == StateRole::Follower
+            && (raft.leader_id, raft.term) == (beat.from.get(), beat.term)
+            && beat.commit <= self.last_index()
+    }
+
+    /// Whether there is something new in it: one that was late wakes nobody.
+    pub(crate) fn learns_from(&self, beat: Beat) -> bool {
+        !self.is_asleep() || beat.commit > self.raw.raft.raft_log.committed
+    }
+
+    /// The leader tells what is committed, at most as far as this replica has acknowledged in this term: so the log here is
+    /// the leader's up to there, and nothing has to be said. It is the leader's word as a heartbeat is.
+    pub(crate) fn on_commit(&mut self, shared: &mut Shared, beat: Beat, fx: &mut Effects) -> Alive<()> {
+        let raft = &mut self.raw.raft;
+        raft.election_elapsed = 0;
+        guarded(|| raft.raft_log.commit_to(beat.commit))?;
+        self.floor = self.floor.max(beat.floor);
+        self.lease.heard_leader(shared.clock_now);
         self.after_raft(shared, fx);
         Ok(())
     }

@@ -74,6 +74,14 @@ impl Reads {
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.round.is_none() && self.ready.is_empty()
     }
+
+    /// Gives back the room that those took who wait no more.
+    pub(super) fn give_back(&mut self) {
+        self.waiting.shrink_to_fit();
+        if self.ready.is_empty() {
+            self.ready = Default::default();
+        }
+    }
 }
 
 impl Replica {

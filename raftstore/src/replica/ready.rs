@@ -1,7 +1,7 @@
 //! From raft's ready to the log, the wire and the applier, in the order that safety needs.
 
 use pontoon_wal::{self as wal, Batch, Reservation};
-use raft::{Ready, eraftpb as pb};
+use raft::{ProgressState, Ready, eraftpb as pb};
 
 use super::{Alive, Replica, Shared, after_install, convert, flow, guarded, install_meta};
 use crate::{
@@ -13,7 +13,10 @@ use crate::{
     transport::Class,
     types::Event,
 };
-use pontoon_proto::{ReplicaId, v1};
+use pontoon_proto::{
+    ReplicaId,
+    v1::{self, BeatKind},
+};
 
 /// A ready whose entries are in the turn's batch and which raft must be told of once the batch is submitted.
 pub(crate) struct Taken {
@@ -26,6 +29,11 @@ pub(crate) struct Taken {
 impl Replica {
     pub(crate) fn has_ready(&self) -> bool {
         self.installing.is_none() && self.raw.has_ready()
+    }
+
+    /// Whether the end of the turn has to look at this replica.
+    pub(crate) fn has_work(&self) -> bool {
+        self.has_ready() || self.has_readers() || self.raw.store().has_wanted()
     }
 
     /// Takes raft's ready into the turn's batch. `None`: there was nothing, or it waits for a snapshot to be switched in.
@@ -175,6 +183,11 @@ impl Replica {
                 self.note_sent(shared, &message, made_of);
             }
             let floor = if matches!(kind, MsgAppend | MsgHeartbeat) { self.floor } else { 0 };
+            if self.only_commits(&message) {
+                let plain = Beat::plain(self.group, BeatKind::Heartbeat, self.id, to, message.term);
+                fx.beats.push(Beat { commit: message.commit, floor, unanswered: true, ..plain });
+                continue;
+            }
             // Gathered until the end of the turn, which is when everything leaves.
             if let Some(beat) = Beat::of_raft(self.group, &message, floor) {
                 fx.beats.push(beat);
@@ -185,6 +198,17 @@ impl Replica {
                 v1::PeerMessage { group: self.group.0, from: self.id.get(), to: to.get(), body: Some(body) };
             fx.send.push((to.node(), class, message));
         }
+    }
+
+    /// Whether an append says only that more of what its receiver has acknowledged is committed. Raft sends one to each
+    /// follower for each commit, to be answered: half of all messages, where many groups have little to write each.
+    fn only_commits(&self, message: &pb::Message) -> bool {
+        message.get_msg_type() == pb::MessageType::MsgAppend
+            && message.get_entries().is_empty()
+            && message.term == self.raw.raft.term
+            && self.raw.raft.prs().get(message.to).is_some_and(|progress| {
+                progress.state == ProgressState::Replicate && progress.matched >= message.commit
+            })
     }
 
     /// Hands committed entries to the applier, configuration entries one by one by way of raft.

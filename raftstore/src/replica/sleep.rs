@@ -6,10 +6,12 @@
 //! (of any member's, on the leader), and the word of its leader's node that it does not lead. Why each race ends well is in
 //! `docs/decisions/0010-sleeping-groups.md`.
 
+use std::collections::VecDeque;
+
 use pontoon_proto::{NodeId, ReplicaId, v1::BeatKind};
 use raft::{ProgressState, StateRole};
 
-use super::{Alive, Replica, Shared, convert, guarded, node_of};
+use super::{Alive, Replica, Shared, convert, flow::Flights, guarded, node_of};
 use crate::{beats::Beat, core::Neighbours, effects::Effects, types::Room};
 
 /// Where a replica is between awake and asleep.
@@ -18,6 +20,8 @@ pub(super) struct Sleep {
     /// On a leader: ticks since the last thing that happened, and what was the last index then.
     idle_ticks: u64,
     idle_index: u64,
+    /// Somebody here asked something of it since it was opened or slept last.
+    is_used: bool,
     bed: Option<Bed>,
 }
 
@@ -40,6 +44,12 @@ impl Replica {
     /// Something happens: an awake group stays awake for a while.
     pub(crate) fn stir(&mut self) {
         self.sleep.idle_ticks = 0;
+    }
+
+    /// Somebody here asks something of it: it will be asked again, more likely than one that nobody asks.
+    pub(crate) fn use_it(&mut self) {
+        self.stir();
+        self.sleep.is_used = true;
     }
 
     /// A sleeping follower: whom it takes for the leader, and in which term.
@@ -130,7 +140,10 @@ impl Replica {
         self.sleep.idle_ticks += ticks.min(3);
         // In the place of a heartbeat: by then the answers to the one before are here, and wake nobody.
         let is_due = raft.heartbeat_elapsed() + 1 >= raft.heartbeat_timeout();
-        if self.sleep.idle_ticks < after || !is_due || !self.all_are_there(shared) {
+        // One that only elected its leader goes to sleep as soon as everybody knows: 100,000 that are founded or opened
+        // would all be awake for seconds otherwise.
+        let patience = if self.sleep.is_used { after } else { 0 };
+        if self.sleep.idle_ticks < patience || !is_due || !self.all_are_there(shared) {
             return false;
         }
         let term = raft.term;
@@ -143,7 +156,6 @@ impl Replica {
         }
         // Nobody is taking a snapshot; the notes of those who did are of no use.
         self.offered.clear();
-        self.raw.raft.maybe_free_inflight_buffers();
         self.lie_down(shared, self.id, 0, fx);
         true
     }
@@ -178,9 +190,24 @@ impl Replica {
         self.note_room(shared);
         let (term, since) = (self.raw.raft.term, shared.neighbours.lived());
         self.sleep.bed = Some(Bed { leader, incarnation, term, since });
-        self.sleep.idle_ticks = 0;
+        (self.sleep.idle_ticks, self.sleep.is_used) = (0, false);
+        self.give_back();
         self.dirty = false;
         fx.statuses.push(self.status());
+    }
+
+    /// Gives back the room that only a replica at work needs. Containers keep theirs when they become empty.
+    fn give_back(&mut self) {
+        if self.flights.is_idle() {
+            self.flights = Flights::default();
+        }
+        (self.held, self.committed) = (VecDeque::new(), VecDeque::new());
+        self.proposals = VecDeque::new();
+        self.reads.give_back();
+        let raft = &mut self.raw.raft;
+        raft.maybe_free_inflight_buffers();
+        raft.raft_log.unstable.entries.shrink_to_fit();
+        raft.msgs.shrink_to_fit();
     }
 
     /// Wakes up. `has_ended`: the leader said itself that it does not lead any more.
@@ -188,6 +215,7 @@ impl Replica {
         self.stir();
         let Some(bed) = self.sleep.bed.take() else { return Ok(()) };
         self.dirty = true;
+        self.ticked = shared.ticks;
         let raw = &mut self.raw;
         if bed.leader == self.id {
             // Whom it heard before it slept says nothing about now, and everybody gets a whole timeout to answer.
@@ -208,6 +236,12 @@ impl Replica {
             raw.raft.election_elapsed = usize::try_from(silence).unwrap_or(timeout).min(timeout);
         }
         self.after_raft(shared, fx);
+        Ok(())
+    }
+
+    /// Its clock goes on from this tick.
+    pub(crate) fn begin_at(&mut self, tick: u64) -> Alive<()> {
+        self.ticked = tick;
         Ok(())
     }
 

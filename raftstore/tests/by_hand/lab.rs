@@ -172,6 +172,11 @@ impl Lab {
         self.nodes[&node(id)].stepped.status(GroupId(group)).expect("a replica")
     }
 
+    /// Whether a replica is there, and open.
+    pub(crate) fn is_open(&self, id: u64, group: u64) -> bool {
+        self.nodes[&node(id)].stepped.status(GroupId(group)).is_some()
+    }
+
     /// The node that leads a group in the highest term.
     pub(crate) fn leader(&self, group: u64) -> Option<u64> {
         let statuses =
@@ -227,6 +232,12 @@ impl Lab {
 
     pub(crate) fn settle(&mut self) {
         self.settle_where(|_| true);
+    }
+
+    /// Lets time go on for one node, without delivering anything.
+    pub(crate) fn pass_on(&mut self, id: u64, ticks: u64) {
+        self.at(id).tick(ticks);
+        self.turn(node(id));
     }
 
     /// Lets time go on for all nodes, without delivering anything.

@@ -1,5 +1,7 @@
 //! The runtime moved by hand: each message, sync and tick comes when a test says so.
 
+mod commits;
+mod crowd;
 mod flow;
 mod lab;
 mod lease;

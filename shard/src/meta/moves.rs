@@ -148,6 +148,10 @@ impl Step<'_> {
             let text = format!("move {} was cancelled: abort it", mv.id);
             return refused(MetaRefusal::IllegalPhase, text, mv);
         }
+        if ask.owing && !matches!(to, MovePhase::Cleanup | MovePhase::Aborted) {
+            let text = format!("nothing can be owed on the way from {from:?} to {to:?}");
+            return refused(MetaRefusal::IllegalPhase, text, mv);
+        }
         mv.driver_term = ask.driver_term;
         mv.blocked = ask.blocked;
         mv.attempts += u32::from(ask.attempt);
@@ -159,6 +163,9 @@ impl Step<'_> {
             mv.session = ask.session;
             mv.phase_ms = self.now_ms;
             mv.entered_ms.insert(u32::from(to as u8), self.now_ms);
+            if ask.owing {
+                self.owe(mv.group, if to == MovePhase::Cleanup { mv.source } else { mv.target });
+            }
             if ended(to) {
                 mv.finished_ms = self.now_ms;
                 mv.blocked.clear();

@@ -34,5 +34,5 @@ pub(super) fn next(mv: &v1::Move, parts: &Parts, seen: &Observation) -> Decision
     if !seen.confirmed {
         return Decision::Act(vec![Action::ConfirmRemoved]);
     }
-    fence(target, seen.target.as_ref(), seen.target_removed, MovePhase::Aborted)
+    fence(target, seen.target.as_ref(), seen.target_removed, seen.target_silent, MovePhase::Aborted)
 }

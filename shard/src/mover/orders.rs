@@ -52,6 +52,7 @@ pub fn observation(
     mv: &v1::Move,
     state: &MetaState,
     reserved: bool,
+    silent: &BTreeSet<NodeId>,
     answers: &[(NodeId, v1::ReplicaStatusReply)],
 ) -> Observation {
     let (source, target) = (node_of(mv.source), node_of(mv.target));
@@ -72,6 +73,8 @@ pub fn observation(
         reserved,
         target_removed: target.is_some_and(|node| is_removed(state, node)),
         source_removed: source.is_some_and(|node| is_removed(state, node)),
+        target_silent: target.is_some_and(|node| silent.contains(&node)),
+        source_silent: source.is_some_and(|node| silent.contains(&node)),
     }
 }
 

@@ -10,7 +10,13 @@ pub(super) fn next(phase: MovePhase, mv: &v1::Move, parts: &Parts, seen: &Observ
     // These two speak with one node only: the group may be without a leader meanwhile.
     match (phase, parts.source) {
         (MovePhase::Fence, Some(source)) => {
-            return fence(source, seen.source.as_ref(), seen.source_removed, MovePhase::Cleanup);
+            return fence(
+                source,
+                seen.source.as_ref(),
+                seen.source_removed,
+                seen.source_silent,
+                MovePhase::Cleanup,
+            );
         }
         (MovePhase::Fence, None) => return Decision::Advance(MovePhase::Cleanup),
         (MovePhase::Cleanup, _) => return Decision::Advance(MovePhase::Done),

@@ -172,7 +172,7 @@ fn run_node(args: &Args, own: NodeId) -> Outcome<()> {
             println!("founded: {:.2} s", begun.elapsed().as_secs_f64());
         }
         wait_for(&raft, |raft, group| {
-            raft.group(group).is_some_and(|group| group.status().borrow().leader.is_some())
+            raft.group(group).is_some_and(|group| group.look(|status| status.leader.is_some()))
         })
         .await;
         println!("every group has a leader: {:.2} s", begun.elapsed().as_secs_f64());
@@ -181,7 +181,7 @@ fn run_node(args: &Args, own: NodeId) -> Outcome<()> {
             println!("a row written to each group led here: {:.2} s", begun.elapsed().as_secs_f64());
         }
         wait_for(&raft, |raft, group| {
-            raft.group(group).is_some_and(|group| group.status().borrow().sleeping)
+            raft.group(group).is_some_and(|group| group.look(|status| status.sleeping))
         })
         .await;
         Outcome::Ok(())
@@ -235,7 +235,7 @@ async fn found(raft: &MultiRaft, own: NodeId, groups: u64) -> Outcome<()> {
 async fn write(raft: &MultiRaft) -> Outcome<()> {
     let payload = MapCommand::new().put("key", "value").encode()?;
     let led = raft.groups().into_iter().filter_map(|id| raft.group(id));
-    let led: Vec<_> = led.filter(|group| group.status().borrow().role == Role::Leader).collect();
+    let led: Vec<_> = led.filter(|group| group.look(|status| status.role == Role::Leader)).collect();
     let mut asked = stream::iter(led)
         .map(|group| {
             let payload = payload.clone();

@@ -215,7 +215,8 @@ impl World {
                         _ => None,
                     })
                     .collect();
-                let seen = orders::observation(&work.record, state, work.reserved, &answers);
+                let seen =
+                    orders::observation(&work.record, state, work.reserved, &Default::default(), &answers);
                 if std::mem::take(&mut work.confirm)
                     && let Some((node, request)) = orders::confirmation(&work.record, term, &seen)
                 {
@@ -260,7 +261,7 @@ impl World {
             self.propose(i, Body::UpdateMembers(update), Wait::Nobody);
         }
         match mover::next(&work.record, &seen) {
-            Decision::Advance(phase) => {
+            Decision::Advance(phase) | Decision::AdvanceOwing(phase) => {
                 let session = self.moment();
                 work.pause = PAUSE_FIRST_MS;
                 work.doing = self.commit(

@@ -1,9 +1,6 @@
 //! One group's state and the rules by which records change it. Submit and recovery use the same rules.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 
@@ -97,8 +94,8 @@ pub(crate) struct Group {
     // Rare or short-lived: an idle group pays a pointer for each.
     pending: PendingLog,
     pub(crate) snapshot: Option<Arc<SnapshotMeta>>,
-    #[allow(clippy::box_collection, reason = "an idle group pays 8 bytes instead of 24")]
-    pub(crate) meta: Option<Box<BTreeMap<Bytes, Bytes>>>,
+    /// Ascending by key. A group has a value or two, for which a tree would take ten times the room.
+    meta: Box<[(Bytes, Bytes)]>,
     pub(crate) damage: Option<Box<Damage>>,
 }
 
@@ -130,15 +127,25 @@ impl Group {
 
     /// What a checkpoint says of the group.
     pub(crate) fn checkpoint(&self) -> GroupState {
-        let meta = self.meta.iter().flat_map(|meta| meta.iter());
         GroupState {
             hard_state: self.hard_state,
             truncated: self.truncated,
             last: (self.last_index(), self.last_term()),
             snapshot: self.snapshot.clone(),
-            meta: meta.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            meta: self.meta.to_vec(),
             damage: self.damage.as_deref().cloned(),
         }
+    }
+
+    /// The group's metadata, ascending by key.
+    pub(crate) fn meta(&self) -> &[(Bytes, Bytes)] {
+        &self.meta
+    }
+
+    /// A value of the group's metadata.
+    pub(crate) fn meta_of(&self, key: &[u8]) -> Option<Bytes> {
+        let at = self.meta.binary_search_by(|(known, _)| known.as_ref().cmp(key)).ok()?;
+        Some(self.meta[at].1.clone())
     }
 
     /// The term of an index, from memory.
@@ -349,16 +356,17 @@ impl Group {
     }
 
     fn put_meta(&mut self, key: Bytes, value: Bytes) {
-        let meta = self.meta.get_or_insert_default();
-        if value.is_empty() {
-            meta.remove(&key);
-        } else {
-            // Own copies: a slice would keep the whole batch in memory for as long as the value lives.
-            meta.insert(Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value));
+        let mut meta = std::mem::take(&mut self.meta).into_vec();
+        let found = meta.binary_search_by(|(known, _)| known.cmp(&key));
+        // Own copies: a slice would keep the whole batch in memory for as long as the value lives.
+        let own = Bytes::copy_from_slice;
+        match found {
+            Ok(at) if value.is_empty() => drop(meta.remove(at)),
+            Ok(at) => meta[at].1 = own(&value),
+            Err(_) if value.is_empty() => {}
+            Err(at) => meta.insert(at, (own(&key), own(&value))),
         }
-        if meta.is_empty() {
-            self.meta = None;
-        }
+        self.meta = meta.into();
     }
 
     /// Forgets all entries.
@@ -390,7 +398,8 @@ impl Group {
     pub(crate) fn restore(&mut self, state: &GroupState) {
         self.hard_state = state.hard_state;
         self.snapshot.clone_from(&state.snapshot);
-        self.meta = (!state.meta.is_empty()).then(|| Box::new(state.meta.iter().cloned().collect()));
+        self.meta = state.meta.clone().into();
+        self.meta.sort_unstable();
     }
 
     /// Sets the bounds that a checkpoint states, and drops what lies outside. Missing entries leave holes.
