@@ -20,7 +20,7 @@ use crate::{
     map::{holders, member_nodes},
     route::{check_predicate, wrong_kind},
     shared::Shared,
-    views::{is_ended, no_such_predicate, under_replicated},
+    views::{is_ended, no_such_predicate},
 };
 
 /// How long a predicate may take to be served after it was created.
@@ -432,7 +432,7 @@ fn checks(shard: &v1::Shard, before: &[u64], led: bool, answering: usize) -> Vec
                     .to_owned(),
         });
     }
-    if under_replicated(shard) {
+    if before.len() < shard.replicas_wanted as usize {
         let text = format!("{} of {} wanted replicas exist", before.len(), shard.replicas_wanted);
         checks.push(v1::MoveCheck { ok: true, text });
     }

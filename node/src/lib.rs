@@ -39,6 +39,7 @@ mod machines;
 mod map;
 mod node;
 mod placement;
+mod problems;
 mod process;
 mod readers;
 mod reconcile;

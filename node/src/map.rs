@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use dashmap::DashMap;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+use pontoon_shard::planner::Rulebook;
 use tokio::sync::watch;
 
 /// One version of the map with its indexes.
@@ -17,10 +18,11 @@ pub(crate) struct MapView {
     predicates: HashMap<String, usize>,
     groups: HashMap<u64, usize>,
     nodes: HashMap<u64, usize>,
+    rulebook: Rulebook,
 }
 
 impl MapView {
-    fn new(map: v1::ClusterMap) -> Self {
+    pub(crate) fn new(map: v1::ClusterMap) -> Self {
         let by_shard = |key: fn(&v1::Shard) -> Option<u64>| -> HashMap<u64, usize> {
             map.shards.iter().enumerate().filter_map(|(at, shard)| Some((key(shard)?, at))).collect()
         };
@@ -33,7 +35,9 @@ impl MapView {
             .collect();
         let groups = by_shard(|shard| Some(shard.group));
         let nodes = map.nodes.iter().enumerate().map(|(at, node)| (node.id, at)).collect();
-        MapView { map, predicates, groups, nodes }
+        // Rules of a later version are the meta leader's affair; here they only explain.
+        let rulebook = map.rules.as_ref().and_then(|rules| Rulebook::read(rules).ok()).unwrap_or_default();
+        MapView { map, predicates, groups, nodes, rulebook }
     }
 
     pub(crate) fn map(&self) -> &v1::ClusterMap {
@@ -66,7 +70,23 @@ impl MapView {
 
     /// Whether fewer replicas than wanted are there or can come back.
     pub(crate) fn under_replicated(&self, shard: &v1::Shard) -> bool {
-        shard.voters.len() - self.lost_voters(shard).len() < shard.replicas_wanted as usize
+        shard.voters.len() - self.lost_voters(shard).len() < self.wanted(shard)
+    }
+
+    /// How many voters a shard should have.
+    pub(crate) fn wanted(&self, shard: &v1::Shard) -> usize {
+        self.rulebook.of(&shard.predicate).voters.unwrap_or(shard.replicas_wanted) as usize
+    }
+
+    /// Replicas on nodes where the rules do not want them, and the rule.
+    pub(crate) fn misplaced(&self, shard: &v1::Shard) -> Vec<(ReplicaId, String)> {
+        let rule = self.rulebook.of(&shard.predicate);
+        let members = shard.voters.iter().chain(&shard.learners).filter_map(|&id| ReplicaId::new(id).ok());
+        let broken = members.filter_map(|replica| {
+            let node = self.node(replica.node()).filter(|node| node.state() != v1::NodeState::Removed)?;
+            Some((replica, rule.breaks(node).into_iter().next()?))
+        });
+        broken.collect()
     }
 
     /// Nodes that are not removed.

@@ -11,6 +11,7 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
+    problems::problems,
     shared::Shared,
     space::{Seen, room_to_wire},
 };
@@ -19,8 +20,6 @@ use crate::{
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a watched move is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// A live replica this many entries behind is a problem.
-const LAG_PROBLEM: u64 = 10_000;
 
 impl Shared {
     pub(crate) async fn status(self: &Arc<Self>) -> v1::StatusReply {
@@ -278,10 +277,6 @@ pub(crate) fn is_ended(mv: &v1::Move) -> bool {
     matches!(mv.phase(), v1::MovePhase::Done | v1::MovePhase::Aborted)
 }
 
-pub(crate) fn under_replicated(shard: &v1::Shard) -> bool {
-    shard.voters.len() < shard.replicas_wanted as usize
-}
-
 pub(crate) fn no_such_predicate(name: &str) -> Status {
     Status::not_found(format!("there is no predicate {name:?}; `pontoon predicates` shows them"))
 }
@@ -297,93 +292,7 @@ fn describe(mut group: v1::GroupView, view: &crate::map::MapView, local: bool) -
         |leader| leader.replica,
     );
     group.leader_node = ReplicaId::new(named).map_or(0, |replica| replica.node().get());
-    group.problems = problems(&group, shard.as_ref(), leader, local);
-    let lost = shard.as_ref().filter(|_| !local).map(|shard| view.lost_voters(shard)).unwrap_or_default();
-    group.problems.extend(lost.into_iter().map(|replica| {
-        format!(
-            "replica {replica} is lost, {} was removed; another takes its place as soon as a node without one is live",
-            replica.node()
-        )
-    }));
+    group.problems = problems(&group, shard.as_ref(), leader, (!local).then_some(view));
     group.shard = shard;
     group
-}
-
-fn problems(
-    group: &v1::GroupView,
-    shard: Option<&v1::Shard>,
-    leader: Option<&v1::ReplicaInfo>,
-    local: bool,
-) -> Vec<String> {
-    let mut problems = Vec::new();
-    for replica in &group.replicas {
-        let name =
-            ReplicaId::new(replica.replica).map_or_else(|_| "?".to_owned(), |replica| replica.to_string());
-        if !replica.dead.is_empty() {
-            problems.push(format!("replica {name} is dead: {}", replica.dead));
-        } else if let Some(leader) = leader
-            && leader.commit.saturating_sub(replica.applied) > LAG_PROBLEM
-        {
-            problems.push(format!(
-                "replica {name} is {} entries behind; it is catching up",
-                leader.commit - replica.applied
-            ));
-        }
-    }
-    if local {
-        return problems;
-    }
-    match leader {
-        None => problems.push("no replica leads; start the nodes that hold its members".to_owned()),
-        Some(leader) if leader.no_room_node != 0 => problems.push(format!(
-            "it takes no writes: the disk of node {} is nearly full; free space there, or move predicates away",
-            leader.no_room_node
-        )),
-        Some(leader) if leader.conf_state.as_ref().is_some_and(|conf| !conf.voters_outgoing.is_empty()) => {
-            problems.push("in a joint configuration; its leader is leaving it".to_owned());
-        }
-        Some(_) => {}
-    }
-    match shard {
-        None => problems.push("not in the map; it was dropped or is being made".to_owned()),
-        Some(shard) if under_replicated(shard) => problems.push(format!(
-            "{} of {} replicas; more are added as nodes join",
-            shard.voters.len(),
-            shard.replicas_wanted
-        )),
-        Some(_) => {}
-    }
-    problems
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn replica(node: u64, role: &str, commit: u64, applied: u64) -> v1::ReplicaInfo {
-        let replica = ReplicaId::on(NodeId::new(node).unwrap(), 1).get();
-        v1::ReplicaInfo { replica, role: role.to_owned(), term: 6, commit, applied, ..Default::default() }
-    }
-
-    #[test]
-    fn a_well_group_has_no_problem_and_a_hurt_one_names_each() {
-        let shard = v1::Shard { voters: vec![1, 2, 3], replicas_wanted: 3, ..Default::default() };
-        let well = vec![replica(1, "leader", 50, 50), replica(2, "follower", 50, 49)];
-        let leader = Some(&well[0]);
-        let group = v1::GroupView { replicas: well.clone(), ..Default::default() };
-        assert!(problems(&group, Some(&shard), leader, false).is_empty());
-
-        let dead = v1::ReplicaInfo { dead: "its log is damaged".to_owned(), ..replica(3, "dead", 0, 0) };
-        let late = replica(4, "follower", 0, 0);
-        let far = v1::ReplicaInfo { commit: 90_000, ..well[0].clone() };
-        let group = v1::GroupView { replicas: vec![dead, late], ..Default::default() };
-        let thin = v1::Shard { voters: vec![1], ..shard };
-        let found = problems(&group, Some(&thin), Some(&far), false);
-        assert_eq!(found.len(), 3, "{found:?}");
-        assert!(
-            problems(&group, Some(&thin), None, false)
-                .iter()
-                .any(|problem| problem.contains("no replica leads"))
-        );
-    }
 }

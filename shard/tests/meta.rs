@@ -489,7 +489,7 @@ fn what_a_silent_node_owes_is_kept_until_it_is_settled_or_the_node_is_removed() 
         v1::BootstrapCluster { cluster: vec![7; 16].into(), node: Some(register(1)), meta_replicas: 1 };
     meta.ask(Ask::Bootstrap(begin)).unwrap();
     (2..=5).for_each(|node| drop(meta.ask(Ask::RegisterNode(register(node))).unwrap()));
-    let mut owe = |meta: &mut Meta, predicate: &str, source: u64| {
+    let owe = |meta: &mut Meta, predicate: &str, source: u64| {
         let shard = meta.shard(predicate, 3, &[source, 4, 5]);
         let mut mv = meta.start(replace(&shard, 0, 1)).unwrap();
         for phase in 1..=MovePhase::Fence as i32 {

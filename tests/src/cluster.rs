@@ -88,12 +88,19 @@ impl Cluster {
             cluster.add().await;
         }
         // It grows to three at once, so that it never stands on two.
-        cluster.voters(META, if nodes < 3 { 1 } else { 3 }).await;
+        if nodes > 0 {
+            cluster.voters(META, if nodes < 3 { 1 } else { 3 }).await;
+        }
         cluster
     }
 
     /// Starts another node that joins by way of a running one, waits until it serves, and returns its number.
     pub async fn add(&mut self) -> usize {
+        self.add_with(&[]).await
+    }
+
+    /// The same with options of its own.
+    pub async fn add_with(&mut self, options: &[&str]) -> usize {
         let at = self.members.len();
         let member = Member {
             id: 0,
@@ -104,7 +111,7 @@ impl Cluster {
         let join = self.members.iter().find(|member| member.process.is_some());
         let join = join.map(|member| member.address.clone());
         self.members.push(member);
-        self.spawn(at, join, &[]);
+        self.spawn(at, join, options);
         let status = self.serving(at).await;
         self.members[at].id = status.node;
         at
