@@ -141,9 +141,11 @@ async fn r24_a_copied_directory_never_serves_beside_its_original() {
     node_refused(&image, &free_address(), &[], &words).await;
     // The original was not disturbed.
     traffic.acknowledged(20).await;
-    // A copy of the directory of a node that runs, as it stands.
+    // A copy of the directory of a node that runs, as it stands at one moment.
     let live = scratch.path().join("live");
+    cluster.pause(2);
     copy(cluster.dir(2), &live);
+    cluster.resume(2);
     node_refused(&live, &free_address(), &[], &[id.as_str(), "cannot go on", "copy"]).await;
     traffic.acknowledged(20).await;
     let rows = traffic.stop().await;

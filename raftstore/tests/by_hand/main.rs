@@ -1,6 +1,7 @@
 //! The runtime moved by hand: each message, sync and tick comes when a test says so.
 
 mod flow;
+mod gate;
 mod lab;
 mod lease;
 #[path = "../common/machine.rs"]
