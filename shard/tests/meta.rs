@@ -112,6 +112,38 @@ fn nodes_change_address_and_state() {
 }
 
 #[test]
+fn a_node_is_accepted_by_its_boots_and_an_other_disk_is_told_so() {
+    let mut meta = Meta::with_nodes(2);
+    let boots = |history: &[u64]| {
+        Ask::SetNodeAddress(v1::SetNodeAddress {
+            node: 2,
+            address: "127.0.0.1:7002".into(),
+            boot_token: *history.last().unwrap(),
+            boot_history: history.to_vec(),
+        })
+    };
+    assert_eq!(node(meta.ask(boots(&[5]))).boot_token, 5);
+    assert_eq!(node(meta.ask(boots(&[5]))).boot_token, 5, "a repeat is harmless");
+    // Boots that were not heard of lie between.
+    assert_eq!(node(meta.ask(boots(&[5, 6, 7, 8]))).boot_token, 8);
+    // An empty disk, an image from before the last boot, a word of an earlier boot that comes late.
+    for other in [&[9][..], &[5, 6, 10], &[5, 6, 7]] {
+        let refused = meta.ask(boots(other)).unwrap_err();
+        assert_eq!(refused.reason(), MetaRefusal::OtherDisk);
+        assert!(refused.text.contains("pontoon decommission n2"), "{}", refused.text);
+        assert!(refused.text.contains("--replace n2"), "{}", refused.text);
+        assert_eq!(meta.state().nodes[&2].boot_token, 8);
+    }
+    let silent = v1::SetNodeAddress {
+        node: 2,
+        address: "127.0.0.1:7002".into(),
+        boot_token: 9,
+        boot_history: Vec::new(),
+    };
+    assert_eq!(refusal(meta.ask(Ask::SetNodeAddress(silent))), MetaRefusal::Invalid);
+}
+
+#[test]
 fn predicates_are_created_once_and_dropped_in_steps() {
     let mut meta = Meta::with_nodes(3);
     let Ok(Answer::Shard(shard)) = meta.ask(create("name", &[3, 1])) else { panic!("a shard") };

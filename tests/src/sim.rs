@@ -44,4 +44,4 @@ pub use coverage::{Coverage, Kind};
 pub use mistake::{Making, Mistake};
 pub use plan::{Faults, Plan};
 pub use run::{Failure, Report, run};
-pub use scenario::{Captured, OldLog, Scenario};
+pub use scenario::{Captured, OldDisks, OldLog, Scenario};

@@ -109,7 +109,7 @@ async fn the_disk_of_another_is_not_taken_for_ones_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_directory_at_a_live_nodes_address_is_refused() {
+async fn r23_an_empty_directory_at_a_live_nodes_address_is_refused() {
     let mut cluster = Cluster::start(PROGRAM, "fjall", 3).await;
     let address = cluster.address(2).to_owned();
     cluster.kill(2).await;
@@ -121,7 +121,7 @@ async fn an_empty_directory_at_a_live_nodes_address_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copied_directory_never_serves_beside_its_original() {
+async fn r24_a_copied_directory_never_serves_beside_its_original() {
     let mut cluster = Cluster::start(PROGRAM, "fjall", 3).await;
     let client = cluster.client().await;
     let mut traffic = Traffic::start(&client, "name", 2);
@@ -141,10 +141,44 @@ async fn a_copied_directory_never_serves_beside_its_original() {
     node_refused(&image, &free_address(), &[], &words).await;
     // The original was not disturbed.
     traffic.acknowledged(20).await;
+    // A copy of the directory of a node that runs, as it stands at one moment.
+    let live = scratch.path().join("live");
+    cluster.pause(2);
+    copy(cluster.dir(2), &live);
+    cluster.resume(2);
+    node_refused(&live, &free_address(), &[], &[id.as_str(), "cannot go on", "copy"]).await;
+    traffic.acknowledged(20).await;
     let rows = traffic.stop().await;
     verify(&client, "name", &rows).await;
     let holders = cluster.voters("name", 3).await;
     assert!(holders.contains(&2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r25_an_old_image_in_the_place_of_its_node_is_refused() {
+    let mut cluster = Cluster::start(PROGRAM, "fjall", 3).await;
+    let client = cluster.client().await;
+    let mut traffic = Traffic::start(&client, "name", 2);
+    cluster.voters("name", 3).await;
+    traffic.acknowledged(20).await;
+
+    // The image is of before a later start, in which the node votes and acknowledges.
+    assert!(cluster.terminate(2).await.success());
+    let scratch = PROGRAM.scratch();
+    let image = scratch.path().join("image");
+    copy(cluster.dir(2), &image);
+    cluster.restart(2).await;
+    traffic.acknowledged(100).await;
+    let (id, address) = (format!("n{}", cluster.id(2)), cluster.address(2).to_owned());
+    cluster.kill(2).await;
+
+    let replace = format!("--replace {id}");
+    node_refused(&image, &address, &[], &[&id, "cannot go on", "later or other disk", &replace]).await;
+    traffic.acknowledged(20).await;
+    // Its own directory is welcome as before.
+    cluster.restart(2).await;
+    let rows = traffic.stop().await;
+    verify(&client, "name", &rows).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -205,6 +205,124 @@ fn r22_a_removed_replica_does_not_come_back_with_delayed_messages() {
     }
 }
 
+/// Whether what stands in for a node is heard by the leader of a group as a member.
+fn is_heard(scenario: &Scenario, group: u64, node: u64) -> bool {
+    let status = scenario.leader(group).and_then(|leader| scenario.status(group, leader));
+    let heard = status.is_some_and(|status| {
+        status.progress.iter().any(|member| member.replica.node().get() == node && member.active)
+    });
+    heard || scenario.leader(group) == Some(node)
+}
+
+/// What stands in for a node is refused by a peer and by the meta group, with the next step, and carries no group.
+fn is_refused(scenario: &mut Scenario, node: u64) {
+    let by_meta = "run `pontoon decommission";
+    let by_peer = "decommission it and join";
+    for words in [by_meta, by_peer] {
+        scenario.until("it is refused", |now| now.refusals(node).iter().any(|said| said.contains(words)));
+    }
+    let replace = format!("--replace n{node}");
+    assert!(scenario.refusals(node).iter().all(|said| said.contains(&replace)));
+    scenario.pass(1_000);
+    assert!(!scenario.is_vouched_for(node));
+    assert!(!is_heard(scenario, 2, node), "it is taken for a member");
+}
+
+#[test]
+fn r23_an_empty_disk_at_a_known_place_is_refused() {
+    for seed in 0..3 {
+        let mut scenario = Scenario::new(400 + seed, 5, 2);
+        operations(&mut scenario, 50);
+        let node = follower(&scenario, 2);
+        scenario.until("it is itself", |now| now.is_vouched_for(node));
+        scenario.forge(node, None);
+        is_refused(&mut scenario, node);
+        operations(&mut scenario, 50);
+        scenario.finish();
+    }
+}
+
+#[test]
+fn r24_a_copy_beside_the_living_node_is_refused_by_everybody() {
+    let mut scenario = Scenario::new(420, 5, 2);
+    operations(&mut scenario, 50);
+    for node in 1..=5 {
+        scenario.until("it is itself", |now| now.is_vouched_for(node));
+        let said = scenario.copy_beside(node);
+        assert_eq!(said.len(), 5, "four peers and the meta group's leader: {said:?}");
+        assert!(
+            said.iter().all(|said| said.contains("is alive at") && said.contains("a copy of it")),
+            "{said:?}"
+        );
+    }
+    operations(&mut scenario, 50);
+    scenario.finish();
+}
+
+#[test]
+fn r25_an_old_image_is_refused() {
+    for seed in 0..3 {
+        let mut scenario = Scenario::new(440 + seed, 5, 2);
+        operations(&mut scenario, 50);
+        let node = follower(&scenario, 2);
+        let image = scenario.old_disks(node);
+        // It starts again, votes and acknowledges; the image knows nothing of that.
+        scenario.crash(node, 20);
+        scenario.until("it is there again", |now| now.is_vouched_for(node) && is_heard(now, 2, node));
+        operations(&mut scenario, 200);
+        scenario.forge(node, Some(&image));
+        is_refused(&mut scenario, node);
+        operations(&mut scenario, 50);
+        scenario.finish();
+    }
+}
+
+#[test]
+fn a_restart_of_everybody_at_once_lets_everybody_vote() {
+    for seed in 0..4 {
+        let mut scenario = Scenario::new(460 + seed, 5, 2);
+        operations(&mut scenario, 50);
+        for _ in 0..3 {
+            for node in 1..=5 {
+                scenario.crash(node, 10 + 7 * node);
+            }
+            // Again before anybody was vouched for: a crash loop while the meta group has no leader.
+            scenario.pass(60);
+        }
+        operations(&mut scenario, 100);
+        for node in 1..=5 {
+            scenario.until("it is vouched for", |now| now.is_vouched_for(node));
+        }
+        scenario.finish();
+    }
+}
+
+#[test]
+fn groups_go_on_and_a_node_returns_while_the_meta_group_is_lost() {
+    let mut scenario = Scenario::new(470, 5, 4);
+    operations(&mut scenario, 50);
+    let meta = scenario.voters(1);
+    // A group with one member on a meta voter's node at most keeps its majority.
+    let lives = (2..=5).find(|group| {
+        let lost = scenario.voters(*group).iter().filter(|node| meta[..2].contains(node)).count();
+        lost == 0
+    });
+    for node in &meta[..2] {
+        scenario.crash(*node, 4_000);
+    }
+    scenario.pass(1_500);
+    assert_eq!(scenario.leader(1), None, "the meta group has lost its majority");
+    operations(&mut scenario, 50);
+    if let Some(group) = lives {
+        // All others of its group are there to greet it: it counts again without the meta group's word.
+        let node = follower(&scenario, group);
+        scenario.crash(node, 20);
+        scenario.until("it counts again", |now| is_heard(now, group, node));
+        assert!(!scenario.is_vouched_for(node));
+    }
+    scenario.finish();
+}
+
 #[test]
 fn r26_a_leader_that_stood_still_reads_nothing_old() {
     for seed in 0..6 {

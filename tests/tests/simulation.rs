@@ -24,9 +24,8 @@ fn seeds(default: u64) -> std::ops::RangeInclusive<u64> {
     }
 }
 
-/// Few groups meet more of what is rare in less time; now and then many share a log.
-fn groups(seed: u64) -> u64 {
-    number("PONTOON_SIM_GROUPS").unwrap_or(if seed.is_multiple_of(20) { 64 } else { 4 })
+fn groups() -> u64 {
+    number("PONTOON_SIM_GROUPS").unwrap_or(64)
 }
 
 fn play(plan: &Plan) -> Report {
@@ -39,8 +38,10 @@ fn play(plan: &Plan) -> Report {
 #[test]
 fn a_healthy_cluster_serves_all_and_moves_at_will() {
     let calm = Faults { moves: 2_000, ..Faults::default() };
-    let report = play(&Plan { seed: 1, nodes: 5, groups: 32, steps: 3_000, lease: false, faults: calm });
+    let report =
+        play(&Plan { seed: 1, nodes: 5, groups: 32, steps: 4_000, lease: false, aims: false, faults: calm });
     assert!(report.operations > 1_000 && report.moves > 10 && report.snapshots > 10, "{report:?}");
+    assert!(report.slept > 10, "quiet groups do not sleep: {report:?}");
 }
 
 #[test]
@@ -53,9 +54,9 @@ fn a_seed_replays_to_the_letter() {
 
 #[test]
 fn faults_of_every_kind_lose_nothing_repeat_nothing_and_end() {
-    let seeds = seeds(40);
+    let seeds = seeds(200);
     let next = AtomicU64::new(*seeds.start());
-    let sum = Mutex::new((Coverage::default(), 0, 0));
+    let sum = Mutex::new((Coverage::default(), 0, 0, 0));
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -65,21 +66,24 @@ fn faults_of_every_kind_lose_nothing_repeat_nothing_and_end() {
                     if seed > *seeds.end() {
                         return;
                     }
-                    let report = play(&Plan::drawn(seed, 5, groups(seed)));
+                    let report = play(&Plan::drawn(seed, 5, groups()));
                     let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
                     sum.0.add(&report.coverage);
                     sum.1 += report.operations;
                     sum.2 += report.moves;
+                    sum.3 += report.slept;
                 }
             });
         }
     });
-    let (coverage, operations, moves) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
-    println!("{coverage}\n{operations} operations checked, {moves} moves");
+    let (coverage, operations, moves, slept) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{coverage}\n{operations} operations checked, {moves} moves, {slept} times asleep");
     if number("PONTOON_SIM_SEED").is_none() {
         for kind in Kind::ALL {
             assert!(coverage.struck(kind) > 0, "no seed had {kind:?}");
         }
+        assert!(slept > 0, "no group has slept");
+        assert_eq!(coverage.unmet(), [], "no fault of the kind met the phase in any seed");
     }
 }
 

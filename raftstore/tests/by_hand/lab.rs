@@ -69,6 +69,8 @@ pub(crate) struct Lab {
     pub(crate) events: Vec<(NodeId, Event)>,
     /// Nodes that apply nothing.
     pub(crate) frozen: BTreeSet<NodeId>,
+    /// Nodes that start are greeted by nobody.
+    pub(crate) strangers: bool,
     /// The engines of nodes that do not run.
     down: BTreeMap<NodeId, TestMachines>,
 }
@@ -92,6 +94,7 @@ impl Lab {
             answers: BTreeMap::new(),
             events: Vec::new(),
             frozen: BTreeSet::new(),
+            strangers: false,
             down: BTreeMap::new(),
         };
         for id in 1..=size {
@@ -114,6 +117,9 @@ impl Lab {
         let started = self.clock.0.load(Ordering::Relaxed);
         let node = LabNode { fs, machines, stepped: opened.expect("the runtime opens"), wal, started };
         self.nodes.insert(id, node);
+        if self.strangers {
+            return;
+        }
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for (own, node) in &mut self.nodes {
             ids.iter().filter(|other| *other != own).for_each(|other| node.stepped.accepted_by(*other));

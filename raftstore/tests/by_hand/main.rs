@@ -3,6 +3,7 @@
 mod commits;
 mod crowd;
 mod flow;
+mod gate;
 mod lab;
 mod lease;
 #[path = "../common/machine.rs"]

@@ -49,6 +49,9 @@ struct Options {
     verbose: bool,
 }
 
+/// So many seeds must have shown every fault in every phase.
+const SEEDS_FOR_ALL: u64 = 200;
+
 /// What all threads add up.
 #[derive(Default)]
 struct Sum {
@@ -58,6 +61,7 @@ struct Sum {
     moves: u64,
     snapshots: u64,
     replaced: u64,
+    slept: u64,
     coverage: Coverage,
     failures: Vec<Failure>,
     /// Kilobytes in memory, each time some seeds were through.
@@ -94,7 +98,18 @@ fn main() -> ExitCode {
         println!("{failure}\n");
     }
     tell(&sum, begun.elapsed());
-    ExitCode::from(u8::from(!sum.failures.is_empty()))
+    let mut wrong = !sum.failures.is_empty();
+    if sum.seeds >= SEEDS_FOR_ALL {
+        for (kind, phase) in sum.coverage.unmet() {
+            wrong = true;
+            println!("{kind:?} never met {phase}");
+        }
+        if sum.slept == 0 {
+            wrong = true;
+            println!("no group has ever slept");
+        }
+    }
+    ExitCode::from(u8::from(wrong))
 }
 
 fn work(options: &Options, end: u64, begun: Instant, next: &AtomicU64, stop: &AtomicBool, sum: &Mutex<Sum>) {
@@ -126,6 +141,7 @@ fn work(options: &Options, end: u64, begun: Instant, next: &AtomicU64, stop: &At
                 sum.moves += report.moves;
                 sum.snapshots += report.snapshots;
                 sum.replaced += report.replaced;
+                sum.slept += report.slept;
                 sum.coverage.add(&report.coverage);
             }
             Err(failure) => {
@@ -185,7 +201,7 @@ fn hunt(name: &str, options: &Options) -> ExitCode {
 fn tell(sum: &Sum, took: Duration) {
     println!("{}", sum.coverage);
     println!(
-        "{} seeds in {:.1} s, {:.0} s simulated, {} operations checked, {} moves, {} snapshots, {} nodes replaced, {} failures",
+        "{} seeds in {:.1} s, {:.0} s simulated, {} operations checked, {} moves, {} snapshots, {} nodes replaced, {} times asleep, {} failures",
         sum.seeds,
         took.as_secs_f64(),
         sum.simulated_ms as f64 / 1_000.0,
@@ -193,6 +209,7 @@ fn tell(sum: &Sum, took: Duration) {
         sum.moves,
         sum.snapshots,
         sum.replaced,
+        sum.slept,
         sum.failures.len()
     );
     if let [(first, before), .., (last, after)] = sum.memory[..] {

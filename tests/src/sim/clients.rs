@@ -313,7 +313,11 @@ impl World {
 
     pub(super) fn client_hears(&mut self, i: usize, nth: usize, attempt: u64, answer: Answer) {
         let moment = self.moment();
-        let wake_at = self.now + 5 + self.rng.below(80);
+        let pause = match self.is_quiet(self.clients[nth].group) {
+            true => 250 + self.rng.below(1_500),
+            false => 5 + self.rng.below(80),
+        };
+        let wake_at = self.now + pause;
         let client = &mut self.clients[nth];
         let (group, is_last) = (client.group, client.attempt == attempt);
         let Some(pending) = client.pending.take_if(|pending| pending.since <= attempt) else { return };
@@ -352,6 +356,12 @@ impl World {
                 client.pending = Some(pending);
             }
         }
+    }
+
+    /// Whether little is asked of a group, so that it sleeps now and then. Where there are many groups most are.
+    fn is_quiet(&self, group: GroupId) -> bool {
+        let busy = if self.plan.groups >= 16 { 1 } else { 3 };
+        group != GroupId::META && group.0 % 4 >= busy
     }
 
     fn applied(&mut self, nth: usize, group: GroupId, pending: &Pending, moment: u64, applied: &Applied) {

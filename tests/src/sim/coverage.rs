@@ -3,6 +3,7 @@
 use std::fmt;
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1::MovePhase};
+use pontoon_raftstore::GroupStatus;
 
 use super::world::World;
 
@@ -107,6 +108,12 @@ impl Coverage {
         MEETS.iter().position(|name| *name == phase).map_or(0, |at| self.cells[kind as usize][at])
     }
 
+    /// What no fault of a kind has met yet.
+    pub fn unmet(&self) -> Vec<(Kind, &'static str)> {
+        let all = Kind::ALL.into_iter().flat_map(|kind| MEETS.into_iter().map(move |phase| (kind, phase)));
+        all.filter(|(kind, phase)| self.met(*kind, phase) == 0).collect()
+    }
+
     /// Adds another run's counts.
     pub fn add(&mut self, other: &Coverage) {
         for (sum, more) in self.struck.iter_mut().zip(other.struck) {
@@ -147,33 +154,93 @@ impl World {
             let hits = parts.into_iter().flatten().any(strikes)
                 || self.leaders(group).iter().any(|i| strikes(self.nodes[*i].id));
             if hits {
-                let phase = match mv.phase() {
-                    MovePhase::Aborting => ABORTING,
-                    MovePhase::Done | MovePhase::Aborted => continue,
-                    phase => phase as usize,
-                };
-                met[phase.min(ABORTING)] = true;
+                if let Some(phase) = phase_index(mv.phase()) {
+                    met[phase] = true;
+                }
             }
         }
-        let least = NodeId::new(1).expect("one");
-        let (from, to) = group.map_or((GroupId(0), u64::MAX), |group| (group, group.0));
-        let of_group = self.seen.range((from, least)..).take_while(|((at, _), _)| at.0 <= to);
-        for ((at, node), status) in of_group {
-            if !strikes(*node) {
-                continue;
+        for node in self.nodes.iter().filter(|node| strikes(node.id)) {
+            let Some(running) = &node.running else { continue };
+            let all = self.seen.keys().filter(|(_, at)| *at == node.id).map(|(group, _)| *group);
+            let groups: Vec<GroupId> = group.map_or_else(|| all.collect(), |group| vec![group]);
+            for group in groups {
+                if let Some(phase) = running.stepped.status(group).and_then(|status| phase_of(&status)) {
+                    met[phase] = true;
+                }
+                met[SWITCHED] |= self.checks.switched.contains_key(&(group, node.id));
             }
-            if let Some(pull) = &status.pull {
-                let phase = match (pull.bytes_total, pull.bytes_done) {
-                    (0, _) => ASKED,
-                    (total, done) if done < total => CHUNKS,
-                    _ => STAGED,
-                };
-                met[phase] = true;
-            }
-            met[SWITCHED] |= self.checks.switched.contains_key(&(*at, *node));
         }
         for (cell, met) in self.coverage.cells[kind as usize].iter_mut().zip(met) {
             *cell += u64::from(met);
         }
     }
+
+    /// A fault and a moment that the seed has picked for each other, have not met in this run, and could now: the fault, and
+    /// who would be struck.
+    pub(super) fn aim(&self) -> Option<(Kind, NodeId)> {
+        let cells = AIMED.len() as u64 * MEETS.len() as u64;
+        (0..AIMS).find_map(|nth| {
+            let cell = (self.plan.seed * AIMS + nth) % cells;
+            let (kind, phase) = (AIMED[cell as usize % AIMED.len()], cell as usize / AIMED.len());
+            let open = self.coverage.cells[kind as usize][phase] == 0;
+            let node = open.then(|| self.who_is_in(phase, nth)).flatten()?;
+            Some((kind, node))
+        })
+    }
+
+    /// A node with a part in what is in this phase.
+    fn who_is_in(&self, phase: usize, turn: u64) -> Option<NodeId> {
+        let node = |replica: u64| ReplicaId::new(replica).ok().map(ReplicaId::node);
+        if phase == SWITCHED {
+            return self.checks.switched.keys().next().map(|(_, node)| *node);
+        }
+        self.meta.running_moves().find_map(|mv| {
+            if phase <= ABORTING {
+                let (first, second) =
+                    if turn % 2 == 0 { (mv.source, mv.target) } else { (mv.target, mv.source) };
+                return node(first).or(node(second)).filter(|_| phase_index(mv.phase()) == Some(phase));
+            }
+            let target = node(mv.target)?;
+            let running = self.at(target).and_then(|i| self.nodes[i].running.as_ref())?;
+            let status = running.stepped.status(GroupId(mv.group))?;
+            (phase_of(&status) == Some(phase)).then_some(target)
+        })
+    }
+}
+
+/// Moments that a seed picks.
+const AIMS: u64 = 3;
+
+/// Faults that strike a node at a moment; the others meet messages.
+const AIMED: [Kind; 12] = [
+    Kind::Clog,
+    Kind::Partition,
+    Kind::OneWay,
+    Kind::Crash,
+    Kind::Kill,
+    Kind::Pause,
+    Kind::Jump,
+    Kind::Stall,
+    Kind::Io,
+    Kind::NoSpace,
+    Kind::Rot,
+    Kind::Lost,
+];
+
+fn phase_index(phase: MovePhase) -> Option<usize> {
+    match phase {
+        MovePhase::Aborting => Some(ABORTING),
+        MovePhase::Done | MovePhase::Aborted => None,
+        phase => Some(phase as usize),
+    }
+}
+
+/// Where a replica stands with a snapshot that it takes in.
+fn phase_of(status: &GroupStatus) -> Option<usize> {
+    let pull = status.pull.as_ref()?;
+    Some(match (pull.bytes_total, pull.bytes_done) {
+        (0, _) => ASKED,
+        (total, done) if done < total => CHUNKS,
+        _ => STAGED,
+    })
 }

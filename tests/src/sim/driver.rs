@@ -228,7 +228,7 @@ impl World {
             }
             Then::Confirmed(mut seen) => {
                 if let Some((_, Reply::Members(reply))) = heard.into_iter().next() {
-                    orders::confirm(&mut seen, reply);
+                    orders::confirm(&mut seen, *reply);
                 }
                 self.decide(i, term, subject, work, state, *seen);
             }

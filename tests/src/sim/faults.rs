@@ -1,12 +1,19 @@
 //! What strikes, within what a cluster must survive.
 
-use std::path::PathBuf;
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+};
 
 use pontoon_proto::{NodeId, ReplicaId, v1};
 use pontoon_raftstore::Room;
-use pontoon_wal::sim::{Fault, OpKind};
+use pontoon_wal::{
+    sim::{Fault, OpKind},
+    tools::{self, FrameState},
+};
 
-use super::{coverage::Kind, plan::Faults, world::World};
+use super::{coverage::Kind, node::LOG, plan::Faults, world::World};
 
 /// A node whose disk is damaged or lost for good. There is one at a time.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +31,10 @@ impl Injury {
 }
 
 const SECTOR: usize = 512;
+/// After which an idle log has written its watermark.
+const IDLE_MS: u64 = 20;
+/// Frames that count as new.
+const NEWEST_FRAMES: usize = 3;
 
 /// How often each kind strikes.
 fn rates(faults: &Faults) -> [(u64, Kind); 12] {
@@ -58,6 +69,13 @@ impl World {
             }
         }
         if let Some((_, id, kind)) = self.ambush.take_if(|(at, ..)| *at <= self.now)
+            && let Some(i) = self.at(id)
+        {
+            self.strike_with(kind, i);
+        }
+        if self.plan.aims
+            && let Some((kind, id)) = self.aim()
+            && self.rng.chance(300)
             && let Some(i) = self.at(id)
         {
             self.strike_with(kind, i);
@@ -214,18 +232,30 @@ impl World {
         })
     }
 
-    /// Ends the process well, then flips bits of its log.
+    /// Ends the process, then flips bits of its log. Everything was proven durable by then: only the rot is to be seen.
     fn rot(&mut self, i: usize) {
         self.injury = Some(Injury { node: self.nodes[i].id, retire_at: self.now + 1_500 });
+        let closes = self.rng.chance(500);
+        let (now, clock) = (self.now, self.clock.clone());
         let node = &mut self.nodes[i];
         node.rotten = true;
-        if let Some(running) = &node.running
-            && let Err(error) = running.wal.clone().close()
-        {
-            self.fail(&format!("a log does not close: {error}"));
+        if let Some(running) = &node.running {
+            // The one way all is in the checkpoint, the other way the watermark of an idle log alone tells what must be there.
+            let ended = match closes {
+                true => running.wal.clone().close(),
+                false => {
+                    clock.0.store(now + IDLE_MS, Ordering::Relaxed);
+                    while running.wal.step() {}
+                    clock.0.store(now, Ordering::Relaxed);
+                    Ok(())
+                }
+            };
+            if let Err(error) = ended {
+                self.fail(&format!("a log does not close: {error}"));
+            }
         }
         self.end(i, false, 20);
-        // What was closed lost nothing: only the rot is to be seen.
+        let newest = self.newest_records(i);
         let mut written: Vec<(PathBuf, u64)> = Vec::new();
         for (path, len) in self.nodes[i].fs.files() {
             if path.extension().is_none_or(|extension| extension != "wal") {
@@ -244,11 +274,8 @@ impl World {
                 return;
             }
             // Half of them where the newest entries are.
-            let among = match self.rng.chance(500) {
-                true => written.len().min(16) as u64,
-                false => written.len() as u64,
-            };
-            let (path, at) = written[written.len() - 1 - self.rng.below(among) as usize].clone();
+            let among = if !newest.is_empty() && self.rng.chance(500) { &newest } else { &written };
+            let (path, at) = among[self.rng.below(among.len() as u64) as usize].clone();
             let mut sector = [0; SECTOR];
             self.nodes[i].fs.peek(&path, at, &mut sector);
             if self.rng.chance(300) {
@@ -258,6 +285,34 @@ impl World {
             }
             self.nodes[i].fs.patch(&path, at, &sector);
         }
+    }
+
+    /// The sectors in which the records of the newest frames begin that are proven durable.
+    fn newest_records(&self, i: usize) -> Vec<(PathBuf, u64)> {
+        let mut found = Vec::new();
+        let visited = tools::frames(&self.nodes[i].fs, Path::new(LOG), |frame| {
+            if frame.state == FrameState::Live && frame.stream == 0 {
+                found.push(frame);
+            }
+            ControlFlow::Continue(())
+        });
+        if let Err(error) = visited {
+            self.fail(&format!("the frames of a log cannot be listed: {error}"));
+        }
+        found.retain(|frame| frame.records.as_ref().is_some_and(|records| !records.is_empty()));
+        found.sort_by_key(|frame| std::cmp::Reverse((frame.ordinal, frame.seq)));
+        let sector = |at: u64| at - at % SECTOR as u64;
+        let newest = found.into_iter().take(NEWEST_FRAMES);
+        newest
+            .flat_map(|frame| {
+                let path = frame.path.clone();
+                frame
+                    .records
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(move |record| (path.clone(), sector(record.offset)))
+            })
+            .collect()
     }
 
     /// The node's disks are lost; another takes its place.

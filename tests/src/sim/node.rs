@@ -27,6 +27,9 @@ use crate::Rng;
 /// Between two ticks of raft's clock, in milliseconds of a clock that goes right.
 pub(super) const TICK_MS: u64 = 20;
 
+/// Where a node's log lies on its disk.
+pub(super) const LOG: &str = "/wal";
+
 /// The cluster that all nodes belong to.
 pub(super) const CLUSTER: [u8; 16] = [7; 16];
 
@@ -136,7 +139,7 @@ impl Node {
         (self.stalled_until, self.full_until, self.paused_until) = (0, 0, 0);
         self.may_fail = false;
         self.inbox.clear();
-        let mut options = Options::new("/wal");
+        let mut options = Options::new(LOG);
         options.fs = Arc::new(self.fs.clone());
         options.segment_bytes = 256 << 10;
         options.seed = seed;

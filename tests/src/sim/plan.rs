@@ -15,6 +15,8 @@ pub struct Plan {
     pub steps: u64,
     /// Whether leaders read by a lease.
     pub lease: bool,
+    /// Whether faults also strike at moments that the seed picks: see [`super::Coverage`].
+    pub aims: bool,
     /// How hard.
     pub faults: Faults,
 }
@@ -41,7 +43,7 @@ impl Plan {
             lost: often(25),
             moves: 100 + often(600),
         };
-        Plan { seed, nodes, groups, steps: 6_000, lease: rng.chance(300), faults }
+        Plan { seed, nodes, groups, steps: 6_000, lease: rng.chance(300), aims: true, faults }
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Report {
     pub snapshots: u64,
     /// Nodes that lost their disks and were replaced.
     pub replaced: u64,
+    /// How often a replica fell asleep.
+    pub slept: u64,
     /// What struck, and when.
     pub coverage: Coverage,
 }
@@ -73,6 +75,7 @@ pub fn run(plan: &Plan) -> Result<Report, Box<Failure>> {
             moves: world.tally.moves,
             snapshots: world.tally.snapshots,
             replaced: world.tally.replaced,
+            slept: world.tally.slept,
             coverage: world.coverage,
         }),
         Err(panic) => {

@@ -2,12 +2,15 @@
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_raftstore::{GroupStatus, Role};
-use pontoon_wal::sim::SimImage;
+use pontoon_shard::engine::MemoryDisk;
+use pontoon_wal::sim::{SimFs, SimImage};
 use v1::MovePhase;
 
 use super::{
     faults::Injury,
+    machines::Book,
     net::{Packet, Sender},
+    node::Node,
     plan::{Faults, Plan},
     world::World,
 };
@@ -33,6 +36,9 @@ impl Captured {
 /// The log of a node as it was.
 pub struct OldLog(SimImage);
 
+/// All disks of a node as they were.
+pub struct OldDisks(SimImage, MemoryDisk);
+
 impl Scenario {
     /// Founds a cluster of so many nodes and predicates.
     pub fn new(seed: u64, nodes: u64, groups: u64) -> Scenario {
@@ -42,6 +48,7 @@ impl Scenario {
             groups,
             steps: 0,
             lease: seed % 2 == 1,
+            aims: false,
             faults: Faults::default(),
         });
         world.found();
@@ -203,6 +210,65 @@ impl Scenario {
         self.world.nodes[i].rotten = true;
         self.world.nodes[i].promised.clear();
         self.world.injury = Some(Injury::of(self.world.nodes[i].id, self.world.now + 2_000));
+    }
+
+    /// The disks of a node as they are now.
+    pub fn old_disks(&self, node: u64) -> OldDisks {
+        let node = &self.world.nodes[self.place(node)];
+        OldDisks(node.fs.image(), node.disk.image())
+    }
+
+    /// Ends a node's process and starts it again from old disks, or from empty ones. It is given up after a while.
+    pub fn forge(&mut self, node: u64, disks: Option<&OldDisks>) {
+        let i = self.place(node);
+        self.world.end(i, false, 10);
+        let now = self.world.now;
+        let node = &mut self.world.nodes[i];
+        (node.fs, node.disk) = match disks {
+            Some(OldDisks(log, engine)) => (SimFs::from_image(log), engine.image()),
+            None => (SimFs::new(), MemoryDisk::new()),
+        };
+        (node.forged, node.rotten) = (true, true);
+        node.promised.clear();
+        self.world.injury = Some(Injury::of(self.world.nodes[i].id, now + 3_000));
+    }
+
+    /// What others have said to a node that they take for a copy, an old image or an empty disk.
+    pub fn refusals(&self, node: u64) -> Vec<&str> {
+        let of = self.world.refusals.iter().filter(|(id, _)| id.get() == node);
+        of.map(|(_, reason)| reason.as_str()).collect()
+    }
+
+    /// Whether the meta group vouches for what runs on a node.
+    pub fn is_vouched_for(&self, node: u64) -> bool {
+        self.world.nodes[self.place(node)].running.as_ref().is_some_and(|running| running.vouched)
+    }
+
+    /// Starts a copy of a node's disks beside the node; what the other nodes say to its greeting, and the node that leads the
+    /// meta group to its wish to be vouched for.
+    pub fn copy_beside(&mut self, node: u64) -> Vec<String> {
+        let OldDisks(log, engine) = self.old_disks(node);
+        let i = self.place(node);
+        let mut copy = Node::new(self.world.nodes[i].id, "10.9.9.9:9".to_owned(), &mut self.world.rng);
+        (copy.fs, copy.disk) = (SimFs::from_image(&log), engine);
+        // The machines of a copy must not be compared with those of its original.
+        let (now, clock, book) = (self.world.now, self.world.clock.clone(), Book::default());
+        copy.boot(now, clock, &book, (7, false)).expect("the copy opens");
+        let hello =
+            copy.running.as_ref().and_then(|running| running.stepped.hello()).expect("it knows itself");
+        let token = hello.boot_history.last().copied().expect("it was open");
+        let meta_leader = self.leader(GroupId::META.0);
+        let mut said = Vec::new();
+        for other in self.world.nodes.iter().filter(|other| other.is_up()) {
+            let Some(running) = &other.running else { continue };
+            if other.id != copy.id {
+                said.push(running.stepped.check_hello(&hello).refused);
+            }
+            if Some(other.id.get()) == meta_leader {
+                said.extend(running.stepped.twin(copy.id, token, &hello.address));
+            }
+        }
+        said
     }
 
     /// Replicas that have died of a damaged disk.

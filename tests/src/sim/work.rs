@@ -34,7 +34,7 @@ impl Call {
 pub(super) enum Reply {
     Status(Box<v1::ReplicaStatusReply>),
     /// The members, by a linearizable read.
-    Members(v1::ConfirmMembersReply),
+    Members(Box<v1::ConfirmMembersReply>),
     Done,
     /// The meta group vouches for the boot of this token, or says why not.
     Vouched(u64, Result<(), String>),

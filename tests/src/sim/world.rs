@@ -31,6 +31,8 @@ pub(super) struct Tally {
     pub(super) moves: u64,
     pub(super) snapshots: u64,
     pub(super) replaced: u64,
+    /// Replicas that fell asleep.
+    pub(super) slept: u64,
 }
 
 pub(super) struct World {
@@ -414,7 +416,9 @@ impl World {
             if status.pull.is_some() {
                 self.lie_in_wait(id);
             }
-            self.seen.insert((status.group, id), status);
+            let sleeps = status.sleeping;
+            let before = self.seen.insert((status.group, id), status);
+            self.tally.slept += u64::from(sleeps && before.is_some_and(|before| !before.sleeping));
         }
         for event in out.events {
             self.hear(i, event);
@@ -475,11 +479,8 @@ impl World {
             (Wait::Call { from, id: call, what }, answer) => {
                 let reply = match (&what, answer) {
                     (_, Answer::Members(Ok((conf_state, index)))) => {
-                        Reply::Members(v1::ConfirmMembersReply {
-                            refusal: None,
-                            conf_state: Some(conf_state),
-                            index,
-                        })
+                        let conf_state = Some(conf_state);
+                        Reply::Members(Box::new(v1::ConfirmMembersReply { refusal: None, conf_state, index }))
                     }
                     (Asked::Fence(group, replica), Answer::Destroyed(Ok(()))) => {
                         self.seen.remove(&(*group, id));
