@@ -254,7 +254,7 @@ impl Replica {
             conf_state: Some(conf.clone()),
             switched_at: index,
             switched_term: term,
-            switched_conf: Some(conf),
+            switched_conf: Some(Box::new(conf)),
             replica: self.id.get(),
             ..mark
         };
