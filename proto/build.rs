@@ -13,6 +13,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files, ["schema"])?;
-    prost_build::Config::new().bytes(["."]).btree_map(["."]).compile_fds(descriptors)?;
+    prost_build::Config::new()
+        .bytes(["."])
+        .btree_map(["."])
+        // Seldom there, and every group of a node holds a mark or two.
+        .boxed(".pontoon.v1.Mark.switched_conf")
+        .compile_fds(descriptors)?;
     Ok(())
 }

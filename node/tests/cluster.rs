@@ -298,3 +298,44 @@ async fn a_permanent_learner_answers_old_reads_alone_and_votes_on_nothing() {
     assert!(reader.group("name").is_none());
     stop(vec![reader, first]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_travel_together_are_answered_each_for_itself() {
+    let scratch = tempfile::tempdir().unwrap();
+    let nodes = three(scratch.path()).await;
+    let client = nodes[0].client().await.unwrap();
+    let names = ["a", "b", "c"];
+    for name in names {
+        client.put(name, "k", "v").await.unwrap();
+    }
+    let calls = (0..600usize).map(|at| {
+        let (client, name) = (client.clone(), names[at % 3]);
+        tokio::spawn(async move {
+            match at % 5 {
+                // Refused, in the midst of the others.
+                0 => {
+                    let refused = client.get("nobody made this", "k").await;
+                    assert!(matches!(refused, Err(ClientError::NoSuchPredicate { .. })), "{refused:?}");
+                }
+                1 => {
+                    let large = client.put(name, "k", vec![0; (1 << 20) + 1]).await;
+                    assert!(matches!(large, Err(ClientError::TooLarge { .. })), "{large:?}");
+                }
+                // Abandoned, answered to nobody.
+                2 => {
+                    let put = client.put(name, format!("left {at}"), "v");
+                    drop(tokio::time::timeout(Duration::ZERO, put).await);
+                }
+                _ => {
+                    let (key, value) = (format!("k{at}"), format!("v{at}"));
+                    client.put(name, key.clone(), value.clone()).await.unwrap();
+                    assert_eq!(client.get(name, key).await.unwrap().unwrap().value, value);
+                }
+            }
+        })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        call.await.unwrap();
+    }
+    stop(nodes).await;
+}

@@ -387,6 +387,8 @@ impl Core {
 
     fn stop(&mut self, group: GroupId, reason: String, fx: &mut Effects) -> bool {
         let Some(slot) = self.slots.remove(&group) else { return false };
+        // A later replica of the group is opened when its own record is durable.
+        self.unopened.remove(&group);
         let replica = match slot {
             Slot::Live(mut replica) => {
                 self.part_with(&mut replica, fx);

@@ -208,7 +208,7 @@ impl Replica {
                     mark.index, mark.term, view.last_index
                 )));
             }
-            let conf = mark.switched_conf.clone().unwrap_or_default();
+            let conf = mark.switched_conf.as_deref().cloned().unwrap_or_default();
             hard_state = after_install(hard_state, mark.index, mark.term);
             let mut batch = wal::Batch::new();
             batch.snapshot(group, &install_meta(&mark, &conf)).hard_state(group, hard_state);

@@ -165,11 +165,11 @@ impl raft::Storage for GroupStorage {
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.wal.group(self.group).map_or(1, |view| view.first_index))
+        Ok(self.wal.bounds(self.group).map_or(1, |(first, _)| first))
     }
 
     fn last_index(&self) -> raft::Result<u64> {
-        Ok(self.wal.group(self.group).map_or(0, |view| view.last_index))
+        Ok(self.wal.bounds(self.group).map_or(0, |(_, last)| last))
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<pb::Snapshot> {

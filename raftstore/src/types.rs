@@ -45,6 +45,7 @@ pub struct Config {
     /// voter that starts again waits an election timeout before it votes.
     pub leader_lease: bool,
     /// Ticks without anything new after which a group sleeps until something happens; at least `election_ticks`. 0: never.
+    /// One that nobody used since it was opened, or slept last, does not wait for them.
     pub sleep_after_ticks: u64,
     /// The largest proposal in bytes; also bounded by a quarter of the log's batch.
     pub max_entry_bytes: u64,

@@ -21,7 +21,7 @@ use crate::{
     read::{self, Wait},
     recovery, scrub,
     shared::Shared,
-    types::Entry,
+    types::{Entry, HardState},
     writer::{Step, Stepper},
 };
 
@@ -157,6 +157,16 @@ impl Wal {
     pub fn group(&self, group: GroupId) -> Option<GroupView> {
         let tombstone = self.tombstone(group);
         self.shared().index.with(group, |state| state.view(tombstone))
+    }
+
+    /// The first and the last index of a group, if it exists: of [`Wal::group`] what is asked often, without the rest.
+    pub fn bounds(&self, group: GroupId) -> Option<(u64, u64)> {
+        self.shared().index.with(group, |state| (state.first_index(), state.last_index()))
+    }
+
+    /// The hard state of a group, if it exists; as [`Wal::bounds`].
+    pub fn hard_state(&self, group: GroupId) -> Option<HardState> {
+        self.shared().index.with(group, |state| state.hard_state)
     }
 
     /// The term of an index. The truncated index still has its term; a group that does not exist has only index 0. No I/O.

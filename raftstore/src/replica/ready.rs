@@ -84,7 +84,7 @@ impl Replica {
     }
 
     fn stored_vote(&self, shared: &Shared) -> (u64, u64) {
-        shared.wal.group(self.group).map_or((0, 0), |view| (view.hard_state.term, view.hard_state.vote))
+        shared.wal.hard_state(self.group).map_or((0, 0), |state| (state.term, state.vote))
     }
 
     /// The turn's batch was submitted: its entries can be read, so raft may forget them.
@@ -254,7 +254,7 @@ impl Replica {
             conf_state: Some(conf.clone()),
             switched_at: index,
             switched_term: term,
-            switched_conf: Some(conf),
+            switched_conf: Some(Box::new(conf)),
             replica: self.id.get(),
             ..mark
         };

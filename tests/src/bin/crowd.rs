@@ -63,7 +63,7 @@ async fn main() -> Outcome<()> {
     for round in 1..=rounds {
         write_all(&client, &names, round).await?;
     }
-    println!("{} MiB more written", rounds * VALUE_BYTES * names.len() >> 20);
+    println!("{} MiB more written", (rounds * VALUE_BYTES * names.len()) >> 20);
     tokio::time::sleep(REST).await;
 
     let victim = 1;

@@ -208,7 +208,7 @@ impl Group {
         segment.add_live(len);
         self.disk_bytes += len;
         self.extend(first, end - first, terms.into_iter());
-        self.runs.push_back(Run { segment: segment.clone(), first, end, extents });
+        self.add_run(Run { segment: segment.clone(), first, end, extents });
     }
 
     /// What the group has on disk, by index.
@@ -272,7 +272,7 @@ impl Group {
             }
             _ => {
                 let (segment, end) = (segment.clone(), first + count);
-                self.runs.push_back(Run { segment, first, end, extents: vec![extent] });
+                self.add_run(Run { segment, first, end, extents: vec![extent] });
             }
         }
     }
@@ -353,6 +353,14 @@ impl Group {
         self.last = index;
         self.trim_damage(|_, _| (0, 0));
         self.clear_truncation_damage();
+    }
+
+    /// Most groups have one run for long, and a queue would begin with room for four.
+    fn add_run(&mut self, run: Run) {
+        if self.runs.is_empty() {
+            self.runs.reserve_exact(1);
+        }
+        self.runs.push_back(run);
     }
 
     fn put_meta(&mut self, key: Bytes, value: Bytes) {
