@@ -245,6 +245,14 @@ impl Driver {
                 sleep(PAUSE_FIRST).await;
                 accepted(reply.refusal)
             }
+            Action::Verify => {
+                let request = v1::VerifyGroupRequest { group, driver_term: self.term };
+                let reply = self.at_leader(seen, request).await?;
+                accepted(reply.refusal)?;
+                // The hashes show themselves in the next look; another question would only make new ones.
+                sleep(PAUSE_FIRST).await;
+                Ok(())
+            }
             Action::Fence { node, replica } => {
                 let request =
                     v1::FenceReplicaRequest { group, replica: replica.get(), driver_term: self.term };

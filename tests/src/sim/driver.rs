@@ -313,6 +313,7 @@ impl World {
             Action::TransferLeader { to } => {
                 (leader.map(ReplicaId::node), Call::Transfer { term, group, to: *to })
             }
+            Action::Verify => (leader.map(ReplicaId::node), Call::Verify { term, group }),
             Action::ConfirmRemoved => {
                 work.confirm = true;
                 return self.act(i, term, work, state, actions, seen);

@@ -12,6 +12,7 @@ pub(super) enum Call {
     Ensure { term: u64, shard: Box<v1::Shard>, replica: ReplicaId, initial: Option<v1::ConfState> },
     Change { term: u64, group: GroupId, change: MemberChange },
     Transfer { term: u64, group: GroupId, to: ReplicaId },
+    Verify { term: u64, group: GroupId },
     Fence { term: u64, group: GroupId, replica: ReplicaId },
 }
 
@@ -23,6 +24,7 @@ impl Call {
             Call::Ensure { term, .. }
             | Call::Change { term, .. }
             | Call::Transfer { term, .. }
+            | Call::Verify { term, .. }
             | Call::Fence { term, .. } => *term,
         }
     }
@@ -126,6 +128,10 @@ pub(super) fn info(status: &GroupStatus) -> v1::ReplicaInfo {
             .as_ref()
             .map(|pull| v1::PullView { bytes_done: pull.bytes_done, bytes_total: pull.bytes_total }),
         dead: status.dead.clone().unwrap_or_default(),
+        verified: status.verified.map(|verified| v1::VerifiedState {
+            index: verified.index,
+            hash: verified.hash.map_or_else(Default::default, |hash| hash.to_vec().into()),
+        }),
         ..Default::default()
     }
 }

@@ -362,6 +362,7 @@ impl World {
                 (spec.group, running.stepped.create_group(spec))
             }
             Call::Change { group, change, .. } => (group, running.stepped.change(group, change)),
+            Call::Verify { group, .. } => (group, running.stepped.verify(group)),
             Call::Transfer { group, to, .. } => (group, running.stepped.transfer_leader(group, to)),
             Call::Fence { group, replica, .. } => {
                 asked = Asked::Fence(group, replica);
@@ -483,6 +484,7 @@ impl World {
                             None => Reply::Failed("the replica is gone".to_owned()),
                         }
                     }
+                    (Asked::Plain, Answer::Index(Ok(_))) => Reply::Done,
                     (Asked::Fence(group, replica), Answer::Destroyed(Ok(()))) => {
                         self.seen.remove(&(*group, id));
                         self.dead.remove(&(*group, id));
