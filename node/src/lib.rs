@@ -38,6 +38,7 @@ mod map;
 mod node;
 mod process;
 mod reconcile;
+mod reopen;
 mod replicas;
 mod route;
 mod server;
