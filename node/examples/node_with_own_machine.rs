@@ -17,7 +17,7 @@ use bytes::Bytes;
 use pontoon_node::{MachineExtension, Node, NodeConfig, OWN_KINDS_FROM, api::admin_client::AdminClient};
 use pontoon_proto::{GroupId, v1};
 use pontoon_raftstore::{
-    Command, MachineError, Proposal, SnapshotSource, SnapshotStage, StateMachine, SystemRow,
+    Command, MachineError, Proposal, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
 };
 
 const COUNTER: i32 = OWN_KINDS_FROM;
@@ -86,8 +86,8 @@ impl StateMachine for Counter {
         Ok(Arc::new(View(self.rows.lock().expect("no holder panics").clone())))
     }
 
-    fn stage(&mut self) -> Result<Box<dyn SnapshotStage>, MachineError> {
-        Ok(Box::new(Stage::default()))
+    fn stage(&mut self, _index: u64, _chunks: &[v1::ChunkInfo]) -> Result<Staging, MachineError> {
+        Ok(Staging { stage: Box::<Stage>::default(), held: Vec::new() })
     }
 
     fn install(&mut self, stage: Box<dyn SnapshotStage>, mark: &v1::Mark) -> Result<(), MachineError> {
@@ -122,7 +122,7 @@ impl SnapshotSource for View {
 struct Stage(Rows);
 
 impl SnapshotStage for Stage {
-    fn put(&mut self, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError> {
+    fn put(&mut self, _chunk: u32, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError> {
         self.0.extend(rows.iter().cloned());
         Ok(())
     }

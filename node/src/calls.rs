@@ -88,6 +88,7 @@ calls! {
     ReplicaStatusRequest => ReplicaStatusReply by replica_status;
     ChangeMembersRequest => ChangeMembersReply by change_members;
     TransferLeaderRequest => TransferLeaderReply by transfer_leader;
+    VerifyGroupRequest => VerifyGroupReply by verify_group;
     ConfirmMembersRequest => ConfirmMembersReply by confirm_members;
 }
 

@@ -115,13 +115,19 @@ pub enum NodeError {
         /// Who should.
         expected: String,
     },
-    /// The directory was made with the other engine.
-    #[error("{} holds the engine {found}; start without --engine, or with --engine {found}", path.display())]
-    OtherEngine {
-        /// The directory.
-        path: PathBuf,
-        /// The engine of the directory.
-        found: String,
+    /// The engine is lost, and nobody else has what it held.
+    #[error(
+        "the engine's state is lost ({why}), and no other node that answers holds {count} of the groups that the log builds \
+         upon ({groups}): start the other nodes first; if they lost theirs too, restore this node's engine directory from a \
+         backup"
+    )]
+    EngineLost {
+        /// What is wrong with the engine.
+        why: String,
+        /// How many groups are held by nobody else.
+        count: usize,
+        /// Some of them.
+        groups: String,
     },
     /// The name of an engine in the marker means nothing here.
     #[error("the engine {name} is not known; use fjall or sled")]

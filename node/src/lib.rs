@@ -43,6 +43,7 @@ mod problems;
 mod process;
 mod readers;
 mod reconcile;
+mod reopen;
 mod replicas;
 mod route;
 mod server;

@@ -21,7 +21,7 @@ use pontoon_proto::{
     v1::{self, meta_command::Body, meta_reply::Body as Answer},
 };
 use pontoon_raftstore::{Event, Group, GroupSpec, Identity, MultiRaft};
-use pontoon_shard::{EngineKind, META_PREDICATE, ShardMachines, engine};
+use pontoon_shard::{EngineKind, META_PREDICATE};
 use pontoon_wal::{Durability, KeyFile, Wal};
 use prost::Message;
 use tokio::{
@@ -44,6 +44,7 @@ use crate::{
     machines::NodeMachines,
     map::MapCache,
     readers::Readers,
+    reopen::open_engine,
     server,
     shared::Shared,
     space::{Space, watch_space},
@@ -135,7 +136,7 @@ impl Node {
         };
         let (cluster, own) = (identity.cluster, identity.node);
 
-        let shards = open_engine(engine, &directory).await?;
+        let shards = open_engine(engine, &directory, &wal, own, &map, &channels).await?;
         let machines = Arc::new(NodeMachines::new(shards, config.machines.clone()));
         let transport = Arc::new(PeerTransport::new(own, map.clone()));
         let raft_config = pontoon_raftstore::Config {
@@ -195,7 +196,7 @@ impl Node {
             State::Joining | State::Member => {}
         }
         tokio::spawn(announce(node.shared.clone()));
-        let member = marker.member(cluster, own);
+        let member = Marker { engine: engine.to_string(), ..marker.member(cluster, own) };
         if member != marker {
             directory.write_marker(&member)?;
         }
@@ -437,10 +438,9 @@ fn choose_engine(config: &NodeConfig, marker: Option<&Marker>) -> Result<EngineK
     let found: EngineKind =
         marker.engine.parse().map_err(|_| NodeError::UnknownEngine { name: marker.engine.clone() })?;
     match config.engine {
-        Some(asked) if asked != found => {
-            Err(NodeError::OtherEngine { path: config.dir.clone(), found: found.to_string() })
-        }
-        _ => Ok(found),
+        // The other kind takes its state from the other members; see [`crate::reopen`].
+        Some(asked) => Ok(asked),
+        None => Ok(found),
     }
 }
 
@@ -460,11 +460,6 @@ async fn open_wal(config: &NodeConfig, path: &Path) -> Result<Wal, NodeError> {
     let (wal, report) = blocking(move || Wal::open(options)).await?;
     info!(path = %path.display(), ?report, "the log is open");
     Ok(wal)
-}
-
-async fn open_engine(kind: EngineKind, directory: &Directory) -> Result<Arc<ShardMachines>, NodeError> {
-    let path = directory.engine();
-    blocking(move || ShardMachines::new(engine::open(kind, &path)?)).await
 }
 
 /// Checks that marker and log speak of the same node.
@@ -595,13 +590,12 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_keeps_its_engine() {
+    fn a_directory_keeps_its_engine_unless_another_is_asked_for() {
         let marker = Marker::new(State::Member, "sled".to_owned());
         let mut config = NodeConfig::new("d", "127.0.0.1:0");
         assert_eq!(choose_engine(&config, Some(&marker)).unwrap(), EngineKind::Sled);
         assert_eq!(choose_engine(&config, None).unwrap(), EngineKind::Fjall);
         config.engine = Some(EngineKind::Fjall);
-        let error = choose_engine(&config, Some(&marker)).unwrap_err();
-        assert!(error.to_string().contains("--engine sled"), "{error}");
+        assert_eq!(choose_engine(&config, Some(&marker)).unwrap(), EngineKind::Fjall);
     }
 }

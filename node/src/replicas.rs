@@ -101,6 +101,24 @@ impl Shared {
         Ok(v1::TransferLeaderReply { refusal })
     }
 
+    pub(crate) async fn verify_group(
+        self: &Arc<Self>,
+        request: v1::VerifyGroupRequest,
+    ) -> Result<v1::VerifyGroupReply, Status> {
+        self.check_driver(request.driver_term)?;
+        let group = match self.local_group(request.group) {
+            Ok(group) => group,
+            Err(refusal) => return Ok(v1::VerifyGroupReply { refusal: Some(*refusal), index: 0 }),
+        };
+        match group.verify().await {
+            Ok(index) => Ok(v1::VerifyGroupReply { refusal: None, index }),
+            Err(rejected) => {
+                let refusal = Some(self.rejected(rejected, request.group));
+                Ok(v1::VerifyGroupReply { refusal, index: 0 })
+            }
+        }
+    }
+
     pub(crate) async fn confirm_members(
         self: &Arc<Self>,
         request: v1::ConfirmMembersRequest,

@@ -157,6 +157,8 @@ pub(crate) async fn watch_space(shared: Arc<Shared>) {
         if seen.disk.free / PLENTY < shared.space.reserve_of(seen.disk) {
             pause = LOOK_CLOSELY;
         }
+        // What is received may take everything above the reserve.
+        shared.raft.set_free(seen.disk.free.saturating_sub(shared.space.reserve_of(seen.disk)));
         if seen.room == told {
             continue;
         }

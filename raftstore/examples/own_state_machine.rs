@@ -11,7 +11,7 @@ use bytes::Bytes;
 use pontoon_proto::{ClusterId, GroupId, NodeId, ReplicaId, v1};
 use pontoon_raftstore::{
     Class, Command, Config, GroupSpec, Identity, MachineError, Machines, MultiRaft, Proposal, ReadLevel,
-    SnapshotSource, SnapshotStage, StateMachine, SystemRow, Transport,
+    SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow, Transport,
 };
 use pontoon_wal::{Options, Wal};
 
@@ -60,8 +60,8 @@ impl StateMachine for Applying {
         Ok(Arc::new(Sum(self.counter.0.lock().map_err(|_| "poisoned")?.0)))
     }
 
-    fn stage(&mut self) -> Result<Box<dyn SnapshotStage>, MachineError> {
-        Ok(Box::new(Sum(0)))
+    fn stage(&mut self, _index: u64, _chunks: &[v1::ChunkInfo]) -> Result<Staging, MachineError> {
+        Ok(Staging { stage: Box::new(Sum(0)), held: Vec::new() })
     }
 
     fn install(&mut self, stage: Box<dyn SnapshotStage>, mark: &v1::Mark) -> Result<(), MachineError> {
@@ -87,7 +87,7 @@ impl SnapshotSource for Sum {
 }
 
 impl SnapshotStage for Sum {
-    fn put(&mut self, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError> {
+    fn put(&mut self, _chunk: u32, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError> {
         for (_, value) in rows {
             self.0 = u64::from_be_bytes(value.as_ref().try_into()?);
         }

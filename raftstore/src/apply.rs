@@ -28,7 +28,7 @@ use crate::{
     envelope,
     error::{Error, Rejected},
     hybrid,
-    machine::{Command, Machines, SnapshotSource, SnapshotStage, StateMachine},
+    machine::{Command, Machines, SnapshotSource, SnapshotStage, Staging, StateMachine},
     snapshot,
 };
 
@@ -73,6 +73,7 @@ pub(crate) enum ApplyTask {
     StageBegin {
         group: GroupId,
         pull: u64,
+        manifest: Arc<v1::Manifest>,
     },
     StageChunk {
         group: GroupId,
@@ -142,9 +143,21 @@ pub(crate) enum ApplyOutcome {
         mark: v1::Mark,
         descriptor: Bytes,
     },
+    /// A view of the state at an entry that asks for its hash.
+    Verify {
+        group: GroupId,
+        index: u64,
+        source: Arc<dyn SnapshotSource>,
+    },
     CheckpointRefused {
         request: SnapshotRequest,
         reason: String,
+    },
+    /// A stage takes chunks, but for those that it holds.
+    StageBegun {
+        group: GroupId,
+        pull: u64,
+        held: Vec<u32>,
     },
     Staged {
         group: GroupId,
@@ -180,6 +193,8 @@ struct Slot {
     mark: v1::Mark,
     sessions: Sessions,
     stage: Option<(u64, Box<dyn SnapshotStage>)>,
+    /// The entry that was just applied asks for the state's hash.
+    verify: bool,
 }
 
 /// The machines of one apply thread.
@@ -251,6 +266,7 @@ impl Applier {
                     mark: v1::Mark { replica, ..mark.clone().unwrap_or_default() },
                     sessions,
                     stage: None,
+                    verify: false,
                 };
                 self.slots.insert(group, Box::new(slot));
                 out.push(ApplyOutcome::Opened { group, mark });
@@ -295,6 +311,12 @@ impl Slot {
                     if want_replies {
                         replies.extend(reply);
                     }
+                    if std::mem::take(&mut self.verify) {
+                        // The view shows the state at this very entry, on every replica.
+                        self.commit(group)?;
+                        let source = self.machine.checkpoint().map_err(machine_error)?;
+                        out.push(ApplyOutcome::Verify { group, index: self.mark.index, source });
+                    }
                 }
                 self.commit(group)?;
                 out.push(ApplyOutcome::Applied { group, mark: self.mark.clone(), bytes, replies });
@@ -320,15 +342,19 @@ impl Slot {
                     out.push(ApplyOutcome::Checkpointed { request, source, mark, descriptor });
                 }
             }
-            ApplyTask::StageBegin { pull, .. } => {
-                self.stage = Some((pull, self.machine.stage().map_err(machine_error)?));
+            ApplyTask::StageBegin { pull, manifest, .. } => {
+                let index = manifest.mark.as_ref().map_or(0, |mark| mark.index);
+                let Staging { stage, held } =
+                    self.machine.stage(index, &manifest.chunks).map_err(machine_error)?;
+                self.stage = Some((pull, stage));
+                out.push(ApplyOutcome::StageBegun { group, pull, held });
             }
             ApplyTask::StageChunk { pull, chunk, hash, data, .. } => {
                 let Some((_, stage)) = self.stage.as_mut().filter(|(current, _)| *current == pull) else {
                     return Ok(());
                 };
                 match snapshot::open_chunk(&hash, &data) {
-                    Ok(rows) => match stage.put(&rows) {
+                    Ok(rows) => match stage.put(chunk, &rows) {
                         Ok(()) => out.push(ApplyOutcome::Staged { group, pull, chunk }),
                         // The live generation is untouched: the pull is given up, and comes again.
                         Err(error) => {
@@ -386,8 +412,10 @@ impl Slot {
                 self.mark.epoch = self.mark.epoch.max(opened.epoch);
                 Ok((entry.index, Bytes::new()))
             }
-            // Recorded; every replica passes it at the same index.
-            v1::EntryKind::Verify => Ok((entry.index, Bytes::new())),
+            v1::EntryKind::Verify => {
+                self.verify = true;
+                Ok((entry.index, Bytes::new()))
+            }
             v1::EntryKind::Command if opened.epoch != 0 && opened.epoch != self.mark.epoch => {
                 Err(Rejected::StaleEpoch { group, asked: opened.epoch, current: self.mark.epoch })
             }

@@ -11,11 +11,13 @@
 
 mod lifecycle;
 mod neighbours;
+mod reseed;
 mod sleepers;
 mod time;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -25,11 +27,13 @@ use pontoon_wal::{Batch, Reservation, Submitter, Wal};
 
 use lifecycle::OPENED_PER_TICK;
 pub(crate) use neighbours::Neighbours;
+use reseed::Reseed;
 use sleepers::Wakes;
 use time::Pass;
 
 use crate::{
     apply::{ApplyOutcome, ApplyTask},
+    budget::Turns,
     effects::{Answer, Effects, Input, Now, Token},
     envelope,
     error::{Error, Rejected},
@@ -49,6 +53,8 @@ enum Slot {
         waiting: Vec<Token>,
     },
     Live(Box<Replica>),
+    /// The log is whole, the engine's state is lost: it comes from another member.
+    Reseeding(Box<Reseed>),
     /// Stopped for good; answers nothing, votes for nobody.
     Dead {
         replica: ReplicaId,
@@ -84,6 +90,8 @@ pub(crate) struct Core {
     ready: BTreeSet<GroupId>,
     /// Every live replica that is not asleep. Time goes on for these alone.
     awake: BTreeSet<GroupId>,
+    /// Every replica that waits for its state.
+    reseeding: BTreeSet<GroupId>,
     /// The nodes that have members of groups that sleep here, and of how many.
     bedfellows: BTreeMap<NodeId, usize>,
     /// Sleeping groups that are to wake, not all at once.
@@ -117,6 +125,7 @@ impl Core {
         unique_base: u64,
         lane: (u32, u32),
     ) -> Self {
+        let turns = Turns::new(config.snapshots, lane.1, config.tick);
         let batch_limit = wal.max_batch_bytes();
         let max_entry_bytes = config.max_entry_bytes.min(batch_limit / 4 - envelope::OVERHEAD);
         Core {
@@ -139,10 +148,12 @@ impl Core {
                 ticks: 0,
                 unique: unique_base,
                 max_entry_bytes,
+                turns,
             },
             slots: BTreeMap::new(),
             ready: BTreeSet::new(),
             awake: BTreeSet::new(),
+            reseeding: BTreeSet::new(),
             bedfellows: BTreeMap::new(),
             wakes: Wakes::default(),
             pass: Pass::default(),
@@ -205,6 +216,22 @@ impl Core {
                     replica.change(shared, token, &change, mandate, fx)
                 });
             }
+            Input::Verify { group, token } => {
+                if live(&mut self.slots, group).is_none() {
+                    let rejected = self.missing(group, fx);
+                    return fx.answers.push((token, Answer::Index(Err(rejected))));
+                }
+                self.with(group, fx, |replica, shared, fx| {
+                    replica.stir();
+                    replica.verify(shared, token, fx)
+                });
+            }
+            Input::Verified { group, index, hash } => {
+                if let Some(replica) = live(&mut self.slots, group) {
+                    replica.on_verified(index, hash);
+                    fx.statuses.push(replica.status());
+                }
+            }
             Input::Transfer { group, token, to, mandate } => {
                 if live(&mut self.slots, group).is_none() {
                     let rejected = self.missing(group, fx);
@@ -250,6 +277,11 @@ impl Core {
             Input::Vouched => self.shared.vouched = true,
             Input::Room(room) => self.on_room(room, fx),
             Input::Shun(shuns) => self.on_shun(shuns, fx),
+            Input::Free(bytes) => self.shared.turns.set_free(bytes),
+            Input::Budget(budget) => {
+                self.shared.turns.set_budget(budget);
+                fx.serve.push(ServeTask::Budget { max_views: budget.max_views });
+            }
             Input::Unreachable(node) => {
                 // Of those that sleep, none waits for anybody.
                 let groups: Vec<GroupId> = self.awake.iter().copied().collect();
@@ -287,11 +319,27 @@ impl Core {
         fx.send.extend(fx.beats.take(self.shared.wal.incarnation()).map(control));
     }
 
-    /// Followers that waited for their nodes go on.
+    /// Shares the room on the disk with the node's other loops.
+    pub(crate) fn sharing(mut self, reserved: Arc<AtomicU64>) -> Core {
+        self.shared.turns.share(reserved);
+        self
+    }
+
+    /// Followers that waited for their nodes go on, and pulls that waited for their turn.
     fn feed(&mut self, fx: &mut Effects) {
         let fed = self.shared.flights.take_fed(self.shared.config.max_node_inflight_bytes);
         for (group, member) in fed {
             self.with(group, fx, |replica, shared, fx| replica.feed(shared, member, fx));
+        }
+        for group in self.shared.turns.take_next() {
+            if self.reseeding.contains(&group) {
+                self.go_on_with_reseed(group, fx);
+                continue;
+            }
+            self.with(group, fx, |replica, shared, fx| {
+                replica.go_on(shared, fx);
+                Ok(())
+            });
         }
     }
 
@@ -402,6 +450,11 @@ impl Core {
                 }
                 replica
             }
+            Slot::Reseeding(reseed) => {
+                self.forget_reseed(group);
+                fx.apply.push(ApplyTask::Close { group });
+                reseed.replica
+            }
             other => {
                 self.slots.insert(group, other);
                 return false;
@@ -417,6 +470,7 @@ impl Core {
         match self.slots.get(&group)? {
             Slot::Live(replica) => Some(replica.status()),
             Slot::Dead { replica, reason, .. } => Some(GroupStatus::dead(group, *replica, reason.clone())),
+            Slot::Reseeding(_) => self.reseed_status(group),
             Slot::Opening { .. } | Slot::Leaving { .. } => None,
         }
     }
@@ -429,6 +483,7 @@ impl Core {
                 Rejected::NotLeader { group, leader: None }
             }
             Some(Slot::Dead { .. }) => Rejected::Stopped(group),
+            Some(Slot::Reseeding(_)) if self.failed.is_none() => Rejected::NotLeader { group, leader: None },
             _ if self.failed.is_some() => Rejected::Stopped(group),
             _ => Rejected::NoGroup(group),
         }
@@ -449,7 +504,8 @@ impl Core {
         }
         let Some(replica) = live(&mut self.slots, group) else {
             // Whoever speaks to a member repeats it.
-            return self.open_now(group, fx);
+            self.open_now(group, fx);
+            return self.on_peer_of_reseed(group, sender, message.to, body, fx);
         };
         if replica.id.get() != message.to {
             return;
@@ -467,7 +523,9 @@ impl Core {
             Body::ManifestRequest(_) | Body::ChunkRequest(_) | Body::SnapshotStatus(_) => {
                 replica.on_asked(shared, sender, body, fx)
             }
-            Body::Manifest(_) | Body::Chunk(_) | Body::PullRefused(_) => replica.on_pulled(shared, body, fx),
+            Body::Manifest(_) | Body::Chunk(_) | Body::PullRefused(_) => {
+                replica.on_pulled(shared, sender, body, fx)
+            }
             Body::ReadRequest(asked) => {
                 replica.on_read_request(shared, sender, asked.context, fx);
                 Ok(())
@@ -528,6 +586,9 @@ impl Core {
     }
 
     fn on_outcome(&mut self, outcome: ApplyOutcome, fx: &mut Effects) {
+        if self.on_outcome_of_reseed(&outcome, fx) {
+            return;
+        }
         match outcome {
             ApplyOutcome::Applied { group, mark, bytes, replies } => {
                 self.with(group, fx, |replica, shared, fx| {
@@ -538,15 +599,24 @@ impl Core {
             ApplyOutcome::Staged { group, pull, chunk } => {
                 self.with(group, fx, |replica, shared, fx| replica.on_staged(shared, pull, chunk, fx));
             }
+            ApplyOutcome::StageBegun { group, pull, held } => {
+                self.with(group, fx, |replica, shared, fx| replica.on_stage_begun(shared, pull, &held, fx));
+            }
             ApplyOutcome::StageFailed { group, pull, reason } => {
-                self.with(group, fx, |replica, _, fx| {
-                    replica.fail_pull_of(pull, reason, fx);
+                self.with(group, fx, |replica, shared, fx| {
+                    replica.on_stage_failed(shared, pull, reason, fx);
                     Ok(())
                 });
             }
             ApplyOutcome::Installed { group, mark } => self.on_installed(group, mark, fx),
             ApplyOutcome::Checkpointed { request, source, mark, descriptor } => {
                 fx.serve.push(ServeTask::Publish { request, source, mark, descriptor });
+            }
+            ApplyOutcome::Verify { group, index, source } => {
+                if let Some(replica) = live(&mut self.slots, group) {
+                    replica.on_verify(index);
+                    fx.serve.push(ServeTask::Verify { group, index, source });
+                }
             }
             ApplyOutcome::CheckpointRefused { request, reason } => {
                 if let Some(replica) = live(&mut self.slots, request.group) {

@@ -13,7 +13,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
@@ -36,7 +36,7 @@ use crate::{
     error::Error,
     lanes::Lane,
     machine::Machines,
-    snapshot::{ServeTask, SnapshotServer},
+    snapshot::{ServeTask, Served, SnapshotServer},
     transport::{Class, Transport},
     types::{Config, Event, GroupStatus},
 };
@@ -218,15 +218,21 @@ pub(crate) fn start(
         handles.push(spawn(format!("apply-{i}"), move || run_applier(applier, &lane, &board, &dirty))?);
     }
     let (serve, serve_tasks) = crossbeam_channel::unbounded();
-    let server = SnapshotServer::new(config.chunk_bytes, wal.incarnation() & (u64::MAX >> 1));
-    let to_peers = transport.clone();
-    handles.push(spawn("snapshots".to_owned(), move || run_server(server, &serve_tasks, to_peers.as_ref()))?);
+    let server = SnapshotServer::new(
+        config.chunk_bytes,
+        config.snapshots.max_views,
+        wal.incarnation() & (u64::MAX >> 1),
+    );
+    let (to_peers, to_loops) = (transport.clone(), board.clone());
+    let serve_all = move || run_server(server, &serve_tasks, to_peers.as_ref(), &to_loops);
+    handles.push(spawn("snapshots".to_owned(), serve_all)?);
     let (flush_stop, stop) = crossbeam_channel::bounded(1);
     let flusher =
         Flusher { machines: machines.clone(), dirty, board: board.clone(), interval: config.flush_interval };
     handles.push(spawn("flush".to_owned(), move || flusher.run(&stop))?);
 
     let mut loops = Vec::new();
+    let reserved: Arc<AtomicU64> = Arc::default();
     for (i, inputs) in receivers.into_iter().enumerate() {
         let submitter = wal.submitter(Arc::new(LoopSink(board.loops[i].clone())));
         // Read contexts and pull ids of different loops and incarnations never meet.
@@ -239,7 +245,8 @@ pub(crate) fn start(
                 submitter,
                 unique,
                 (i as u32, config.core_threads as u32),
-            ),
+            )
+            .sharing(reserved.clone()),
             inputs,
             apply: apply.clone(),
             serve: serve.clone(),
@@ -401,8 +408,8 @@ fn log_event(event: &Event) {
         Event::MessageRefused { from, group, reason } => {
             tracing::warn!(%from, %group, %reason, "a message is refused")
         }
-        Event::SnapshotInstalled { group, index, bytes } => {
-            tracing::info!(%group, index, bytes, "a snapshot is installed");
+        Event::SnapshotInstalled { group, index, bytes, chunks, held } => {
+            tracing::info!(%group, index, bytes, chunks, held, "a snapshot is installed");
         }
         Event::LeaderChanged { group, leader, term } => {
             tracing::debug!(%group, %leader, term, "a leader is known")
@@ -418,14 +425,12 @@ fn run_applier(mut applier: Applier, lane: &Lane, board: &Board, dirty: &Mutex<B
         let group = task.group();
         applier.run(task, &mut outcomes);
         for outcome in outcomes.drain(..) {
+            // What a flush reports must be known as applied: the loop hears of it first.
+            let mut applied = None;
             match &outcome {
-                ApplyOutcome::Applied { group, mark, .. } => {
-                    lock(dirty).insert(*group, mark.index);
-                }
+                ApplyOutcome::Applied { mark, .. } => applied = Some(mark.index),
                 // What was read at open may not be durable yet.
-                ApplyOutcome::Opened { group, mark: Some(mark) } => {
-                    lock(dirty).insert(*group, mark.index);
-                }
+                ApplyOutcome::Opened { mark: Some(mark), .. } => applied = Some(mark.index),
                 ApplyOutcome::Installed { group, .. } | ApplyOutcome::Destroyed { group } => {
                     lock(dirty).remove(group);
                 }
@@ -436,14 +441,26 @@ fn run_applier(mut applier: Applier, lane: &Lane, board: &Board, dirty: &Mutex<B
                 _ => {}
             }
             board.door(group).first(Input::Outcome(outcome));
+            if let Some(index) = applied {
+                lock(dirty).insert(group, index);
+            }
         }
     }
 }
 
-fn run_server(mut server: SnapshotServer, tasks: &Receiver<ServeTask>, transport: &dyn Transport) {
+fn run_server(
+    mut server: SnapshotServer,
+    tasks: &Receiver<ServeTask>,
+    transport: &dyn Transport,
+    board: &Board,
+) {
     for task in tasks {
-        if let Some(outgoing) = server.run(task) {
-            transport.send(outgoing.to, Class::Snapshot, vec![outgoing.message]);
+        match server.run(task) {
+            Some(Served::Send(to, message)) => transport.send(to, Class::Snapshot, vec![message]),
+            Some(Served::Verified { group, index, hash }) => {
+                board.door(group).first(Input::Verified { group, index, hash });
+            }
+            None => {}
         }
     }
 }

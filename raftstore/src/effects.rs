@@ -8,6 +8,7 @@ use pontoon_wal::{self as wal, Wal};
 use crate::{
     apply::{ApplyOutcome, ApplyTask},
     beats::Gather,
+    budget::SnapshotBudget,
     error::{Error, ProposeError, Rejected},
     snapshot::ServeTask,
     transport::Class,
@@ -54,6 +55,16 @@ pub(crate) enum Input {
         token: Token,
         change: MemberChange,
         mandate: Option<Mandate>,
+    },
+    Verify {
+        group: GroupId,
+        token: Token,
+    },
+    /// A state was hashed.
+    Verified {
+        group: GroupId,
+        index: u64,
+        hash: Option<[u8; 32]>,
     },
     Transfer {
         group: GroupId,
@@ -112,6 +123,9 @@ pub(crate) enum Input {
     Shun(bool),
     /// How much room the disks of this node have.
     Room(Room),
+    /// Snapshots may take so many bytes of the disk.
+    Free(u64),
+    Budget(SnapshotBudget),
 }
 
 /// What a caller hears.
@@ -119,7 +133,7 @@ pub(crate) enum Input {
 pub enum Answer {
     /// Of a proposal.
     Proposed(Result<Applied, ProposeError>),
-    /// Of a read barrier (the index that was confirmed) or a session stamp.
+    /// Of a read barrier (the index that was confirmed), a session stamp, or a question for hashes (its entry's index).
     Index(Result<u64, Rejected>),
     /// Of a change of members or a transfer.
     Done(Result<(), Rejected>),

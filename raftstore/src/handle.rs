@@ -16,6 +16,7 @@ use pontoon_wal::Wal;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
+    budget::SnapshotBudget,
     driver::{self, Threads},
     effects::{Answer, Input, Token},
     error::{Ambiguous, Error, ProposeError, Rejected},
@@ -166,6 +167,16 @@ impl MultiRaft {
         self.inner.threads.board.input_all(|| Input::Room(room));
     }
 
+    /// Tells how many bytes snapshots may take of the disk. Until the first call that is not known, and not looked at.
+    pub fn set_free(&self, bytes: u64) {
+        self.inner.threads.board.input_all(|| Input::Free(bytes));
+    }
+
+    /// Changes what snapshots may take of this node, at once.
+    pub fn set_snapshot_budget(&self, budget: SnapshotBudget) {
+        self.inner.threads.board.input_all(|| Input::Budget(budget));
+    }
+
     /// Makes sure that a replica exists here. Durable on return. The same spec may be given again at any time.
     ///
     /// # Errors
@@ -300,6 +311,20 @@ impl Group {
     pub async fn read_barrier(&self, level: ReadLevel) -> Result<u64, Rejected> {
         let group = self.id;
         self.index(self.runtime.ask(group, |token| Input::Read { group, token, level })).await
+    }
+
+    /// Asks every replica, through the leader, for a hash of its state at one entry, and returns that entry's index. The hashes
+    /// are in the replicas' [`Group::status`], each on its own node, once they have applied the entry; see
+    /// [`GroupStatus::verified`]. The entry is lost if leadership changes before it is committed.
+    ///
+    /// # Errors
+    /// [`Rejected::NotLeader`], [`Rejected::Busy`].
+    ///
+    /// # Cancel safety
+    /// Dropping this abandons the answer, not the question.
+    pub async fn verify(&self) -> Result<u64, Rejected> {
+        let group = self.id;
+        self.index(self.runtime.ask(group, |token| Input::Verify { group, token })).await
     }
 
     async fn index(&self, answer: oneshot::Receiver<Answer>) -> Result<u64, Rejected> {

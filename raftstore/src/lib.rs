@@ -47,6 +47,7 @@
 
 mod apply;
 mod beats;
+mod budget;
 mod convert;
 mod core;
 mod dedup;
@@ -61,6 +62,7 @@ mod identity;
 mod lanes;
 mod logging;
 mod machine;
+mod puller;
 mod replica;
 #[doc(hidden)]
 pub mod rules;
@@ -70,14 +72,17 @@ mod storage;
 mod transport;
 mod types;
 
+pub use budget::SnapshotBudget;
 pub use effects::Answer;
 pub use error::{Ambiguous, Error, ProposeError, Rejected};
 pub use handle::{Group, MultiRaft, Ticket};
 pub use identity::{Identity, PEER_PROTOCOL};
-pub use machine::{Command, MachineError, Machines, SnapshotSource, SnapshotStage, StateMachine, SystemRow};
+pub use machine::{
+    Command, MachineError, Machines, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
+};
 pub use stepped::{Output, Stepped};
 pub use transport::{Class, Transport};
 pub use types::{
     Applied, Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, MAX_OPEN_REQUESTS, Mandate,
-    MemberChange, Progress, Proposal, PullProgress, ReadLevel, RequestId, Role, Room,
+    MemberChange, Progress, Proposal, PullProgress, ReadLevel, RequestId, Role, Room, Verified,
 };

@@ -7,7 +7,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pontoon_proto::{GroupId, v1::Mark};
+use pontoon_proto::{
+    GroupId,
+    v1::{ChunkInfo, Mark},
+};
 
 /// Why a machine could not do its work. Local trouble, never a property of the command: it stops the replica.
 pub type MachineError = Box<dyn std::error::Error + Send + Sync>;
@@ -91,12 +94,17 @@ pub trait StateMachine: Send {
     /// The engine's.
     fn checkpoint(&self) -> Result<Arc<dyn SnapshotSource>, MachineError>;
 
-    /// Begins to receive a whole state into a staged generation, apart from the live one. A stage that was left by an
-    /// earlier run is abandoned.
+    /// Begins to receive a whole state into a staged generation, apart from the live one. The state is that at `index` and
+    /// is cut into `chunks`, in key order: a chunk holds the keys from its own first one up to the next chunk's.
+    ///
+    /// What an earlier stage received may be taken over: a chunk of it that is durable, and equal to one of `chunks` in
+    /// first key, end and hash, need not be sent again and is named in [`Staging::held`]. All other rows of the earlier stage
+    /// are gone by the time of [`StateMachine::install`], and the earlier stage takes nothing more. A machine that keeps
+    /// nothing holds nothing.
     ///
     /// # Errors
     /// The engine's.
-    fn stage(&mut self) -> Result<Box<dyn SnapshotStage>, MachineError>;
+    fn stage(&mut self, index: u64, chunks: &[ChunkInfo]) -> Result<Staging, MachineError>;
 
     /// Switches to the staged generation and writes `mark` in the same atomic batch, durable on return. The old
     /// generation is dropped lazily afterwards.
@@ -122,13 +130,22 @@ pub trait SnapshotSource: Send + Sync {
     fn rows(&self, from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), MachineError>;
 }
 
+/// A stage, and what it holds already.
+pub struct Staging {
+    /// Takes the chunks that are not held.
+    pub stage: Box<dyn SnapshotStage>,
+    /// Positions of the chunks that an earlier stage received, ascending.
+    pub held: Vec<u32>,
+}
+
 /// A generation that is being received.
 pub trait SnapshotStage: Send {
-    /// Adds rows, in ascending key order over all calls.
+    /// Adds the rows of a whole chunk. Chunks that are not held come in ascending order, each once. On return the chunk
+    /// outlives a kill of the process, or a later [`StateMachine::stage`] does not name it as held.
     ///
     /// # Errors
-    /// The engine's.
-    fn put(&mut self, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError>;
+    /// The engine's, or rows that are not in order or not of this chunk. The live generation is untouched.
+    fn put(&mut self, chunk: u32, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError>;
 
     /// Access to the concrete type for the machine that made it.
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any>;

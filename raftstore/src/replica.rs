@@ -22,6 +22,7 @@ mod reads;
 mod ready;
 mod room;
 mod sleep;
+mod verify;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -41,17 +42,18 @@ pub(crate) use ready::Taken;
 use sleep::Sleep;
 
 use crate::{
-    apply::{ApplyTask, panic_text},
+    apply::panic_text,
+    budget::Turns,
     convert,
     core::Neighbours,
     effects::{Answer, Effects, Token},
     error::{Ambiguous, Error, Rejected},
     hybrid::HybridClock,
     logging::raft_logger,
+    puller::Puller,
     rules::{Rule, is_broken},
-    snapshot::Pull,
     storage::GroupStorage,
-    types::{Config, Event, GroupStatus, Progress, Role, Room},
+    types::{Config, Event, GroupStatus, Progress, Role, Room, Verified},
 };
 
 /// What all replicas of a core share while one of them works.
@@ -85,6 +87,8 @@ pub(crate) struct Shared {
     /// Makes read contexts and pull ids unique between incarnations.
     pub(crate) unique: u64,
     pub(crate) max_entry_bytes: u64,
+    /// Whose turn it is to receive a state.
+    pub(crate) turns: Turns,
 }
 
 impl Shared {
@@ -100,6 +104,15 @@ pub(crate) type Alive<T> = Result<T, String>;
 struct ProposalWait {
     index: u64,
     token: Token,
+}
+
+/// What the leader knows of a member that takes a snapshot.
+#[derive(Debug, Clone, Copy)]
+struct Offer {
+    /// The tick at which it last moved on it.
+    since: u64,
+    /// The state that it takes stands here or above: of the log below this it needs nothing.
+    index: u64,
 }
 
 /// A live replica.
@@ -138,14 +151,13 @@ pub(crate) struct Replica {
     reads: Reads,
     lease: Lease,
 
-    /// Boxed: few replicas ever pull.
-    pull: Option<Box<Pull>>,
+    puller: Puller,
     /// A ready that carries a snapshot: it continues once the engine has switched.
     installing: Option<Box<raft::Ready>>,
     /// The ready of an installed snapshot and its index: applied once the log is durable.
     installed: Option<(u64, u64)>,
-    /// Members that were offered a snapshot, and when they last moved on it.
-    offered: BTreeMap<u64, u64>,
+    /// Members that were offered a snapshot.
+    offered: BTreeMap<u64, Offer>,
     /// On the leader: members that were not heard between raft's last two looks at its quorum, nor since.
     silent: BTreeSet<u64>,
     /// The highest index that may be truncated, as the leader said (or computed, on the leader). 0: not heard yet.
@@ -155,6 +167,8 @@ pub(crate) struct Replica {
     eager: bool,
     sleep: Sleep,
     seen: (u64, StateRole, u64),
+    /// The last state that was hashed, or is being.
+    verified: Option<Verified>,
     /// Why commands are refused, as the status tells it.
     no_room: Option<NodeId>,
     dirty: bool,
@@ -208,10 +222,8 @@ impl Replica {
                     mark.index, mark.term, view.last_index
                 )));
             }
-            let conf = mark.switched_conf.as_deref().cloned().unwrap_or_default();
-            hard_state = after_install(hard_state, mark.index, mark.term);
             let mut batch = wal::Batch::new();
-            batch.snapshot(group, &install_meta(&mark, &conf)).hard_state(group, hard_state);
+            hard_state = install_batch(&mut batch, group, &mark, hard_state);
             shared.wal.commit(batch)?;
             view = shared
                 .wal
@@ -278,7 +290,7 @@ impl Replica {
             ordered: [0; 3],
             reads: Reads::default(),
             lease: if founding { Lease::default() } else { Lease::of_reopened(shared.clock_now) },
-            pull: None,
+            puller: Puller::new(group, id),
             installing: None,
             installed: None,
             offered: BTreeMap::new(),
@@ -288,6 +300,7 @@ impl Replica {
             eager: founding,
             sleep: Sleep::default(),
             seen: (0, StateRole::Follower, 0),
+            verified: None,
             no_room: None,
             dirty: true,
         };
@@ -375,7 +388,7 @@ impl Replica {
             self.after_raft(shared, fx);
         }
         self.retry_reads(shared, fx)?;
-        self.tick_pull(shared, ticks, fx);
+        self.tick_pull(shared, ticks, fx)?;
         if self.is_leader() {
             self.tick_offers(shared)?;
             self.tick_membership()?;
@@ -453,6 +466,7 @@ impl Replica {
     pub(crate) fn abandon(&mut self, shared: &mut Shared, fx: &mut Effects) {
         self.forget_flights(shared);
         shared.unapplied_bytes -= self.unapplied_bytes;
+        self.puller.take(shared);
         self.lost_leadership(fx);
         self.stop_reads(fx);
         self.rouse_others(self.raw.raft.term, fx);
@@ -470,7 +484,11 @@ impl Replica {
     /// The highest index that members and receivers no longer need, told to followers with appends and heartbeats.
     fn announce_floor(&mut self, shared: &Shared) {
         let last = self.last_index();
-        let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(0);
+        // A receiver was registered with its offer, before its manifest was made.
+        let needs =
+            |id: &u64, matched: u64| self.offered.get(id).map_or(matched, |offer| matched.max(offer.index));
+        let prs = self.raw.raft.prs();
+        let matched = prs.iter().map(|(id, progress)| needs(id, progress.matched)).min().unwrap_or(0);
         // The caps override members that lag, never this replica's own durable mark.
         let (held, may_hold) = (shared.wal.log_bytes(self.group), shared.config.max_retained_bytes);
         let entries = last + 1 - self.raw.raft.raft_log.first_index();
@@ -572,8 +590,10 @@ impl Replica {
             epoch: self.mark.epoch,
             conf_state: self.conf.clone(),
             progress,
-            pull: self.pull.as_ref().map(|pull| pull.progress()),
+            pull: self.puller.progress(),
+            pull_blocked: self.puller.blocked().map(str::to_owned),
             no_room: self.no_room,
+            verified: self.verified,
             sleeping: self.is_asleep(),
             dead: None,
         }
@@ -602,19 +622,34 @@ fn after_install(before: wal::HardState, index: u64, term: u64) -> wal::HardStat
     }
 }
 
-/// What the log remembers of an installed snapshot.
-fn install_meta(mark: &v1::Mark, conf: &v1::ConfState) -> wal::SnapshotMeta {
-    wal::SnapshotMeta {
+/// What the log takes when the engine has switched to a snapshot; the hard state that it then holds.
+pub(crate) fn install_batch(
+    batch: &mut wal::Batch,
+    group: GroupId,
+    mark: &v1::Mark,
+    before: wal::HardState,
+) -> wal::HardState {
+    let conf = mark.switched_conf.as_deref().cloned().unwrap_or_default();
+    let meta = wal::SnapshotMeta {
         index: mark.index,
         term: mark.term,
-        conf_state: convert::conf_to_wal(conf),
+        conf_state: convert::conf_to_wal(&conf),
         data: Bytes::new(),
-    }
+    };
+    let hard_state = after_install(before, mark.index, mark.term);
+    batch.snapshot(group, &meta).hard_state(group, hard_state);
+    hard_state
 }
 
-/// A task to give an abandoned stage back to the engine.
-fn abandon_stage(group: GroupId, pull: u64) -> ApplyTask {
-    ApplyTask::StageAbandon { group, pull }
+/// The mark of a source, as the engine here takes it with the state: with what the log must hold then.
+pub(crate) fn switched(mark: v1::Mark, replica: ReplicaId) -> v1::Mark {
+    v1::Mark {
+        switched_at: mark.index,
+        switched_term: mark.term,
+        switched_conf: mark.conf_state.clone().map(Box::new),
+        replica: replica.get(),
+        ..mark
+    }
 }
 
 #[cfg(test)]

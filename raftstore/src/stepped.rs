@@ -14,13 +14,14 @@ use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
 
 use crate::{
     apply::{Applier, ApplyOutcome},
+    budget::SnapshotBudget,
     core::Core,
     effects::{Answer, Effects, Input, Now},
     error::Error,
     identity::{Identity, Peers},
     lanes::Lane,
     machine::Machines,
-    snapshot::{ServeTask, SnapshotServer},
+    snapshot::{ServeTask, Served, SnapshotServer},
     transport::Class,
     types::{Config, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Room},
 };
@@ -102,7 +103,11 @@ impl Stepped {
         let mut stepped = Stepped {
             applier: Applier::new(machines.clone(), config.session_ttl),
             apply: Lane::new(config.urgent_group),
-            server: SnapshotServer::new(config.chunk_bytes, incarnation & (u64::MAX >> 1)),
+            server: SnapshotServer::new(
+                config.chunk_bytes,
+                config.snapshots.max_views,
+                incarnation & (u64::MAX >> 1),
+            ),
             core: Core::new(config, node, wal.clone(), submitter, incarnation, (0, 1)),
             machines,
             sink,
@@ -203,8 +208,12 @@ impl Stepped {
     /// Runs the next task of the snapshot server; false if there is none.
     pub fn step_serve(&mut self) -> bool {
         let Some(task) = self.serve.pop_front() else { return false };
-        if let Some(outgoing) = self.server.run(task) {
-            self.out.send.push((outgoing.to, Class::Snapshot, outgoing.message));
+        match self.server.run(task) {
+            Some(Served::Send(to, message)) => self.out.send.push((to, Class::Snapshot, message)),
+            Some(Served::Verified { group, index, hash }) => {
+                self.input(Input::Verified { group, index, hash });
+            }
+            None => {}
         }
         true
     }
@@ -297,6 +306,16 @@ impl Stepped {
         self.input(Input::Room(room));
     }
 
+    /// Snapshots may take so many bytes of the disk from now on.
+    pub fn set_free(&mut self, bytes: u64) {
+        self.input(Input::Free(bytes));
+    }
+
+    /// What snapshots may take of the node from now on.
+    pub fn set_snapshot_budget(&mut self, budget: SnapshotBudget) {
+        self.input(Input::Budget(budget));
+    }
+
     /// Proposes; the token's answer is [`Answer::Proposed`].
     pub fn propose(&mut self, group: GroupId, proposal: Proposal) -> u64 {
         self.ask(|token| Input::Propose { group, token, proposal })
@@ -335,6 +354,11 @@ impl Stepped {
     /// Asks who is a member; the answer is [`Answer::Members`].
     pub fn members(&mut self, group: GroupId, mandate: Mandate) -> u64 {
         self.ask(|token| Input::Members { group, token, mandate })
+    }
+
+    /// Asks all replicas for a hash of their state; the answer is [`Answer::Index`], see [`crate::Group::verify`].
+    pub fn verify(&mut self, group: GroupId) -> u64 {
+        self.ask(|token| Input::Verify { group, token })
     }
 
     /// Makes sure of a replica; the answer is [`Answer::Replica`].

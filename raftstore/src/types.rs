@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1::ConfState};
 
-use crate::error::Error;
+use crate::{budget::SnapshotBudget, error::Error};
 
 /// The log position that every founded group starts from: (index, term). Not zero, so that an empty replica can never
 /// catch up by entries alone and must take the configuration from a snapshot.
@@ -65,10 +65,14 @@ pub struct Config {
     pub max_unapplied_bytes: u64,
     /// The same over all groups of one core thread.
     pub max_unapplied_node_bytes: u64,
-    /// The size that snapshot chunks aim at, in bytes.
+    /// The size that snapshot chunks aim at, in bytes; the same on all nodes, or what was received from one is of no use with
+    /// another.
     pub chunk_bytes: usize,
-    /// Chunks that a receiver asks for ahead.
+    /// Chunks that a receiver has asked for and not made durable: so many are sent again if it is killed. More than one pays
+    /// where the way to the source is long.
     pub chunk_window: u32,
+    /// What snapshots may take of the node; [`crate::MultiRaft::set_snapshot_budget`] changes it.
+    pub snapshots: SnapshotBudget,
     /// How often applied state is made durable while there is any that is not.
     pub flush_interval: Duration,
     /// A session whose last request is older than this expires.
@@ -101,8 +105,9 @@ impl Default for Config {
             max_uncommitted_bytes: 32 << 20,
             max_unapplied_bytes: 32 << 20,
             max_unapplied_node_bytes: 256 << 20,
-            chunk_bytes: 1 << 20,
-            chunk_window: 4,
+            chunk_bytes: 4 << 20,
+            chunk_window: 1,
+            snapshots: SnapshotBudget::NORMAL,
             flush_interval: Duration::from_secs(1),
             session_ttl: Duration::from_secs(3600),
             max_retained_entries: 1 << 20,
@@ -302,6 +307,15 @@ pub struct PullProgress {
     pub bytes_total: u64,
 }
 
+/// A hash of a replica's state, made at an entry that asked for it ([`crate::Group::verify`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    /// The entry's index. Equal states at the same index have equal hashes.
+    pub index: u64,
+    /// The hash of all rows; `None` while it is being made.
+    pub hash: Option<[u8; 32]>,
+}
+
 /// What a replica is and knows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupStatus {
@@ -335,8 +349,13 @@ pub struct GroupStatus {
     pub progress: Vec<Progress>,
     /// A snapshot that is being pulled.
     pub pull: Option<PullProgress>,
+    /// Why no snapshot comes that is wanted: the last source's word, or the lack of room here.
+    pub pull_blocked: Option<String>,
     /// On a leader that takes no commands for lack of room: the node whose disk is full.
     pub no_room: Option<NodeId>,
+    /// The state that was hashed last. Of a replica that has applied an entry which asked for a hash and tells of another one,
+    /// or of none, that hash will not be known: it started again or took a snapshot since.
+    pub verified: Option<Verified>,
     /// Nothing happens in the group, and it costs nothing until something does.
     pub sleeping: bool,
     /// Why the replica is dead.
@@ -370,7 +389,9 @@ impl GroupStatus {
             conf_state: ConfState::default(),
             progress: Vec::new(),
             pull: None,
+            pull_blocked: None,
             no_room: None,
+            verified: None,
             sleeping: false,
             dead: None,
         }
@@ -405,6 +426,10 @@ pub enum Event {
         index: u64,
         /// How many bytes were received.
         bytes: u64,
+        /// How many chunks were received.
+        chunks: u32,
+        /// How many chunks there were already, from a pull that was cut short.
+        held: u32,
     },
     /// The shared log failed: nothing is acknowledged any more; restart the node on a healthy disk.
     LogFailed {

@@ -13,7 +13,7 @@ use network::{Link, Network};
 use pontoon_proto::{ClusterId, GroupId, NodeId, ReplicaId, v1::ConfState};
 use pontoon_raftstore::{
     Config, Error, Event, Group, GroupSpec, Identity, MemberChange, MultiRaft, Proposal, ProposeError,
-    ReadLevel, Rejected, RequestId, Role,
+    ReadLevel, Rejected, RequestId, Role, Verified,
 };
 use pontoon_wal::{Options, Wal};
 
@@ -280,7 +280,7 @@ fn everything_survives_a_restart_of_all_nodes() {
 }
 
 #[test]
-fn a_lost_engine_replays_nothing_that_the_log_dropped_and_is_refused() {
+fn a_lost_engine_that_nobody_can_replace_is_told_and_promises_nothing() {
     run(async {
         let mut cluster = Cluster::new(1);
         cluster.create(&[1]).await;
@@ -293,8 +293,66 @@ fn a_lost_engine_replays_nothing_that_the_log_dropped_and_is_refused() {
         cluster.nodes[0].machines.groups.lock().unwrap().clear();
         cluster.start(1);
         let status = cluster.group(1).status().borrow().clone();
-        assert_eq!(status.role, Role::Dead);
-        assert!(status.dead.unwrap().contains("engine"));
+        assert_eq!((status.role, status.leader, status.applied), (Role::Follower, None, 0));
+        assert!(status.pull_blocked.unwrap().contains("restore the engine's directory"));
+        let refused = cluster.group(1).read_barrier(ReadLevel::Local).await;
+        assert!(matches!(refused, Err(Rejected::NotLeader { .. })));
+    });
+}
+
+#[test]
+fn a_replica_whose_engine_is_lost_takes_its_state_from_another_and_votes_again() {
+    run(async {
+        let mut cluster = Cluster::new(3);
+        cluster.create(&[1, 2, 3]).await;
+        for i in 0..600 {
+            cluster.write(&format!("k{i}=v"), None).await;
+        }
+        let lost = cluster.leader().await.replica().node().get();
+        let mut status = cluster.group(lost).status();
+        status.wait_for(|status| status.first_index > 6).await.unwrap();
+        cluster.stop(lost);
+        cluster.node(lost).machines.groups.lock().unwrap().clear();
+        cluster.write("k=between", None).await;
+        cluster.start(lost);
+        let index = cluster.leader().await.read_barrier(ReadLevel::Linearizable).await.unwrap();
+        cluster.applied_everywhere(&[1, 2, 3], index).await;
+        assert_eq!(cluster.node(lost).machines.row(GROUP, "k599").as_deref(), Some("v"));
+        assert_eq!(cluster.node(lost).machines.row(GROUP, "k").as_deref(), Some("between"));
+        // Without its vote the two that are left could not go on.
+        let leader = cluster.leader().await.replica().node().get();
+        cluster.stop(leader);
+        assert_eq!(cluster.write("k=!", None).await, "between!");
+    });
+}
+
+#[test]
+fn replicas_tell_the_hash_of_one_state_and_forget_it_with_a_restart() {
+    run(async {
+        let mut cluster = Cluster::new(3);
+        cluster.create(&[1, 2, 3]).await;
+        cluster.write("k=a", None).await;
+        let index = cluster.leader().await.verify().await.unwrap();
+        cluster.write("k=b", None).await;
+        let mut hashes = Vec::new();
+        for id in 1..=3 {
+            let mut status = cluster.group(id).status();
+            let known =
+                |verified: Option<Verified>| verified.is_some_and(|v| v.index == index && v.hash.is_some());
+            let status = status.wait_for(|status| known(status.verified)).await.unwrap();
+            hashes.push(status.verified.unwrap().hash);
+        }
+        assert!(hashes[0] == hashes[1] && hashes[1] == hashes[2]);
+        cluster.stop(2);
+        cluster.start(2);
+        let status = cluster.group(2).status();
+        assert_eq!(status.borrow().verified, None, "unknown: another question is to be asked");
+        cluster.applied_everywhere(&[2], index).await;
+        let again = cluster.leader().await.verify().await.unwrap();
+        let mut status = cluster.group(2).status();
+        let status = status.wait_for(|s| s.verified.is_some_and(|v| v.index == again && v.hash.is_some()));
+        let now = status.await.unwrap().verified.unwrap().hash;
+        assert_ne!(now, hashes[0], "another state");
     });
 }
 

@@ -197,6 +197,34 @@ impl Session {
                 self.at(node(id))
                     .propose(GROUP, Proposal { payload, request: None, epoch: 1, urgent: false });
             }
+            ["many", id, count] => {
+                for n in 0..count.parse().expect("a number") {
+                    let payload = format!("m{n}=.").into();
+                    self.at(node(id))
+                        .propose(GROUP, Proposal { payload, request: None, epoch: 1, urgent: false });
+                    // What is said of each is said of all.
+                    self.settle(&mut String::new());
+                }
+            }
+            ["lose", id] => self.nodes[&node(id)].machines.groups.lock().unwrap().clear(),
+            ["verify", id] => {
+                self.at(node(id)).verify(GROUP);
+            }
+            ["hashes", ids @ ..] => {
+                let verified = ids.iter().map(|id| self.at(node(id)).status(GROUP).and_then(|s| s.verified));
+                let verified: Vec<_> = verified.collect();
+                let same =
+                    verified.iter().all(|one| one.is_some_and(|v| v.hash.is_some()) && *one == verified[0]);
+                let index = verified[0].map(|verified| verified.index);
+                writeln!(out, "the hashes at {index:?} are {}", if same { "equal" } else { "not equal" })
+                    .expect("a string");
+            }
+            ["wants", ids @ ..] => {
+                for id in ids {
+                    let blocked = self.at(node(id)).status(GROUP).and_then(|status| status.pull_blocked);
+                    writeln!(out, "{id}: {}", blocked.as_deref().unwrap_or("nothing")).expect("a string");
+                }
+            }
             ["urgent", id, command] => {
                 let payload = Bytes::copy_from_slice(command.as_bytes());
                 self.at(node(id)).propose(GROUP, Proposal { payload, request: None, epoch: 1, urgent: true });

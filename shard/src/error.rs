@@ -54,7 +54,7 @@ pub enum Error {
     /// reported durable, so nothing in them can be trusted.
     #[error(
         "{} was open in sled when the operating system went down, so its contents are untrusted: \
-         remove this directory and let the node fetch its replicas from its peers under a new id",
+         its states must come from other nodes, or from a backup",
         path.display()
     )]
     Untrusted {
@@ -63,8 +63,7 @@ pub enum Error {
     },
     /// The engine cannot read what the directory holds.
     #[error(
-        "{} does not open in {kind} ({source}): restore it, \
-         or remove it and let the node fetch its replicas from its peers under a new id",
+        "{} does not open in {kind} ({source}): its states must come from other nodes, or from a backup",
         path.display()
     )]
     Unreadable {

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! keyspace 0 (marks)   group ‖ 0                   the mark: EngineMark {generation, runtime's mark}
-//!                      group ‖ 1 ‖ generation      a stage is being received
+//!                      group ‖ 1 ‖ generation      a stage is being received: StagedState
 //!                      group ‖ 2 ‖ generation      the generation is dead; its rows may be dropped
+//!                      group ‖ 3 ‖ generation ‖ …  a chunk of it is all there: StagedChunk, by its first logical key
 //! keyspaces 1 to 8     group ‖ generation ‖ 0 ‖ …  a system row of the runtime
 //!   (by group)         group ‖ generation ‖ 1 ‖ …  a row of the machine
 //! ```
@@ -21,11 +22,16 @@ use crate::engine::Keyspace;
 
 /// The format of rows and marks.
 pub(crate) const FORMAT: u32 = 1;
+/// The format of what is kept of a generation that is being received.
+pub(crate) const STAGED_FORMAT: u32 = 1;
 /// One for the marks, and some for the data: enough that one group's compaction does not hold up all others, few enough
 /// that their write buffers stay small.
 pub(crate) const KEYSPACES: u8 = 9;
 /// Marks and records about generations.
 pub(crate) const MARKS: Keyspace = Keyspace(0);
+
+/// The tag of a chunk's record.
+const CHUNK: u8 = 3;
 
 /// First byte of the logical key of the runtime's rows.
 pub(crate) const SYSTEM: u8 = 0;
@@ -69,6 +75,8 @@ pub(crate) enum Record {
     Mark,
     Staged(u32),
     Dead(u32),
+    /// One of the chunks that a generation received; see [`chunk_prefix`].
+    Chunk,
 }
 
 /// The engine's key of a record.
@@ -85,8 +93,23 @@ pub(crate) fn record_key(group: GroupId, record: Record) -> Bytes {
             key.put_u8(2);
             key.put_u32(generation);
         }
+        Record::Chunk => key.put_u8(CHUNK),
     }
     key.freeze()
+}
+
+/// What begins the records of a generation's chunks. The rest of such a key is the chunk's first logical key.
+pub(crate) fn chunk_prefix(group: GroupId, generation: u32) -> [u8; 13] {
+    let mut prefix = [0; 13];
+    prefix[..8].copy_from_slice(&group.0.to_be_bytes());
+    prefix[8] = CHUNK;
+    prefix[9..].copy_from_slice(&generation.to_be_bytes());
+    prefix
+}
+
+/// The engine's key of a chunk's record.
+pub(crate) fn chunk_key(group: GroupId, generation: u32, first_key: &[u8]) -> Bytes {
+    [&chunk_prefix(group, generation)[..], first_key].concat().into()
 }
 
 /// Reads a key of the marks keyspace.
@@ -95,10 +118,11 @@ pub(crate) fn parse_record(key: &[u8]) -> Option<(GroupId, Record)> {
     let group = GroupId(u64::from_be_bytes(*group));
     let (tag, rest) = rest.split_first()?;
     let generation = || rest.try_into().ok().map(u32::from_be_bytes);
-    match tag {
+    match *tag {
         0 if rest.is_empty() => Some((group, Record::Mark)),
         1 => Some((group, Record::Staged(generation()?))),
         2 => Some((group, Record::Dead(generation()?))),
+        CHUNK if rest.len() >= 4 => Some((group, Record::Chunk)),
         _ => None,
     }
 }
@@ -113,6 +137,7 @@ mod tests {
             let key = record_key(GroupId(300), record);
             assert_eq!(parse_record(&key), Some((GroupId(300), record)));
         }
+        assert_eq!(parse_record(&chunk_key(GroupId(300), 7, b"k")), Some((GroupId(300), Record::Chunk)));
         assert_eq!(parse_record(b"short"), None);
         assert_eq!(parse_record(&[0; 10]), None);
     }

@@ -124,7 +124,7 @@ impl Machines for ShardMachines {
     }
 
     fn flush(&self) -> Result<(), MachineError> {
-        self.shared.engine.flush()?;
+        self.shared.flush()?;
         self.shared.reap(REAP_ROWS_PER_FLUSH)?;
         Ok(())
     }

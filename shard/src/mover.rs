@@ -18,7 +18,7 @@
 //! | Learner | the target's replica exists and is a learner | the configuration names it |
 //! | Snapshot | the learner has a state | it follows the log |
 //! | CatchUp | the learner is close | matched, applied and persisted within [`LAG`] |
-//! | Verify | recorded; passes for now | at once |
+//! | Verify | all replicas hash their state at one entry | the target's hash is the leader's |
 //! | PreSwitch | the source does not lead | a voter that stays leads, or there is none |
 //! | Joint | target votes, source is a learner | the configuration says so and is not joint |
 //! | RemoveOld | the source is no member | a linearizable read says so |
@@ -124,6 +124,8 @@ pub enum Action {
         /// The replica that shall never be there again.
         replica: ReplicaId,
     },
+    /// An entry of the group's log asks all replicas for a hash of their state.
+    Verify,
     /// Observe again, with the leader's configuration after a read barrier.
     ConfirmRemoved,
 }

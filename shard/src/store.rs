@@ -8,8 +8,10 @@
 //!
 //! 1. Before the batch of a commit: nothing of it is there; the log replays it. After it, but before a flush: as far
 //!    as the engine kept a prefix of the batches; mark and rows agree, the log replays the rest.
-//! 2. While rows are staged: the record `Staged` was written before the first of them. At the next open it becomes
-//!    `Dead` and the rows are dropped.
+//! 2. While rows are staged: the record `Staged` was written before the first of them, and a chunk's record `Chunk` with
+//!    or after the last of its rows. What has no such record is deleted before it is received again; what has one is
+//!    taken over by the next stage if the state that comes then has the very same chunk. The record of a chunk that is
+//!    replaced is deleted before its rows are touched. See [`stage`].
 //! 3. At the switch: either the old mark is there and `Staged` (case 2), or the new one, with `Dead` for the old
 //!    generation in the same batch.
 //! 4. While a dead generation is dropped: its `Dead` record stands until the last row is gone. Dropping begins only
@@ -34,7 +36,7 @@ pub(crate) use self::{group::GroupStore, view::GroupView};
 use crate::{
     engine::{Engine, Scope, WriteBatch, prefix_end},
     error::Error,
-    layout::{self, MARKS, Record, data_space, generation_prefix, record_key},
+    layout::{self, MARKS, Record, chunk_prefix, data_space, generation_prefix, record_key},
 };
 
 /// A generation whose rows may be dropped: the batch that declared it dead is durable.
@@ -48,13 +50,16 @@ pub(crate) struct DeadGeneration {
 pub(crate) struct Shared {
     pub(crate) engine: Arc<dyn Engine>,
     dead: Mutex<VecDeque<DeadGeneration>>,
+    /// Dead by a batch that is not durable yet.
+    doomed: Mutex<Vec<DeadGeneration>>,
 }
 
 /// What the marks keyspace says about a group.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Known {
     mark: Option<v1::EngineMark>,
-    staged: Vec<u32>,
+    /// Generations that are being received, and the index of the state that comes.
+    staged: BTreeMap<u32, u64>,
     dead: Vec<u32>,
 }
 
@@ -62,21 +67,24 @@ impl Known {
     /// A number that no generation of the group has, dead ones included.
     fn next_generation(&self) -> u32 {
         let live = self.mark.as_ref().map_or(0, |mark| mark.generation);
-        self.staged.iter().chain(&self.dead).copied().fold(live, u32::max) + 1
+        self.staged.keys().chain(&self.dead).copied().fold(live, u32::max) + 1
     }
 }
 
 impl Shared {
-    /// Reads the marks of all groups in one scan, turns what an earlier run left staged into dead generations, and
-    /// makes that durable.
+    /// Reads the marks of all groups in one scan, declares dead what nobody will go on to receive, and makes that durable.
+    /// Of what an earlier run left staged, each group keeps the last one, unless the live generation has got there.
     pub(crate) fn open(engine: Arc<dyn Engine>) -> Result<(Arc<Shared>, BTreeMap<GroupId, Known>), Error> {
         let mut known = scan_records(&*engine, &[])?;
         let mut batch = WriteBatch::new();
         let mut dead = VecDeque::new();
         for (group, known) in &mut known {
-            for generation in known.staged.drain(..) {
-                batch.delete(MARKS, record_key(*group, Record::Staged(generation)));
-                batch.put(MARKS, record_key(*group, Record::Dead(generation)), Bytes::new());
+            let live = known.mark.as_ref().and_then(|mark| mark.mark.as_ref()).map_or(0, |mark| mark.index);
+            let newest = known.staged.keys().next_back().copied();
+            for (generation, _) in
+                known.staged.extract_if(.., |at, index| Some(*at) != newest || *index <= live)
+            {
+                declare_dead(&mut batch, *group, generation);
                 known.dead.push(generation);
             }
             dead.extend(
@@ -88,7 +96,27 @@ impl Shared {
             // What was read may have been written by a run that was killed before it was flushed (case 4).
             engine.flush()?;
         }
-        Ok((Arc::new(Shared { engine, dead: Mutex::new(dead) }), known))
+        Ok((Arc::new(Shared { engine, dead: Mutex::new(dead), doomed: Mutex::default() }), known))
+    }
+
+    /// Makes durable what was written, the deaths of generations among it.
+    pub(crate) fn flush(&self) -> Result<(), Error> {
+        let doomed = std::mem::take(&mut *self.doomed());
+        let flushed = self.engine.flush();
+        match flushed {
+            Ok(()) => self.queue().extend(doomed),
+            Err(_) => self.doomed().extend(doomed),
+        }
+        flushed
+    }
+
+    /// The generation is dead by a batch that was written: its rows may go after the next flush.
+    fn doom(&self, group: GroupId, generation: u32) {
+        self.doomed().push(DeadGeneration { group, generation });
+    }
+
+    fn doomed(&self) -> std::sync::MutexGuard<'_, Vec<DeadGeneration>> {
+        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The generation's death is durable: queue its rows for dropping.
@@ -106,12 +134,14 @@ impl Shared {
         let DeadGeneration { group, generation } = next;
         let prefix = generation_prefix(group, generation);
         let dropped = self.engine.delete_prefix(data_space(group), &prefix, rows).and_then(|finished| {
-            if finished {
+            let chunks = chunk_prefix(group, generation);
+            if finished && self.engine.delete_prefix(MARKS, &chunks, rows)? {
                 let mut batch = WriteBatch::new();
                 batch.delete(MARKS, record_key(group, Record::Dead(generation)));
                 self.engine.write(batch)?;
+                return Ok(true);
             }
-            Ok(finished)
+            Ok(false)
         });
         let mut queue = self.queue();
         if !matches!(dropped, Ok(true)) {
@@ -138,8 +168,14 @@ fn scan_records(engine: &dyn Engine, prefix: &[u8]) -> Result<BTreeMap<GroupId, 
                 Ok(mark) => known.mark = Some(mark),
                 Err(error) => damage = Some(error),
             },
-            Record::Staged(generation) => known.staged.push(generation),
+            Record::Staged(generation) => {
+                // One of another version, that knows other chunks, is received anew: no state stands at so low an index.
+                let state =
+                    v1::StagedState::decode(value).ok().filter(|state| state.format == layout::STAGED_FORMAT);
+                known.staged.insert(generation, state.map_or(0, |state| state.index));
+            }
             Record::Dead(generation) => known.dead.push(generation),
+            Record::Chunk => {}
         }
         damage.is_none()
     })?;

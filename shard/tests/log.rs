@@ -88,11 +88,7 @@ impl Log {
     }
 
     fn install(&mut self, rows: &[(Bytes, Bytes)], at: u64) {
-        let mut stage = self.machine.stage().unwrap();
-        for rows in rows.chunks(3) {
-            stage.put(rows).unwrap();
-        }
-        self.machine.install(stage, &mark(at)).unwrap();
+        support::install(&mut *self.machine, rows, 3, at);
         self.index = at;
     }
 }

@@ -16,7 +16,7 @@ use pontoon_shard::{
 };
 use proptest::prelude::*;
 use prost::Message;
-use support::{descriptor, mark};
+use support::{chunked, descriptor, mark};
 
 const GROUP: GroupId = GroupId(7);
 
@@ -81,11 +81,7 @@ impl Map {
     }
 
     fn install(&mut self, rows: &[(Bytes, Bytes)], at: u64) {
-        let mut stage = self.machine.stage().unwrap();
-        for rows in rows.chunks(3) {
-            stage.put(rows).unwrap();
-        }
-        self.machine.install(stage, &mark(at)).unwrap();
+        support::install(&mut *self.machine, rows, 3, at);
         self.index = at;
     }
 }
@@ -215,16 +211,20 @@ fn a_power_cut_at_any_batch_of_an_install_leaves_the_old_state_or_the_new_one() 
             let mut map = Map::open(Arc::new(MemoryEngine::open(&disk)), GROUP);
             map.run(MapCommand::new().put("old", "1"));
             map.machines.flush().unwrap();
-            let mut stage = map.machine.stage().unwrap();
-            stage.put(&rows).unwrap();
+            let (chunks, _) = chunked(&rows, rows.len());
+            let mut stage = map.machine.stage(50, &chunks).unwrap().stage;
+            stage.put(0, &rows).unwrap();
             if installed {
                 map.machine.install(stage, &mark(50)).unwrap();
                 assert_eq!(disk.unflushed(), 0, "durable on return");
             }
             disk.power_cut_keeping(keep);
-            let map = Map::open(Arc::new(MemoryEngine::open(&disk)), GROUP);
+            let mut map = Map::open(Arc::new(MemoryEngine::open(&disk)), GROUP);
             assert_eq!(map.index, if installed { 50 } else { 1 });
             assert_eq!(map.rows().len(), if installed { 20 } else { 1 });
+            // What is staged is kept for the next stage, until the log has passed it.
+            map.machine.commit(Vec::new(), &mark(51)).unwrap();
+            map.machines.flush().unwrap();
             while !map.machines.reap(5).unwrap() {}
             assert_eq!(map.rows().len(), if installed { 20 } else { 1 });
             map.machines.flush().unwrap();
@@ -279,8 +279,9 @@ fn a_generation_is_switched_and_dropped_among_thousands_of_groups() {
             other.logical()
         };
         // One given up, one taken.
-        let mut stage = map.machine.stage().unwrap();
-        stage.put(&rows[..10]).unwrap();
+        let (chunks, parts) = chunked(&rows, 10);
+        let mut stage = map.machine.stage(90, &chunks).unwrap().stage;
+        stage.put(0, parts[0]).unwrap();
         stage.abandon().unwrap();
         map.install(&rows, 90);
         assert_eq!(
@@ -325,8 +326,8 @@ fn a_generation_is_switched_and_dropped_among_thousands_of_groups() {
 fn a_stage_that_is_no_longer_wanted_can_neither_grow_nor_be_installed() {
     let mut map = Map::memory();
     map.run(MapCommand::new().put("a", "1"));
-    let old = map.machine.stage().unwrap();
-    let new = map.machine.stage().unwrap();
+    let old = map.machine.stage(9, &[]).unwrap().stage;
+    let new = map.machine.stage(9, &[]).unwrap().stage;
     assert!(map.machine.install(old, &mark(9)).is_err());
     map.machine.install(new, &mark(9)).unwrap();
     assert!(map.rows().is_empty());

@@ -506,9 +506,7 @@ proptest! {
         };
         prop_assert_eq!(rows(&one), rows(&two));
         let mut fresh = Meta::empty();
-        let mut stage = fresh.machine.stage().unwrap();
-        stage.put(&rows(&one)).unwrap();
-        fresh.machine.install(stage, &support::mark(one.index)).unwrap();
+        support::install(&mut *fresh.machine, &rows(&one), 7, one.index);
         prop_assert_eq!(fresh.state(), one.state());
     }
 }

@@ -78,6 +78,10 @@ struct World {
     silent: bool,
     deposed: bool,
     leaves: Leaves,
+    /// At which entry a replica hashed its state last.
+    verified: BTreeMap<u64, u64>,
+    /// Its state is another one than all others'.
+    differs: Option<u64>,
 }
 
 fn id(raw: u64) -> ReplicaId {
@@ -116,6 +120,8 @@ impl World {
             silent: false,
             deposed: false,
             leaves: Leaves::WhenAsked,
+            verified: BTreeMap::new(),
+            differs: None,
         }
     }
 
@@ -142,6 +148,10 @@ impl World {
             persisted: held.matched,
             conf_state: Some(self.conf.clone()),
             progress: if leads { followers.map(progress).collect() } else { Vec::new() },
+            verified: self.verified.get(&raw).map(|index| v1::VerifiedState {
+                index: *index,
+                hash: vec![*index as u8, u8::from(self.differs == Some(raw))].into(),
+            }),
             ..Default::default()
         })
     }
@@ -247,6 +257,15 @@ impl World {
                 let fence = self.fences.entry(*node).or_insert(0);
                 *fence = (*fence).max(replica.get() + 1);
                 self.replicas.remove(&replica.get());
+            }
+            Action::Verify if changes => {
+                self.last += 1;
+                for (raw, held) in &mut self.replicas {
+                    if !self.down.contains(&id(*raw).node()) && !held.snapshot {
+                        held.matched = self.last;
+                        self.verified.insert(*raw, self.last);
+                    }
+                }
             }
             Action::ConfirmRemoved => self.confirmed = changes,
             _ => {}
@@ -613,4 +632,54 @@ fn a_move_whose_target_was_removed_goes_back_by_itself() {
     let mut seen = world.observe();
     (seen.target, seen.target_removed) = (None, true);
     assert_eq!(mover::next(&world.mv(), &seen), Decision::Act(vec![Action::LeaveJoint]));
+}
+
+/// A replacement of a voter that has come to the phase Verify.
+fn to_be_verified() -> World {
+    let mut world = World::new(&[1, 2, 3], MoveKind::Replace, 2, 4);
+    while world.mv().phase() != MovePhase::Verify {
+        assert!(world.turn(None));
+    }
+    world
+}
+
+#[test]
+fn a_hash_that_is_not_known_any_more_is_asked_for_again() {
+    let mut world = to_be_verified();
+    let target = world.mv().target;
+    assert_eq!(mover::next(&world.mv(), &world.observe()), Decision::Act(vec![Action::Verify]));
+    world.act(&Action::Verify);
+    let first = world.verified[&target];
+    // It started again; then the leader did.
+    world.verified.remove(&target);
+    assert_eq!(mover::next(&world.mv(), &world.observe()), Decision::Act(vec![Action::Verify]));
+    world.act(&Action::Verify);
+    world.verified.remove(&world.leader.clone());
+    assert_eq!(mover::next(&world.mv(), &world.observe()), Decision::Act(vec![Action::Verify]));
+    world.act(&Action::Verify);
+    assert!(world.verified[&target] > first);
+    assert_eq!(mover::next(&world.mv(), &world.observe()), Decision::Advance(MovePhase::PreSwitch));
+    // One that has not come there yet is waited for.
+    world.verified.insert(target, first);
+    world.replicas.get_mut(&target).unwrap().matched = first;
+    assert!(matches!(mover::next(&world.mv(), &world.observe()), Decision::Wait { .. }));
+}
+
+#[test]
+fn a_target_or_a_source_whose_state_differs_holds_the_move_up_with_both_hashes() {
+    for part in [|mv: &v1::Move| mv.target, |mv: &v1::Move| mv.source] {
+        let mut world = to_be_verified();
+        world.differs = Some(part(&world.mv()));
+        world.act(&Action::Verify);
+        for _ in 0..3 {
+            let Decision::Wait { reason } = mover::next(&world.mv(), &world.observe()) else {
+                panic!("it goes on")
+            };
+            let index = world.last as u8;
+            assert!(
+                reason.contains(&format!("its hash is {index:02x}01, the leader's {index:02x}00")),
+                "{reason}"
+            );
+        }
+    }
 }

@@ -60,6 +60,34 @@ fn r14_an_engine_that_loses_all_it_did_not_flush_is_brought_up_from_the_log() {
 }
 
 #[test]
+fn r15_an_engine_that_is_lost_is_seeded_from_the_others_while_votes_and_log_stay() {
+    for moment in 0..12 {
+        let mut scenario = Scenario::new(300 + moment, 5, 1);
+        operations(&mut scenario, 250);
+        let voters = scenario.voters(2);
+        scenario.until("the log begins later", |now| {
+            voters.iter().all(|node| now.status(2, *node).is_some_and(|status| status.first_index > 6))
+        });
+        for node in voters {
+            let before = scenario.snapshots();
+            scenario.lose_engine(node, 5);
+            // The second time in the middle of it: what is staged is taken up again, or the switch is completed.
+            scenario.until("it takes its state", |now| {
+                let there = |s: pontoon_raftstore::GroupStatus| s.pull.is_some() || s.applied > 0;
+                now.snapshots() > before || now.status(2, node).is_some_and(there)
+            });
+            scenario.pass(moment);
+            scenario.crash(node, 5);
+            scenario.until("it has its state", |now| {
+                now.status(2, node).is_some_and(|status| status.applied > 0)
+            });
+            operations(&mut scenario, 30);
+        }
+        scenario.finish();
+    }
+}
+
+#[test]
 fn r16_a_replica_whose_state_is_ahead_of_its_log_is_dead_and_replaced() {
     let mut scenario = Scenario::new(7, 5, 2);
     let node = follower(&scenario, 2);

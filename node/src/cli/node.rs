@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use clap::Args;
 use pontoon_node::{LogFormat, Node, NodeConfig, init_logs, shutdown_signal};
 use pontoon_proto::NodeId;
+use pontoon_raftstore::SnapshotBudget;
 use serde_json::json;
 
 use super::{Context, DirArgs, Done, EngineArgs, Failure, node_id, print_line};
@@ -36,6 +37,9 @@ pub(super) struct NodeArgs {
     /// Bytes of disk to keep free; below that the node takes no writes. Default: 512 MiB, or a tenth of a smaller disk.
     #[arg(long, value_name = "BYTES")]
     disk_reserve: Option<u64>,
+    /// What snapshots may take of this node: slow, normal, fast, max, or bytes per second.
+    #[arg(long, value_name = "BUDGET", default_value = "normal")]
+    snapshot_budget: SnapshotBudget,
     /// Linearizable reads from the leader's lease, without asking a quorum each time. It trusts clocks: those of the nodes must
     /// not drift apart by a tenth, nor stand still while a machine is suspended. Start all nodes alike.
     #[arg(long)]
@@ -60,6 +64,7 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
     config.wal_dir = args.wal_dir;
     config.wal_keys = args.wal_keys;
     config.raft.leader_lease = args.leader_lease;
+    config.raft.snapshots = args.snapshot_budget;
     config.replace = args.replace;
     config.disk_reserve_bytes = args.disk_reserve;
     config.labels = args.label.into_iter().collect::<BTreeMap<_, _>>();

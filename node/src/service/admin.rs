@@ -218,6 +218,13 @@ impl Admin for AdminService {
         self.here(request).await
     }
 
+    async fn verify_group(
+        &self,
+        request: Request<v1::VerifyGroupRequest>,
+    ) -> Result<Response<v1::VerifyGroupReply>, Status> {
+        self.here(request).await
+    }
+
     async fn confirm_members(
         &self,
         request: Request<v1::ConfirmMembersRequest>,

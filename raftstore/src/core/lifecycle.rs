@@ -68,6 +68,13 @@ impl Core {
             return fx.answers.push(refuse(Error::Tombstoned { group, replica: asked, min_replica }));
         }
         match self.slots.get_mut(&group) {
+            Some(Slot::Reseeding(reseed)) if reseed.replica == asked => {
+                return fx.answers.push((token, Answer::Replica(Ok(asked))));
+            }
+            Some(Slot::Reseeding(reseed)) => {
+                let existing = reseed.replica;
+                return fx.answers.push(refuse(Error::OtherReplica { group, existing, asked }));
+            }
             Some(Slot::Live(replica)) if replica.id == asked => {
                 return fx.answers.push((token, Answer::Replica(Ok(asked))));
             }
@@ -165,7 +172,7 @@ impl Core {
         }
     }
 
-    fn open_machine(&mut self, group: GroupId, fx: &mut Effects) {
+    pub(super) fn open_machine(&mut self, group: GroupId, fx: &mut Effects) {
         if let (Some(Slot::Opening { .. }), Some(record)) = (self.slots.get(&group), self.record(group)) {
             let (descriptor, initial) = (record.descriptor.clone(), record.initial_mark());
             fx.apply.push(ApplyTask::Open { group, replica: record.replica, descriptor, initial });
@@ -174,6 +181,13 @@ impl Core {
 
     pub(super) fn on_opened(&mut self, group: GroupId, mark: Option<v1::Mark>, fx: &mut Effects) {
         let Some(Slot::Opening { replica, founding, .. }) = self.slots.get(&group) else { return };
+        if self.is_engine_lost(group, mark.as_ref()) {
+            let replica = *replica;
+            if let Some(Slot::Opening { waiting, .. }) = self.slots.remove(&group) {
+                fx.answers.extend(waiting.into_iter().map(|token| (token, Answer::Replica(Ok(replica)))));
+            }
+            return self.reseed(group, replica, fx);
+        }
         match Replica::build(&mut self.shared, group, *replica, mark, *founding) {
             Ok(built) => {
                 let id = built.id;
@@ -213,6 +227,7 @@ impl Core {
                 return;
             }
             Some(Slot::Live(live)) => Some(live.id),
+            Some(Slot::Reseeding(reseed)) => Some(reseed.replica),
             Some(Slot::Opening { replica, .. } | Slot::Dead { replica, .. }) => Some(*replica),
             Some(Slot::Leaving { .. }) | None => None,
         };
@@ -225,6 +240,7 @@ impl Core {
         let mut waiting = vec![token];
         match self.slots.remove(&group) {
             Some(Slot::Live(mut live)) => self.part_with(&mut live, fx),
+            Some(Slot::Reseeding(_)) => self.forget_reseed(group),
             Some(Slot::Opening { waiting: creators, .. }) => {
                 let stopped = || Answer::Replica(Err(Error::Stopped));
                 fx.answers.extend(creators.into_iter().map(|token| (token, stopped())));

@@ -34,6 +34,7 @@ impl Core {
         }
         let before = self.shared.ticks;
         self.shared.ticks += ticks;
+        self.shared.turns.tick(ticks);
         let timeout = self.shared.config.election_ticks as u64;
         for node in self.shared.neighbours.tick(ticks.min(MOST_TICKS), timeout) {
             self.rouse_node(node);
@@ -42,6 +43,7 @@ impl Core {
         self.wake_some(before, fx);
         self.pass.again = true;
         self.go_on(fx);
+        self.tick_reseeds(ticks, fx);
         self.tick_digest(before, fx);
         let every = self.shared.config.heartbeat_ticks as u64;
         if before / every != self.shared.ticks / every {

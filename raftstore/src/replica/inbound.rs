@@ -67,6 +67,7 @@ impl Replica {
         guarded(|| raw.step(message).ok())?;
         if answers_append {
             self.level(shared, from.get());
+            self.note_arrived(from.get())?;
         }
         // In an idle group nothing else tells that a member has arrived: whoever waits for it looks at the status.
         self.dirty |= self.standing(from) != standing || self.silent.remove(&from.get());

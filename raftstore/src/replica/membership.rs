@@ -227,7 +227,7 @@ impl Replica {
         let late: Vec<u64> = self
             .offered
             .iter()
-            .filter(|(_, since)| shared.ticks > **since + OFFER_TICKS)
+            .filter(|(_, offer)| shared.ticks > offer.since + OFFER_TICKS)
             .map(|(id, _)| *id)
             .collect();
         for id in late {

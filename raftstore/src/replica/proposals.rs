@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// How long a caller waits after Busy.
-const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(5);
+pub(super) const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(5);
 
 impl Replica {
     /// Proposes a command, or says at once why not. Nothing is in the log unless this returns without an answer.

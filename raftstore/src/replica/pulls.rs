@@ -3,25 +3,17 @@
 use pontoon_proto::{ReplicaId, v1};
 use raft::eraftpb as pb;
 
-use super::{Alive, Replica, Shared, abandon_stage, convert, guarded};
+use super::{Alive, Offer, Replica, Shared, convert, guarded};
 use crate::{
     apply::{ApplyTask, SnapshotRequest},
     effects::Effects,
-    snapshot::{FORMAT, Pull, ServeTask},
-    transport::Class,
-    types::Room,
+    puller::sources,
+    snapshot::ServeTask,
 };
-
-/// Ticks of silence after which missing chunks are asked for again, and after which a pull is given up.
-const ASK_AGAIN_TICKS: u64 = 20;
-const GIVE_UP_TICKS: u64 = 100;
 
 impl Replica {
     fn to_peer(&self, to: u64, body: v1::peer_message::Body, fx: &mut Effects) {
-        if let Ok(replica) = ReplicaId::new(to) {
-            let message = v1::PeerMessage { group: self.group.0, from: self.id.get(), to, body: Some(body) };
-            fx.send.push((replica.node(), Class::Snapshot, message));
-        }
+        self.puller.say(to, body, fx);
     }
 
     /// The leader offers a snapshot: raft does not see the offer before the state is here.
@@ -52,79 +44,56 @@ impl Replica {
             message.set_snapshot(convert::snapshot_meta(below, offer.term, &conf));
             let raw = &mut self.raw;
             guarded(|| raw.step(message).ok())?;
-            let status = v1::SnapshotStatus { pull: 0, done: false, reason: "not needed".to_owned() };
+            let reason = "not needed".to_owned();
+            let status = v1::SnapshotStatus { pull: 0, reason, ..Default::default() };
             self.to_peer(from.get(), v1::peer_message::Body::SnapshotStatus(status), fx);
             self.after_raft(shared, fx);
             return Ok(());
         }
-        if self.pull.as_ref().is_some_and(|pull| pull.source == from.get()) {
+        if !self.puller.is_idle() {
+            self.puller.offered_again(shared, from.get(), offer.index, fx);
             return Ok(());
         }
-        if shared.room != Room::Ample {
+        if let Some(reason) = self.puller.refuses(shared) {
             // The leader offers again, and the status says what it waits for.
-            let reason = "the receiver's disk is nearly full".to_owned();
-            let status = v1::SnapshotStatus { pull: 0, done: false, reason };
+            let status = v1::SnapshotStatus { pull: 0, reason: reason.to_owned(), ..Default::default() };
             self.to_peer(from.get(), v1::peer_message::Body::SnapshotStatus(status), fx);
             return Ok(());
         }
-        if let Some(pull) = &self.pull {
-            // Another leader offers: the old one may be gone.
-            fx.apply.push(abandon_stage(self.group, pull.id));
-        }
-        let id = shared.next_unique();
-        self.pull = Some(Box::new(Pull::new(id, from.get(), offer.index, shared.config.chunk_window)));
         self.dirty = true;
-        fx.apply.push(ApplyTask::StageBegin { group: self.group, pull: id });
-        let request = v1::ManifestRequest { pull: id, min_index: offer.index };
-        self.to_peer(from.get(), v1::peer_message::Body::ManifestRequest(request), fx);
+        let conf = offer.conf_state.unwrap_or_default();
+        let sources = sources(&conf, self.id.get(), from.get(), shared.next_unique());
+        self.puller.begin(shared, from.get(), sources, offer.index, fx);
         Ok(())
-    }
-
-    pub(super) fn ask_chunks(
-        &self,
-        pull: u64,
-        source: u64,
-        snapshot: u64,
-        chunks: Vec<u32>,
-        fx: &mut Effects,
-    ) {
-        for chunk in chunks {
-            let request = v1::ChunkRequest { pull, snapshot, chunk };
-            self.to_peer(source, v1::peer_message::Body::ChunkRequest(request), fx);
-        }
     }
 
     /// The receiver's side of the snapshot channel.
     pub(crate) fn on_pulled(
         &mut self,
         shared: &mut Shared,
+        from: ReplicaId,
         body: v1::peer_message::Body,
         fx: &mut Effects,
     ) -> Alive<()> {
-        use v1::peer_message::Body;
-        if shared.room == Room::Critical {
-            // What was staged goes too: room is what is needed now.
-            self.fail_pull("the receiver's disk is nearly full".to_owned(), fx);
+        self.dirty |= !self.puller.is_idle();
+        match self.puller.on_said(shared, from.get(), body, fx) {
+            true => self.step_snapshot(shared, fx),
+            false => Ok(()),
         }
-        let Some(pull) = &mut self.pull else { return Ok(()) };
+    }
+
+    pub(crate) fn on_stage_begun(
+        &mut self,
+        shared: &mut Shared,
+        pull: u64,
+        held: &[u32],
+        fx: &mut Effects,
+    ) -> Alive<()> {
         self.dirty = true;
-        let steps = match body {
-            Body::Manifest(manifest) if manifest.pull == pull.id => {
-                if manifest.format != FORMAT || manifest.mark.is_none() {
-                    let reason = format!("a manifest of format {} is not known here", manifest.format);
-                    self.fail_pull(reason, fx);
-                    return Ok(());
-                }
-                pull.on_manifest(manifest)
-            }
-            Body::Chunk(chunk) if chunk.pull == pull.id => pull.on_chunk(chunk),
-            Body::PullRefused(refused) if refused.pull == pull.id => {
-                self.fail_pull(refused.reason, fx);
-                return Ok(());
-            }
-            _ => return Ok(()),
-        };
-        self.run_pull(shared, steps, fx)
+        match self.puller.on_begun(shared, pull, held, fx) {
+            true => self.step_snapshot(shared, fx),
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn on_staged(
@@ -134,72 +103,41 @@ impl Replica {
         chunk: u32,
         fx: &mut Effects,
     ) -> Alive<()> {
-        let steps = match &mut self.pull {
-            Some(current) if current.id == pull => current.on_staged(chunk),
-            _ => return Ok(()),
-        };
         self.dirty = true;
-        self.run_pull(shared, steps, fx)
-    }
-
-    /// Gives a pull up and tells the leader, which then probes and offers again.
-    pub(crate) fn fail_pull(&mut self, reason: String, fx: &mut Effects) {
-        if self.installing.is_some() {
-            return;
-        }
-        if let Some(pull) = self.pull.take() {
-            fx.apply.push(abandon_stage(self.group, pull.id));
-            let status = v1::SnapshotStatus { pull: pull.id, done: false, reason };
-            self.to_peer(pull.source, v1::peer_message::Body::SnapshotStatus(status), fx);
+        match self.puller.on_staged(shared, pull, chunk, fx) {
+            true => self.step_snapshot(shared, fx),
+            false => Ok(()),
         }
     }
 
-    pub(crate) fn fail_pull_of(&mut self, pull: u64, reason: String, fx: &mut Effects) {
-        if self.pull.as_ref().is_some_and(|current| current.id == pull) {
-            self.fail_pull(reason, fx);
-        }
+    pub(crate) fn on_stage_failed(
+        &mut self,
+        shared: &mut Shared,
+        pull: u64,
+        reason: String,
+        fx: &mut Effects,
+    ) {
+        self.puller.on_stage_failed(shared, pull, reason, fx);
     }
 
-    pub(super) fn tick_pull(&mut self, shared: &mut Shared, ticks: u64, fx: &mut Effects) {
-        let Some(pull) = &mut self.pull else { return };
-        let before = pull.idle_ticks;
-        pull.idle_ticks += ticks;
-        let (id, source, idle) = (pull.id, pull.source, pull.idle_ticks);
-        if idle > GIVE_UP_TICKS {
-            self.fail_pull("the source went silent".to_owned(), fx);
-            return;
-        }
-        if before / ASK_AGAIN_TICKS == idle / ASK_AGAIN_TICKS {
-            return;
-        }
-        match &pull.manifest {
-            Some(manifest) => {
-                let (snapshot, missing, complete) = (manifest.snapshot, pull.missing(), pull.is_complete());
-                self.ask_chunks(id, source, snapshot, missing, fx);
-                if complete {
-                    // All is here but no leader was known when it arrived. A failure surfaces at the next visit.
-                    let _ = self.step_snapshot(shared, fx);
-                }
-            }
-            None => {
-                let request = v1::ManifestRequest { pull: id, min_index: pull.min_index };
-                self.to_peer(source, v1::peer_message::Body::ManifestRequest(request), fx);
-            }
+    /// A pull that waited for its turn, or for the budget, goes on.
+    pub(crate) fn go_on(&mut self, shared: &mut Shared, fx: &mut Effects) {
+        self.puller.go_on(shared, fx);
+    }
+
+    pub(super) fn tick_pull(&mut self, shared: &mut Shared, ticks: u64, fx: &mut Effects) -> Alive<()> {
+        match self.puller.tick(shared, ticks, fx) {
+            true => self.step_snapshot(shared, fx),
+            false => Ok(()),
         }
     }
 
     /// All chunks are staged: raft is given the snapshot, at this replica's term and from its current leader.
     pub(super) fn step_snapshot(&mut self, shared: &mut Shared, fx: &mut Effects) -> Alive<()> {
-        let Some(pull) = &mut self.pull else { return Ok(()) };
-        let Some(mark) = pull.manifest.as_ref().and_then(|manifest| manifest.mark.clone()) else {
-            return Ok(());
-        };
         let (term, leader) = (self.raw.raft.term, self.raw.raft.leader_id);
-        if leader == 0 || leader == self.id.get() || mark.term > term {
-            return Ok(());
-        }
-        pull.stepped = true;
-        let id = pull.id;
+        let staged = self.puller.pull().and_then(|pull| pull.manifest.as_ref()?.mark.as_ref());
+        let may = staged.is_some_and(|mark| mark.term <= term) && leader != 0 && leader != self.id.get();
+        let Some((id, mark)) = may.then(|| self.puller.step()).flatten() else { return Ok(()) };
         let mut message = pb::Message::default();
         message.set_msg_type(pb::MessageType::MsgSnapshot);
         message.from = leader;
@@ -215,8 +153,8 @@ impl Replica {
         self.after_raft(shared, fx);
         if self.raw.snap().is_none_or(|snapshot| snapshot.is_empty()) {
             // Raft had no use for it: the log got there by itself.
-            self.pull = None;
-            fx.apply.push(abandon_stage(self.group, id));
+            self.puller.take(shared);
+            fx.apply.push(ApplyTask::StageAbandon { group: self.group, pull: id });
         }
         Ok(())
     }
@@ -224,17 +162,19 @@ impl Replica {
     /// The source's side of the snapshot channel.
     pub(crate) fn on_asked(
         &mut self,
-        shared: &Shared,
+        shared: &mut Shared,
         from: ReplicaId,
         body: v1::peer_message::Body,
         fx: &mut Effects,
     ) -> Alive<()> {
         use v1::peer_message::Body;
-        if let Some(since) = self.offered.get_mut(&from.get()) {
-            *since = shared.ticks;
+        if let Some(offer) = self.offered.get_mut(&from.get()) {
+            offer.since = shared.ticks;
         }
         match body {
             Body::ManifestRequest(request) => {
+                let status = v1::SnapshotStatus { pull: request.pull, under_way: true, ..Default::default() };
+                self.to_peer(from.get(), Body::SnapshotStatus(status), fx);
                 fx.apply.push(ApplyTask::Checkpoint(SnapshotRequest {
                     group: self.group,
                     peer: from.node(),
@@ -251,13 +191,46 @@ impl Replica {
                 to: from.get(),
                 request,
             }),
-            Body::SnapshotStatus(status) if self.is_leader() && !status.done => {
+            Body::SnapshotStatus(status) if status.done => {
+                fx.serve.push(ServeTask::Release { group: self.group, receiver: from.get() });
+            }
+            Body::SnapshotStatus(status)
+                if status.under_way && self.puller.pull().is_some_and(|pull| pull.id == status.pull) =>
+            {
+                self.puller.on_said(shared, from.get(), Body::SnapshotStatus(status), fx);
+            }
+            Body::SnapshotStatus(status) if status.under_way => {
+                // Raft may have been told otherwise, by way of a lost connection; what comes needs its log all the same.
+                let now = Offer { since: shared.ticks, index: status.index };
+                let member = self.is_leader() && convert::members(&self.conf).contains(&from.get());
+                if member && status.index >= self.raw.raft.raft_log.first_index().saturating_sub(1) {
+                    let offer = self.offered.entry(from.get()).or_insert(now);
+                    offer.index = offer.index.min(now.index);
+                }
+            }
+            Body::SnapshotStatus(_) if self.is_leader() => {
                 self.offered.remove(&from.get());
                 self.dirty = true;
                 let raw = &mut self.raw;
                 guarded(|| raw.report_snapshot(from.get(), raft::SnapshotStatus::Failure))?;
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// On the leader: a receiver that took a state is probed from there, also if it is an earlier one than raft waits for, that
+    /// of another member or of an earlier offer.
+    pub(super) fn note_arrived(&mut self, from: u64) -> Alive<()> {
+        let arrived =
+            self.raw.raft.prs().get(from).zip(self.offered.get(&from)).is_some_and(|(progress, offer)| {
+                progress.state == raft::ProgressState::Snapshot && progress.matched >= offer.index
+            });
+        if arrived {
+            self.offered.remove(&from);
+            self.dirty = true;
+            let raw = &mut self.raw;
+            guarded(|| raw.report_snapshot(from, raft::SnapshotStatus::Failure))?;
         }
         Ok(())
     }

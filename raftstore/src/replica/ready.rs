@@ -3,15 +3,13 @@
 use pontoon_wal::{self as wal, Batch, Reservation};
 use raft::{ProgressState, Ready, eraftpb as pb};
 
-use super::{Alive, Replica, Shared, after_install, convert, flow, guarded, install_meta};
+use super::{Alive, Offer, Replica, Shared, convert, flow, guarded, install_batch, switched};
 use crate::{
     apply::{ApplyTask, weight},
     beats::Beat,
     effects::Effects,
     rules::{Rule, is_broken},
-    snapshot::PullStep,
     transport::Class,
-    types::Event,
 };
 use pontoon_proto::{
     ReplicaId,
@@ -177,7 +175,10 @@ impl Replica {
                 self.lease.bar(message.term);
             }
             if kind == MsgSnapshot {
-                self.offered.insert(message.to, shared.ticks);
+                let index = message.get_snapshot().get_metadata().index;
+                // One that takes an earlier state still needs the log from there on.
+                let offer = self.offered.entry(message.to).or_insert(Offer { since: 0, index });
+                offer.since = shared.ticks;
             }
             if kind == MsgAppend {
                 self.note_sent(shared, &message, made_of);
@@ -243,21 +244,13 @@ impl Replica {
     /// 3. between switch and log: the mark is ahead of the log and its switch record tells `build` what to complete;
     /// 4. the log takes snapshot and hard state in one batch; only when that is durable does the answer leave.
     fn begin_install(&mut self, ready: Box<Ready>, fx: &mut Effects) {
-        let meta = ready.snapshot().get_metadata();
-        let (index, term) = (meta.index, meta.term);
-        let conf = convert::conf_from_raft(meta.get_conf_state());
-        let pull = self.pull.as_ref().filter(|pull| pull.stepped);
+        let index = ready.snapshot().get_metadata().index;
+        let pull = self.puller.pull().filter(|pull| pull.stepped);
         let staged = pull.and_then(|pull| Some((pull.id, pull.manifest.as_ref()?.mark.clone()?)));
-        let (pull, mark) =
-            staged.unwrap_or_else(|| unreachable!("{}: only staged snapshots are stepped", self.group));
-        let mark = v1::Mark {
-            conf_state: Some(conf.clone()),
-            switched_at: index,
-            switched_term: term,
-            switched_conf: Some(Box::new(conf)),
-            replica: self.id.get(),
-            ..mark
-        };
+        let (pull, mark) = staged
+            .filter(|(_, mark)| mark.index == index)
+            .unwrap_or_else(|| unreachable!("{}: only staged snapshots are stepped", self.group));
+        let mark = switched(mark, self.id);
         self.installing = Some(ready);
         self.committed.clear();
         fx.apply.push(ApplyTask::Install { group: self.group, pull, mark });
@@ -277,14 +270,14 @@ impl Replica {
         let conf = mark.conf_state.clone().unwrap_or_default();
         let number = ready.number();
         let before = ready.hs().map_or_else(|| hard_state(&self.raw.raft.hard_state()), hard_state);
-        batch.snapshot(self.group, &install_meta(&mark, &conf));
-        batch.hard_state(self.group, after_install(before, mark.index, mark.term));
+        install_batch(batch, self.group, &mark, before);
         let entries: Vec<wal::Entry> = ready.entries().iter().map(convert::entry_to_wal).collect();
         if !entries.is_empty() {
             batch.append(self.group, &entries);
         }
-        let bytes = self.pull.take().map_or(0, |pull| pull.bytes_done);
-        fx.events.push(Event::SnapshotInstalled { group: self.group, index: mark.index, bytes });
+        if let Some(pull) = self.puller.take(shared) {
+            fx.events.push(pull.installed(self.group));
+        }
         self.installed = Some((number, mark.index));
         self.durable = mark.index;
         self.conf = conf.clone();
@@ -292,6 +285,7 @@ impl Replica {
         shared.clock.observe(mark.timestamp);
         self.mark = mark;
         self.floor = 0;
+        self.verified = None;
         self.dirty = true;
         // The answer waits for the log as every promise of a follower does.
         let mut messages = ready.take_messages();
@@ -299,27 +293,6 @@ impl Replica {
         self.held.push_back((number, messages));
         self.committed.extend(ready.take_committed_entries());
         Ok(Some(Taken { ready, sync: true, number }))
-    }
-
-    /// Carries out what a pull wants next.
-    pub(super) fn run_pull(
-        &mut self,
-        shared: &mut Shared,
-        steps: Vec<PullStep>,
-        fx: &mut Effects,
-    ) -> Alive<()> {
-        for step in steps {
-            let Some(pull) = &self.pull else { return Ok(()) };
-            let (id, source) = (pull.id, pull.source);
-            match step {
-                PullStep::Request { snapshot, chunks } => self.ask_chunks(id, source, snapshot, chunks, fx),
-                PullStep::Stage { chunk, hash, data } => {
-                    fx.apply.push(ApplyTask::StageChunk { group: self.group, pull: id, chunk, hash, data });
-                }
-                PullStep::Complete => self.step_snapshot(shared, fx)?,
-            }
-        }
-        Ok(())
     }
 }
 

@@ -88,7 +88,7 @@ impl Replica {
         [log.committed, log.persisted, applied, log.applied, self.durable] == [last; 5]
             && self.installing.is_none()
             && self.installed.is_none()
-            && self.pull.is_none()
+            && self.puller.is_idle()
             && self.vote_pending.is_none()
             && self.held.is_empty()
             && self.committed.is_empty()

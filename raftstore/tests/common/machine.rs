@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use pontoon_proto::{GroupId, v1};
 use pontoon_raftstore::{
-    Command, MachineError, Machines, SnapshotSource, SnapshotStage, StateMachine, SystemRow,
+    Command, MachineError, Machines, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
 };
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -111,8 +111,8 @@ impl StateMachine for TestMachine {
         Ok(Arc::new(self.with(|state| View::of(state))))
     }
 
-    fn stage(&mut self) -> Result<Box<dyn SnapshotStage>, MachineError> {
-        Ok(Box::new(Stage::default()))
+    fn stage(&mut self, _index: u64, _chunks: &[v1::ChunkInfo]) -> Result<Staging, MachineError> {
+        Ok(Staging { stage: Box::<Stage>::default(), held: Vec::new() })
     }
 
     fn install(&mut self, stage: Box<dyn SnapshotStage>, mark: &v1::Mark) -> Result<(), MachineError> {
@@ -161,7 +161,7 @@ impl SnapshotSource for View {
 struct Stage(Rows);
 
 impl SnapshotStage for Stage {
-    fn put(&mut self, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError> {
+    fn put(&mut self, _chunk: u32, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError> {
         self.0.extend(rows.iter().map(|(key, value)| (key.to_vec(), value.to_vec())));
         Ok(())
     }

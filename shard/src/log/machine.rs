@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pontoon_proto::v1::{self, log_command::Body};
-use pontoon_raftstore::{Command, MachineError, SnapshotSource, SnapshotStage, StateMachine, SystemRow};
+use pontoon_raftstore::{
+    Command, MachineError, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
+};
 use prost::Message;
 use tokio::sync::watch;
 
@@ -164,8 +166,8 @@ impl StateMachine for LogMachine {
         Ok(self.store.checkpoint()?)
     }
 
-    fn stage(&mut self) -> Result<Box<dyn SnapshotStage>, MachineError> {
-        Ok(self.store.stage()?)
+    fn stage(&mut self, index: u64, chunks: &[v1::ChunkInfo]) -> Result<Staging, MachineError> {
+        Ok(self.store.stage(index, chunks)?)
     }
 
     fn install(&mut self, stage: Box<dyn SnapshotStage>, mark: &v1::Mark) -> Result<(), MachineError> {

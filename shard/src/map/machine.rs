@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use pontoon_proto::v1::{self, map_cas::Expect, map_op::Op};
-use pontoon_raftstore::{Command, MachineError, SnapshotSource, SnapshotStage, StateMachine, SystemRow};
+use pontoon_raftstore::{
+    Command, MachineError, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
+};
 use prost::Message;
 
 use crate::{
@@ -158,8 +160,8 @@ impl StateMachine for MapMachine {
         Ok(self.store.checkpoint()?)
     }
 
-    fn stage(&mut self) -> Result<Box<dyn SnapshotStage>, MachineError> {
-        Ok(self.store.stage()?)
+    fn stage(&mut self, index: u64, chunks: &[v1::ChunkInfo]) -> Result<Staging, MachineError> {
+        Ok(self.store.stage(index, chunks)?)
     }
 
     fn install(&mut self, stage: Box<dyn SnapshotStage>, mark: &v1::Mark) -> Result<(), MachineError> {

@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use pontoon_proto::{ClusterId, v1};
-use pontoon_raftstore::{Command, MachineError, SnapshotSource, SnapshotStage, StateMachine, SystemRow};
+use pontoon_raftstore::{
+    Command, MachineError, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
+};
 use prost::Message;
 use tokio::sync::watch;
 
@@ -206,8 +208,8 @@ impl StateMachine for MetaMachine {
         Ok(self.store.checkpoint()?)
     }
 
-    fn stage(&mut self) -> Result<Box<dyn SnapshotStage>, MachineError> {
-        Ok(self.store.stage()?)
+    fn stage(&mut self, index: u64, chunks: &[v1::ChunkInfo]) -> Result<Staging, MachineError> {
+        Ok(self.store.stage(index, chunks)?)
     }
 
     fn install(&mut self, stage: Box<dyn SnapshotStage>, mark: &v1::Mark) -> Result<(), MachineError> {

@@ -27,6 +27,8 @@ pub enum Order {
     Change(NodeId, v1::ChangeMembersRequest),
     /// To the group's leader.
     Transfer(NodeId, v1::TransferLeaderRequest),
+    /// To the group's leader.
+    Verify(NodeId, v1::VerifyGroupRequest),
     /// To nobody: the next look begins with [`confirmation`].
     Confirm,
 }
@@ -168,6 +170,10 @@ pub fn order(
             let (node, mandate) = leader()?;
             Ok(Order::Transfer(node, v1::TransferLeaderRequest { group, to: to.get(), driver_term, mandate }))
         }
+        Action::Verify => {
+            let (node, _) = leader()?;
+            Ok(Order::Verify(node, v1::VerifyGroupRequest { group, driver_term }))
+        }
         Action::ConfirmRemoved => Ok(Order::Confirm),
     }
 }
@@ -226,6 +232,11 @@ pub fn replica_info(status: &GroupStatus) -> v1::ReplicaInfo {
         dead: status.dead.clone().unwrap_or_default(),
         bytes: 0,
         no_room_node: status.no_room.map_or(0, NodeId::get),
+        pull_blocked: status.pull_blocked.clone().unwrap_or_default(),
+        verified: status.verified.map(|verified| v1::VerifiedState {
+            index: verified.index,
+            hash: verified.hash.map_or_else(Default::default, |hash| hash.to_vec().into()),
+        }),
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn next(phase: MovePhase, mv: &v1::Move, parts: &Parts, seen: &Observ
             },
             None => Decision::Advance(MovePhase::Verify),
         },
-        MovePhase::Verify => Decision::Advance(MovePhase::PreSwitch),
+        MovePhase::Verify => verify(parts, &group, seen),
         MovePhase::PreSwitch => pre_switch(parts, &group, seen),
         MovePhase::Joint => joint(parts, &group, seen),
         MovePhase::RemoveOld => remove_old(parts, &group, seen),
@@ -176,6 +176,58 @@ fn behind(target: ReplicaId, group: &Group<'_>, seen: &Observation) -> Option<De
         return slow("persists", commit - durable);
     }
     None
+}
+
+/// The target's state must be that of the others before it may vote: hashes of one entry are compared, those of the leader and
+/// the target, and of the source if it is there. A mismatch is for a person to look at.
+fn verify(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
+    let Some(target) = parts.target else { return Decision::Advance(MovePhase::PreSwitch) };
+    if let Some(decision) = behind(target, group, seen) {
+        return decision;
+    }
+    let Some(told) = &group.info.verified else { return Decision::Act(vec![Action::Verify]) };
+    if told.hash.is_empty() {
+        return wait("the leader hashes the group's state: this goes on by itself");
+    }
+    let Some(there) = replica_at(seen.target.as_ref(), target) else { return silent(target, seen) };
+    match &there.verified {
+        Some(hash) if hash.index == told.index && hash.hash.is_empty() => {
+            return wait(format!("{target} hashes the group's state: this goes on by itself"));
+        }
+        Some(hash) if hash.index == told.index => {}
+        // Asked again meanwhile: the leader comes to it.
+        Some(hash) if hash.index > told.index => {
+            return wait("the leader hashes the group's state: this goes on by itself");
+        }
+        _ if there.applied < told.index => {
+            return wait(format!(
+                "{target} has not come to the hash at {}: this goes on by itself",
+                told.index
+            ));
+        }
+        // It started again, or took a snapshot, since: its hash there will never be known.
+        _ => return Decision::Act(vec![Action::Verify]),
+    }
+    let source = parts.source.and_then(|source| replica_at(seen.source.as_ref(), source));
+    let others = [source, Some(there)].into_iter().flatten();
+    let differs = others
+        .filter_map(|info| Some((info.replica, info.verified.as_ref()?)))
+        .find(|(_, hash)| hash.index == told.index && !hash.hash.is_empty() && hash.hash != told.hash);
+    match differs.and_then(|(replica, hash)| Some((ReplicaId::new(replica).ok()?, hash))) {
+        None => Decision::Advance(MovePhase::PreSwitch),
+        Some((replica, hash)) => wait(format!(
+            "the state of {replica} at index {} differs from the leader's: its hash is {}, the leader's {}; cancel the move, \
+             keep both nodes' directories, and report it",
+            told.index,
+            hex(&hash.hash),
+            hex(&told.hash)
+        )),
+    }
+}
+
+/// The beginning of a hash, enough to tell it from others.
+fn hex(hash: &[u8]) -> String {
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn pre_switch(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {

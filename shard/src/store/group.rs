@@ -4,27 +4,29 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
 use pontoon_proto::{GroupId, v1};
 use pontoon_raftstore::{
-    SnapshotSource, SnapshotStage, SystemRow,
+    SnapshotSource, SnapshotStage, Staging, SystemRow,
     rules::{Rule, is_broken},
 };
 use prost::Message;
 
 use super::{
     Known, Shared, declare_dead, scan_records,
-    stage::{Source, Stage},
+    stage::{self, Fate, Plan, Source, Stage},
     view::GroupView,
 };
 use crate::{
     engine::{Engine, Keyspace, Scope, WriteBatch, prefix_end},
     error::Error,
-    layout::{self, DATA, MARKS, Record, SYSTEM, data_space, generation_prefix, record_key, row_key},
+    layout::{
+        self, DATA, MARKS, Record, SYSTEM, chunk_key, data_space, generation_prefix, record_key, row_key,
+    },
 };
 
 /// The rows of one group, for the one thread that applies commands to them.
@@ -37,7 +39,16 @@ pub(crate) struct GroupStore {
     live: u32,
     bytes: u64,
     pending: BTreeMap<Bytes, Option<Bytes>>,
-    staged: Option<(u32, Arc<AtomicBool>)>,
+    staged: Option<Staged>,
+}
+
+/// The generation that is being received, or was when this store was closed.
+struct Staged {
+    generation: u32,
+    /// Of the state that comes. Once the live generation stands there, it is not wanted.
+    index: u64,
+    /// Shared with the stage that fills it, if there is one.
+    fate: Arc<Fate>,
 }
 
 impl GroupStore {
@@ -61,7 +72,12 @@ impl GroupStore {
             bytes: AtomicU64::new(bytes),
         };
         let mark = known.mark.and_then(|mark| mark.mark);
-        Ok(GroupStore { view: Arc::new(view), mark, live, bytes, pending: BTreeMap::new(), staged: None })
+        let staged = known.staged.last_key_value().map(|(generation, index)| Staged {
+            generation: *generation,
+            index: *index,
+            fate: Arc::default(),
+        });
+        Ok(GroupStore { view: Arc::new(view), mark, live, bytes, pending: BTreeMap::new(), staged })
     }
 
     pub(crate) fn view(&self) -> &Arc<GroupView> {
@@ -125,7 +141,17 @@ impl GroupStore {
             put_or_delete(&mut batch, space, key, row.value);
         }
         batch.put(MARKS, record_key(group, Record::Mark), self.mark_value(self.live, mark, self.bytes));
+        // The log got where the received state would have led.
+        let passed = self.staged.take_if(|staged| staged.index <= mark.index || staged.fate.is_dead());
+        let passed = passed.filter(|staged| !staged.fate.is_dead());
+        if let Some(staged) = &passed {
+            staged.fate.close();
+            declare_dead(&mut batch, group, staged.generation);
+        }
         self.engine().write(batch)?;
+        if let Some(staged) = passed {
+            self.view.shared.doom(group, staged.generation);
+        }
         self.mark = Some(mark.clone());
         self.view.live.store(self.live, Ordering::Release);
         self.view.bytes.store(self.bytes, Ordering::Relaxed);
@@ -163,46 +189,56 @@ impl GroupStore {
         Ok(Arc::new(Source { snapshot, space, prefix }))
     }
 
-    /// Begins a new generation. One that was begun before is given up.
-    pub(crate) fn stage(&mut self) -> Result<Box<dyn SnapshotStage>, Error> {
+    /// Begins to receive a state, in the generation of an earlier stage if there is one: what that has of the very same
+    /// chunks is kept.
+    pub(crate) fn stage(&mut self, index: u64, chunks: &[v1::ChunkInfo]) -> Result<Staging, Error> {
         let group = self.group();
-        let records = scan_records(self.engine(), &group.0.to_be_bytes())?.remove(&group).unwrap_or_default();
-        let mut batch = WriteBatch::new();
-        if let Some((_, wanted)) = self.staged.take() {
-            wanted.store(false, Ordering::Release);
+        let old = self.staged.take().filter(|staged| !staged.fate.is_dead());
+        if let Some(staged) = &old {
+            staged.fate.close();
         }
-        for generation in &records.staged {
-            declare_dead(&mut batch, group, *generation);
-        }
-        // Above the live one also while no mark holds that.
-        let generation = records.next_generation().max(self.live + 1);
-        batch.put(MARKS, record_key(group, Record::Staged(generation)), Bytes::new());
-        self.engine().write(batch)?;
-        if !records.staged.is_empty() {
-            self.engine().flush()?;
-            for generation in records.staged {
-                self.view.shared.bury(group, generation);
+        let fresh = old.is_none();
+        let generation = match old {
+            Some(staged) => staged.generation,
+            None => {
+                let records =
+                    scan_records(self.engine(), &group.0.to_be_bytes())?.remove(&group).unwrap_or_default();
+                // Above the live one also while no mark holds that.
+                records.next_generation().max(self.live + 1)
             }
+        };
+        let mut batch = WriteBatch::new();
+        let state = v1::StagedState { format: layout::STAGED_FORMAT, index };
+        batch.put(MARKS, record_key(group, Record::Staged(generation)), state.encode_to_vec());
+        let had = if fresh { BTreeMap::new() } else { stage::chunks(self.engine(), group, generation)? };
+        let plan = Plan::new(chunks, &had);
+        for first_key in had.keys().filter(|first_key| !plan.holds(first_key)) {
+            batch.delete(MARKS, chunk_key(group, generation, first_key));
         }
-        let wanted = Arc::new(AtomicBool::new(true));
-        self.staged = Some((generation, wanted.clone()));
-        Ok(Box::new(Stage::new(self.view.clone(), generation, wanted)))
+        self.engine().write(batch)?;
+        let fate = Arc::new(Fate::open());
+        self.staged = Some(Staged { generation, index, fate: fate.clone() });
+        let held = plan.held();
+        let stage = Stage::begin(self.view.clone(), generation, fate, plan, fresh)?;
+        Ok(Staging { stage: Box::new(stage), held })
     }
 
     /// Makes the staged generation the live one, durably.
     pub(crate) fn install(&mut self, stage: Box<dyn SnapshotStage>, mark: &v1::Mark) -> Result<(), Error> {
         let group = self.group();
         let stale = || Error::StaleStage { group };
-        let mut stage = stage.into_any().downcast::<Stage>().map_err(|_| stale())?;
-        let ours = self.staged.as_ref().is_some_and(|(generation, _)| *generation == stage.generation);
-        if !ours || stage.view.group != group {
+        let stage = stage.into_any().downcast::<Stage>().map_err(|_| stale())?;
+        let ours = self.staged.as_ref().is_some_and(|staged| staged.generation == stage.generation);
+        if !ours || stage.view.group != group || !stage.may_be_installed() {
             return Err(stale());
         }
-        stage.write_out()?;
         let mut batch = WriteBatch::new();
         let value = self.mark_value(stage.generation, mark, stage.bytes);
         batch.put(MARKS, record_key(group, Record::Mark), value);
         batch.delete(MARKS, record_key(group, Record::Staged(stage.generation)));
+        for first_key in stage.first_keys() {
+            batch.delete(MARKS, chunk_key(group, stage.generation, first_key));
+        }
         let old = self.mark.is_some().then_some(self.live);
         if let Some(old) = old {
             batch.put(MARKS, record_key(group, Record::Dead(old)), Bytes::new());
@@ -226,13 +262,13 @@ impl GroupStore {
     pub(crate) fn destroy(&mut self) -> Result<(), Error> {
         let group = self.group();
         self.pending.clear();
-        if let Some((_, wanted)) = self.staged.take() {
-            wanted.store(false, Ordering::Release);
+        if let Some(staged) = self.staged.take() {
+            staged.fate.close();
         }
         self.view.live.store(0, Ordering::Release);
         let records = scan_records(self.engine(), &group.0.to_be_bytes())?.remove(&group).unwrap_or_default();
         let mut batch = WriteBatch::new();
-        let mut died = records.staged.clone();
+        let mut died: Vec<u32> = records.staged.keys().copied().collect();
         died.extend(records.mark.as_ref().map(|mark| mark.generation));
         for generation in &died {
             declare_dead(&mut batch, group, *generation);

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use pontoon_proto::{
     GroupId, NodeId, ReplicaId,
     v1::{self, meta_command::Body as Ask, meta_reply::Body as Answer},
 };
-use pontoon_raftstore::{Command, Machines, StateMachine};
+use pontoon_raftstore::{Command, Machines, Staging, StateMachine};
 use pontoon_shard::{
     MetaState, ShardMachines, decode_meta_reply,
     engine::{Engine, MemoryDisk, MemoryEngine},
@@ -26,6 +27,27 @@ pub(crate) fn descriptor(group: u64, kind: v1::ShardKind) -> Vec<u8> {
 
 pub(crate) fn mark(index: u64) -> v1::Mark {
     v1::Mark { format: 1, index, term: 1, ..Default::default() }
+}
+
+/// A state as it is sent: chunks of so many rows, and the rows of each.
+pub(crate) fn chunked(rows: &[(Bytes, Bytes)], each: usize) -> (Vec<v1::ChunkInfo>, Vec<&[(Bytes, Bytes)]>) {
+    let parts: Vec<_> = rows.chunks(each).collect();
+    let info = |rows: &&[(Bytes, Bytes)]| {
+        let text: Vec<u8> = rows.iter().flat_map(|(k, v)| [b"<", &k[..], b"=", v].concat()).collect();
+        // What a hash must do here: differ where rows do.
+        v1::ChunkInfo { bytes: text.len() as u64, first_key: rows[0].0.clone(), hash: text.into() }
+    };
+    (parts.iter().map(info).collect(), parts)
+}
+
+/// Receives a state whole and makes it the live one.
+pub(crate) fn install(machine: &mut dyn StateMachine, rows: &[(Bytes, Bytes)], each: usize, at: u64) {
+    let (chunks, parts) = chunked(rows, each);
+    let Staging { mut stage, held } = machine.stage(at, &chunks).unwrap();
+    for (chunk, rows) in parts.into_iter().enumerate().filter(|(chunk, _)| !held.contains(&(*chunk as u32))) {
+        stage.put(chunk as u32, rows).unwrap();
+    }
+    machine.install(stage, &mark(at)).unwrap();
 }
 
 pub(crate) fn replica(node: u64, ordinal: u32) -> u64 {

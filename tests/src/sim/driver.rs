@@ -310,6 +310,7 @@ impl World {
             Ok(Order::Fence(node, request)) => (node, Call::Fence(request)),
             Ok(Order::Change(node, request)) => (node, Call::Change(request)),
             Ok(Order::Transfer(node, request)) => (node, Call::Transfer(request)),
+            Ok(Order::Verify(node, request)) => (node, Call::Verify(request)),
             Ok(Order::Confirm) => {
                 work.confirm = true;
                 return self.act(i, term, work, state, actions, seen);

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use pontoon_proto::{GroupId, v1};
 use pontoon_raftstore::{
-    Command, MachineError, Machines, SnapshotSource, SnapshotStage, StateMachine, SystemRow,
+    Command, MachineError, Machines, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
 };
 use pontoon_shard::ShardMachines;
 
@@ -174,8 +174,8 @@ impl StateMachine for WatchedMachine {
         Ok(source)
     }
 
-    fn stage(&mut self) -> Result<Box<dyn SnapshotStage>, MachineError> {
-        self.machine.stage()
+    fn stage(&mut self, index: u64, chunks: &[v1::ChunkInfo]) -> Result<Staging, MachineError> {
+        self.machine.stage(index, chunks)
     }
 
     fn install(&mut self, stage: Box<dyn SnapshotStage>, mark: &v1::Mark) -> Result<(), MachineError> {

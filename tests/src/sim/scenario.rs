@@ -271,6 +271,13 @@ impl Scenario {
         said
     }
 
+    /// Ends a node's process, takes its engine away and starts it again after so many milliseconds. Its log is whole.
+    pub fn lose_engine(&mut self, node: u64, down: u64) {
+        let i = self.place(node);
+        self.world.end(i, false, down);
+        self.world.nodes[i].disk = Default::default();
+    }
+
     /// Replicas that have died of a damaged disk.
     pub fn dead(&self) -> usize {
         self.world.dead.len()

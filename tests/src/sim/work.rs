@@ -14,6 +14,7 @@ pub(super) enum Call {
     Ensure(Box<v1::EnsureReplicaRequest>),
     Change(v1::ChangeMembersRequest),
     Transfer(v1::TransferLeaderRequest),
+    Verify(v1::VerifyGroupRequest),
     Fence(v1::FenceReplicaRequest),
 }
 
@@ -25,6 +26,7 @@ impl Call {
             Call::Ensure(request) => request.driver_term,
             Call::Change(request) => request.driver_term,
             Call::Transfer(request) => request.driver_term,
+            Call::Verify(request) => request.driver_term,
             Call::Fence(request) => request.driver_term,
         }
     }

@@ -362,6 +362,10 @@ impl World {
                 let (group, to) = (GroupId(request.group), replica_id(request.to));
                 (group, running.stepped.transfer_leader_by(group, to, mandate(request.mandate)))
             }
+            Call::Verify(request) => {
+                let group = GroupId(request.group);
+                (group, running.stepped.verify(group))
+            }
             Call::Fence(request) => {
                 let (group, replica) = (GroupId(request.group), replica_id(request.replica));
                 asked = Asked::Fence(group, replica);
@@ -482,6 +486,7 @@ impl World {
                         let conf_state = Some(conf_state);
                         Reply::Members(Box::new(v1::ConfirmMembersReply { refusal: None, conf_state, index }))
                     }
+                    (Asked::Plain, Answer::Index(Ok(_))) => Reply::Done,
                     (Asked::Fence(group, replica), Answer::Destroyed(Ok(()))) => {
                         self.seen.remove(&(*group, id));
                         self.dead.remove(&(*group, id));

@@ -1,0 +1,304 @@
+//! What snapshots may take of a node: bytes per second, pulls and views at a time, room on the disk.
+//!
+//! A node receives in many groups at once, and what it receives competes with what its groups write. So a pull waits for
+//! its turn, asks for a chunk when the budget has come that far, and begins only if everything that is still to come, its
+//! own and that of the pulls before it, fits on the disk. Time comes in as ticks: the same inputs give the same turns.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use pontoon_proto::GroupId;
+
+use crate::error::Error;
+
+/// What snapshots may take of a node. Changes hold at once, for pulls under way too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotBudget {
+    /// Bytes per second that the node receives; `None` is not limited. What was not taken within a second is lost.
+    pub bytes_per_second: Option<u64>,
+    /// States that the node receives at the same time; the others wait. At least 1.
+    pub max_pulls: u32,
+    /// States that the node gives to others at the same time; who asks for more is sent to another member. At least 1.
+    pub max_views: u32,
+}
+
+impl SnapshotBudget {
+    /// Hardly to be noticed beside what the node does otherwise.
+    pub const SLOW: SnapshotBudget =
+        SnapshotBudget { bytes_per_second: Some(8 << 20), max_pulls: 2, max_views: 4 };
+    /// The default.
+    pub const NORMAL: SnapshotBudget =
+        SnapshotBudget { bytes_per_second: Some(128 << 20), max_pulls: 16, max_views: 32 };
+    /// For a cluster that has little else to do.
+    pub const FAST: SnapshotBudget =
+        SnapshotBudget { bytes_per_second: Some(512 << 20), max_pulls: 64, max_views: 128 };
+    /// As fast as it goes.
+    pub const MAX: SnapshotBudget = SnapshotBudget { bytes_per_second: None, max_pulls: 256, max_views: 512 };
+}
+
+impl Default for SnapshotBudget {
+    fn default() -> Self {
+        SnapshotBudget::NORMAL
+    }
+}
+
+impl FromStr for SnapshotBudget {
+    type Err = Error;
+
+    /// `slow`, `normal`, `fast`, `max`, or bytes per second.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Ok(match text {
+            "slow" => SnapshotBudget::SLOW,
+            "normal" => SnapshotBudget::NORMAL,
+            "fast" => SnapshotBudget::FAST,
+            "max" => SnapshotBudget::MAX,
+            number => match number.parse() {
+                Ok(bytes @ 1..) => SnapshotBudget { bytes_per_second: Some(bytes), ..SnapshotBudget::NORMAL },
+                _ => {
+                    let what =
+                        format!("{text} is no budget: say slow, normal, fast, max or bytes per second");
+                    return Err(Error::Config(what));
+                }
+            },
+        })
+    }
+}
+
+/// The pulls of one loop, and their turns.
+///
+/// Invariants: a group is in `active` or in `waiting` or in neither; `reserved` is of active groups, and its sum is this
+/// loop's part of `ledger`.
+pub(crate) struct Turns {
+    budget: SnapshotBudget,
+    /// This loop has one in so many parts of the node's budget.
+    lanes: u32,
+    tick: Duration,
+    /// Bytes that may be asked for now. A chunk that is larger than what there is makes a debt.
+    tokens: i64,
+    active: BTreeSet<GroupId>,
+    waiting: VecDeque<GroupId>,
+    /// Active ones that have something to ask for and no tokens.
+    thirsty: BTreeSet<GroupId>,
+    reserved: BTreeMap<GroupId, u64>,
+    /// What all loops of the node have reserved.
+    ledger: Arc<AtomicU64>,
+    /// What may still be written to the disk, as it was heard last.
+    free: Option<u64>,
+}
+
+impl Turns {
+    pub(crate) fn new(budget: SnapshotBudget, lanes: u32, tick: Duration) -> Turns {
+        let mut turns = Turns {
+            budget,
+            lanes: lanes.max(1),
+            tick,
+            tokens: 0,
+            active: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            thirsty: BTreeSet::new(),
+            reserved: BTreeMap::new(),
+            ledger: Arc::default(),
+            free: None,
+        };
+        turns.tokens = turns.per_second().unwrap_or_default();
+        turns
+    }
+
+    /// Shares what is reserved with the node's other loops. To be called before anything is.
+    pub(crate) fn share(&mut self, ledger: Arc<AtomicU64>) {
+        self.ledger = ledger;
+    }
+
+    pub(crate) fn set_budget(&mut self, budget: SnapshotBudget) {
+        self.budget = budget;
+        self.tokens = self.tokens.min(self.per_second().unwrap_or_default());
+    }
+
+    pub(crate) fn set_free(&mut self, bytes: u64) {
+        self.free = Some(bytes);
+    }
+
+    /// This loop's part of the bytes per second.
+    fn per_second(&self) -> Option<i64> {
+        let bytes = self.budget.bytes_per_second? / u64::from(self.lanes);
+        Some(i64::try_from(bytes).unwrap_or(i64::MAX).max(1))
+    }
+
+    fn most_pulls(&self) -> usize {
+        (self.budget.max_pulls / self.lanes).max(1) as usize
+    }
+
+    /// Time goes on.
+    pub(crate) fn tick(&mut self, ticks: u64) {
+        let Some(per_second) = self.per_second() else { return };
+        let micros = i128::from(ticks) * self.tick.as_micros() as i128;
+        let more = i128::from(per_second) * micros / 1_000_000;
+        let tokens = i128::from(self.tokens) + more.max(1);
+        self.tokens = tokens.min(i128::from(per_second)) as i64;
+    }
+
+    /// Takes a turn. False: the group waits, and is among [`Turns::take_next`] later.
+    pub(crate) fn enter(&mut self, group: GroupId) -> bool {
+        if self.active.contains(&group) {
+            return true;
+        }
+        if self.active.len() < self.most_pulls() && self.waiting.is_empty() {
+            return self.active.insert(group);
+        }
+        if !self.waiting.contains(&group) {
+            self.waiting.push_back(group);
+        }
+        false
+    }
+
+    /// Whether the group's turn is still to come.
+    pub(crate) fn is_waiting(&self, group: GroupId) -> bool {
+        self.waiting.contains(&group)
+    }
+
+    /// The pull has ended, however.
+    pub(crate) fn leave(&mut self, group: GroupId) {
+        self.release(group, u64::MAX);
+        self.active.remove(&group);
+        self.thirsty.remove(&group);
+        self.waiting.retain(|waiting| *waiting != group);
+    }
+
+    /// Groups that go on: their turn has come, or there is something to spend.
+    pub(crate) fn take_next(&mut self) -> Vec<GroupId> {
+        let mut next = Vec::new();
+        while self.active.len() < self.most_pulls()
+            && let Some(group) = self.waiting.pop_front()
+        {
+            self.active.insert(group);
+            next.push(group);
+        }
+        if self.per_second().is_none() || self.tokens > 0 {
+            next.extend(std::mem::take(&mut self.thirsty));
+        }
+        next
+    }
+
+    /// Whether so many bytes may be asked for now. False: the group is among [`Turns::take_next`] when they may.
+    pub(crate) fn spend(&mut self, group: GroupId, bytes: u64) -> bool {
+        if self.per_second().is_none() {
+            return true;
+        }
+        if self.tokens <= 0 {
+            self.thirsty.insert(group);
+            return false;
+        }
+        self.tokens = self.tokens.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+        true
+    }
+
+    /// Reserves room for what is to come.
+    ///
+    /// # Errors
+    /// What is free beside the other pulls, if it is less.
+    pub(crate) fn reserve(&mut self, group: GroupId, bytes: u64) -> Result<(), u64> {
+        self.release(group, u64::MAX);
+        let free = self.free.unwrap_or(u64::MAX);
+        let taken = self.ledger.fetch_update(Ordering::AcqRel, Ordering::Acquire, |reserved| {
+            reserved.checked_add(bytes).filter(|all| *all <= free)
+        });
+        match taken {
+            Ok(_) => {
+                self.reserved.insert(group, bytes);
+                Ok(())
+            }
+            Err(reserved) => Err(free.saturating_sub(reserved)),
+        }
+    }
+
+    /// Of what was reserved, so much is written or will not come.
+    pub(crate) fn release(&mut self, group: GroupId, bytes: u64) {
+        let Some(reserved) = self.reserved.get_mut(&group) else { return };
+        let bytes = bytes.min(*reserved);
+        *reserved -= bytes;
+        if *reserved == 0 {
+            self.reserved.remove(&group);
+        }
+        self.ledger.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns(budget: SnapshotBudget, lanes: u32) -> Turns {
+        Turns::new(budget, lanes, Duration::from_millis(100))
+    }
+
+    #[test]
+    fn budgets_have_names_or_say_bytes_per_second() {
+        assert_eq!("normal".parse::<SnapshotBudget>().unwrap(), SnapshotBudget::default());
+        assert_eq!("max".parse::<SnapshotBudget>().unwrap().bytes_per_second, None);
+        assert_eq!("4096".parse::<SnapshotBudget>().unwrap().bytes_per_second, Some(4096));
+        for nonsense in ["", "0", "-1", "quick"] {
+            assert!(nonsense.parse::<SnapshotBudget>().unwrap_err().to_string().contains("slow, normal"));
+        }
+    }
+
+    #[test]
+    fn over_a_while_no_more_is_asked_for_than_the_budget_allows() {
+        let budget = SnapshotBudget { bytes_per_second: Some(1_000), max_pulls: 9, max_views: 9 };
+        let mut turns = turns(budget, 2);
+        let group = GroupId(3);
+        assert!(turns.enter(group));
+        let mut spent = 0;
+        // The first second's part is there at once.
+        for _ in 0..100 {
+            while turns.spend(group, 70) {
+                spent += 70;
+            }
+            assert!(turns.take_next().is_empty(), "nothing to spend");
+            turns.tick(1);
+            drop(turns.take_next());
+        }
+        let allowed = 500 + 100 * 50;
+        assert!((allowed - 70..=allowed + 70).contains(&spent), "{spent} of {allowed}");
+        turns.set_budget(SnapshotBudget::MAX);
+        assert!((0..1_000).all(|_| turns.spend(group, 1 << 30)));
+    }
+
+    #[test]
+    fn who_comes_when_all_turns_are_taken_waits_in_order() {
+        let budget = SnapshotBudget { bytes_per_second: None, max_pulls: 2, max_views: 1 };
+        let mut turns = turns(budget, 1);
+        assert!(turns.enter(GroupId(1)) && turns.enter(GroupId(2)) && turns.enter(GroupId(1)));
+        assert!(!turns.enter(GroupId(3)) && !turns.enter(GroupId(4)) && !turns.enter(GroupId(3)));
+        assert!(turns.take_next().is_empty());
+        turns.leave(GroupId(3));
+        turns.leave(GroupId(1));
+        assert_eq!(turns.take_next(), [GroupId(4)]);
+        turns.set_budget(SnapshotBudget { max_pulls: 3, ..budget });
+        assert!(turns.enter(GroupId(5)));
+    }
+
+    #[test]
+    fn all_pulls_together_fit_on_the_disk() {
+        let (mut one, mut other) = (turns(SnapshotBudget::MAX, 2), turns(SnapshotBudget::MAX, 2));
+        let ledger = Arc::new(AtomicU64::new(0));
+        for turns in [&mut one, &mut other] {
+            turns.share(ledger.clone());
+            turns.set_free(100);
+        }
+        one.reserve(GroupId(1), 60).unwrap();
+        assert_eq!(other.reserve(GroupId(2), 50), Err(40));
+        one.release(GroupId(1), 20);
+        other.reserve(GroupId(2), 50).unwrap();
+        other.reserve(GroupId(2), 10).unwrap();
+        one.leave(GroupId(1));
+        other.leave(GroupId(2));
+        assert_eq!(ledger.load(Ordering::Acquire), 0);
+    }
+}
