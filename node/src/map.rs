@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use dashmap::DashMap;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
+use pontoon_raftstore::SnapshotBudget;
 use pontoon_shard::planner::Rulebook;
 use tokio::sync::watch;
 
@@ -76,6 +77,11 @@ impl MapView {
     /// How many voters a shard should have.
     pub(crate) fn wanted(&self, shard: &v1::Shard) -> usize {
         self.rulebook.of(&shard.predicate).voters.unwrap_or(shard.replicas_wanted) as usize
+    }
+
+    /// What received states may take of a node, if a rule says so.
+    pub(crate) fn budget(&self) -> Option<SnapshotBudget> {
+        self.rulebook.budget
     }
 
     /// Replicas on nodes where the rules do not want them, and the rule.

@@ -182,7 +182,7 @@ impl Node {
             tokio::spawn(shared.clone().found_own_replicas()),
             tokio::spawn(shared.clone().reconcile()),
             tokio::spawn(watch_space(shared.clone())),
-            tokio::spawn(shared.clone().shun_while_draining()),
+            tokio::spawn(shared.clone().heed_map(config.raft.snapshots)),
             tokio::spawn(follow_leaders(shared.clone())),
         ];
         let node = Node { shared, server: Some(server), tasks };

@@ -11,7 +11,7 @@ use pontoon_proto::{
     NodeId, ReplicaId,
     v1::{self, meta_command::Body, meta_reply::Body as Answer},
 };
-use pontoon_raftstore::Role;
+use pontoon_raftstore::{Role, SnapshotBudget};
 use pontoon_shard::{
     MetaState,
     planner::{self, GroupSeen, Limits, Seen, Standing},
@@ -243,14 +243,20 @@ impl Shared {
         Ok(v1::ExplainReply { nodes: nodes.collect(), shard: Some((**shard).clone()) })
     }
 
-    /// While the map says that this node drains, it leads nothing that others can lead. Ends with the node.
-    pub(crate) async fn shun_while_draining(self: Arc<Self>) {
+    /// While the map says that this node drains, it leads nothing that others can lead; and received states take what the rules
+    /// allow. Ends with the node.
+    pub(crate) async fn heed_map(self: Arc<Self>, usual: SnapshotBudget) {
+        let mut budget = usual;
         let mut views = self.map.subscribe();
         let mut stop = self.stop.subscribe();
         loop {
             let view = views.borrow_and_update().clone();
             let drains = view.node(self.own).is_some_and(|node| node.state() == v1::NodeState::Draining);
             self.raft.shun_leadership(drains);
+            let wished = view.budget().unwrap_or(usual);
+            if std::mem::replace(&mut budget, wished) != wished {
+                self.raft.set_snapshot_budget(wished);
+            }
             tokio::select! {
                 changed = views.changed() => if changed.is_err() { return },
                 _ = stop.wait_for(|stop| *stop) => return,

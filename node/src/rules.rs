@@ -4,6 +4,7 @@
 //! [cluster]
 //! repair_after = "10m"        # how long a node may be silent until its replicas are made anew; "never"
 //! rebalance = false           # whether replicas move by themselves until the nodes are evenly used
+//! budget = "normal"           # what received states may take of each node: slow, normal, fast, max or bytes per second
 //!
 //! [default]
 //! voters = 3                  # an odd number
@@ -48,11 +49,13 @@ struct Cluster {
     repair_after: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rebalance: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<String>,
 }
 
 impl Cluster {
     fn is_empty(&self) -> bool {
-        self.repair_after.is_none() && self.rebalance.is_none()
+        self.repair_after.is_none() && self.rebalance.is_none() && self.budget.is_none()
     }
 }
 
@@ -137,14 +140,18 @@ pub fn from_toml(text: &str) -> Result<v1::Rules, String> {
         defaults: file.default.map(|rule| rule.to_rule()),
         tags: file.tag.into_iter().map(|(name, rule)| (name, rule.to_rule())).collect(),
         predicates: file.predicate.into_iter().map(predicate).collect(),
-        cluster: Some(v1::ClusterRule { repair_after_ms, rebalance: file.cluster.rebalance }),
+        cluster: Some(v1::ClusterRule {
+            repair_after_ms,
+            rebalance: file.cluster.rebalance,
+            budget: file.cluster.budget,
+        }),
         ..Default::default()
     })
 }
 
 /// Writes rules so that [`from_toml`] reads the same ones.
 pub fn to_toml(rules: &v1::Rules) -> String {
-    let cluster = rules.cluster.unwrap_or_default();
+    let cluster = rules.cluster.clone().unwrap_or_default();
     let predicate = |(name, own): (&String, &v1::PredicateRule)| {
         let rule = own.rule.clone().unwrap_or_default();
         (name.clone(), Predicate { tags: own.tags.clone(), ..Predicate::of_rule(&rule) })
@@ -153,6 +160,7 @@ pub fn to_toml(rules: &v1::Rules) -> String {
         cluster: Cluster {
             repair_after: cluster.repair_after_ms.map(write_time),
             rebalance: cluster.rebalance,
+            budget: cluster.budget.clone(),
         },
         default: rules.defaults.as_ref().map(Rule::of_rule),
         tag: rules.tags.iter().map(|(name, rule)| (name.clone(), Rule::of_rule(rule))).collect(),
@@ -195,7 +203,7 @@ mod tests {
         let begin = page.iter().position(|line| *line == "```toml").unwrap();
         let end = page.iter().rposition(|line| *line == "```").unwrap();
         let rules = from_toml(&page[begin + 1..end].join("\n")).unwrap();
-        assert_eq!(rules.cluster.unwrap().repair_after_ms, Some(600_000));
+        assert_eq!(rules.cluster.as_ref().unwrap().repair_after_ms, Some(600_000));
         assert_eq!(rules.predicates["name"].tags, ["hot"]);
         pontoon_shard::planner::Rulebook::read(&rules).unwrap();
         assert_eq!(from_toml(&to_toml(&rules)).unwrap(), rules);

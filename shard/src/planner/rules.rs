@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 use pontoon_proto::{NodeId, v1};
+use pontoon_raftstore::SnapshotBudget;
 
 use crate::meta::META_PREDICATE;
 
@@ -194,6 +195,8 @@ pub struct Rulebook {
     pub repair_after_ms: Option<u64>,
     /// See [`v1::ClusterRule`].
     pub rebalance: bool,
+    /// See [`v1::ClusterRule`].
+    pub budget: Option<SnapshotBudget>,
 }
 
 impl Rulebook {
@@ -229,13 +232,16 @@ impl Rulebook {
         }
         let default = Rule::read(&[default]).map_err(|error| format!("default: {error}"))?;
         let meta = Rule { voters: None, learners: None, ..default.clone() };
-        let cluster = rules.cluster.unwrap_or_default();
+        let cluster = rules.cluster.clone().unwrap_or_default();
+        let budget = cluster.budget.as_deref().map(str::parse::<SnapshotBudget>).transpose();
+        let budget = budget.map_err(|error| format!("cluster: budget: {error}"))?;
         Ok(Rulebook {
             default: Arc::new(default),
             meta: Arc::new(meta),
             special,
             repair_after_ms: cluster.repair_after_ms,
             rebalance: cluster.rebalance.unwrap_or(false),
+            budget,
         })
     }
 
