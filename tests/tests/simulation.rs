@@ -92,6 +92,7 @@ fn mistakes_on_purpose_are_noticed() {
     // Those that few seeds show; `simulate --broken all` tries the others, too.
     for mistake in [
         Mistake::AckBeforeSync,
+        Mistake::AcknowledgedTailCut,
         Mistake::MarkApart,
         Mistake::PromotedEarly,
         Mistake::ChangeMissed,
