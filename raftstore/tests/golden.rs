@@ -369,7 +369,10 @@ fn describe_answer(at: NodeId, answer: Answer, stamp: &mut u64, out: &mut String
             "a stamp".to_owned()
         }
         Answer::Index(Ok(index)) => format!("confirmed {index}"),
-        Answer::Index(Err(error)) | Answer::Done(Err(error)) => error.to_string(),
+        Answer::Index(Err(error)) | Answer::Done(Err(error)) | Answer::Members(Err(error)) => {
+            error.to_string()
+        }
+        Answer::Members(Ok((conf, index))) => format!("members at {index}: {:?}", conf.voters),
         Answer::Done(Ok(())) => "done".to_owned(),
         Answer::Members(Ok((conf, index))) => format!("at {index}: voters {:?}", conf.voters),
         Answer::Members(Err(error)) => error.to_string(),

@@ -50,7 +50,7 @@ struct Options {
 }
 
 /// So many seeds must have shown every fault in every phase.
-const SEEDS_FOR_ALL: u64 = 200;
+const SEEDS_FOR_ALL: u64 = 1_000;
 
 /// What all threads add up.
 #[derive(Default)]

@@ -153,10 +153,8 @@ impl World {
             let parts = [mv.source, mv.target].map(|id| ReplicaId::new(id).ok().map(ReplicaId::node));
             let hits = parts.into_iter().flatten().any(strikes)
                 || self.leaders(group).iter().any(|i| strikes(self.nodes[*i].id));
-            if hits {
-                if let Some(phase) = phase_index(mv.phase()) {
-                    met[phase] = true;
-                }
+            if let Some(phase) = phase_index(mv.phase()).filter(|_| hits) {
+                met[phase] = true;
             }
         }
         for node in self.nodes.iter().filter(|node| strikes(node.id)) {
@@ -197,7 +195,7 @@ impl World {
         self.meta.running_moves().find_map(|mv| {
             if phase <= ABORTING {
                 let (first, second) =
-                    if turn % 2 == 0 { (mv.source, mv.target) } else { (mv.target, mv.source) };
+                    if turn.is_multiple_of(2) { (mv.source, mv.target) } else { (mv.target, mv.source) };
                 return node(first).or(node(second)).filter(|_| phase_index(mv.phase()) == Some(phase));
             }
             let target = node(mv.target)?;
