@@ -51,7 +51,7 @@ pub(super) struct Running {
 pub(super) struct Node {
     pub(super) id: NodeId,
     pub(super) fs: SimFs,
-    disk: MemoryDisk,
+    pub(super) disk: MemoryDisk,
     pub(super) running: Option<Running>,
     pub(super) boots: u64,
     /// When its process starts again.
