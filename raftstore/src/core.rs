@@ -610,6 +610,9 @@ impl Core {
             }
             ApplyOutcome::Installed { group, mark } => self.on_installed(group, mark, fx),
             ApplyOutcome::Checkpointed { request, source, mark, descriptor } => {
+                if let Some(replica) = live(&mut self.slots, request.group) {
+                    replica.tell_at_work(&request, fx);
+                }
                 fx.serve.push(ServeTask::Publish { request, source, mark, descriptor });
             }
             ApplyOutcome::Verify { group, index, source } => {

@@ -173,8 +173,6 @@ impl Replica {
         }
         match body {
             Body::ManifestRequest(request) => {
-                let status = v1::SnapshotStatus { pull: request.pull, under_way: true, ..Default::default() };
-                self.to_peer(from.get(), Body::SnapshotStatus(status), fx);
                 fx.apply.push(ApplyTask::Checkpoint(SnapshotRequest {
                     group: self.group,
                     peer: from.node(),
@@ -233,6 +231,13 @@ impl Replica {
             guarded(|| raw.report_snapshot(from, raft::SnapshotStatus::Failure))?;
         }
         Ok(())
+    }
+
+    /// A view for a receiver is open, and its manifest is being made: that may take a while. Said here and not when it was
+    /// asked for, so that a machine that stands still is silent.
+    pub(crate) fn tell_at_work(&self, request: &SnapshotRequest, fx: &mut Effects) {
+        let status = v1::SnapshotStatus { pull: request.pull, under_way: true, ..Default::default() };
+        self.to_peer(request.receiver, v1::peer_message::Body::SnapshotStatus(status), fx);
     }
 
     /// A receiver is told that there is no state for it here yet.

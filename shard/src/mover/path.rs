@@ -187,6 +187,10 @@ fn verify(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
     if let Some(decision) = behind(target, group, seen) {
         return decision;
     }
+    // Whoever has caught up with nothing has no hash either.
+    if is_broken(Rule::PromoteCaughtUp) {
+        return Decision::Advance(MovePhase::PreSwitch);
+    }
     let Some(told) = &group.info.verified else { return Decision::Act(vec![Action::Verify]) };
     if told.hash.is_empty() {
         return wait("the leader hashes the group's state: this goes on by itself");

@@ -29,10 +29,13 @@ pub(crate) fn mark(index: u64) -> v1::Mark {
     v1::Mark { format: 1, index, term: 1, ..Default::default() }
 }
 
+/// Rows by logical key.
+type Rows = [(Bytes, Bytes)];
+
 /// A state as it is sent: chunks of so many rows, and the rows of each.
-pub(crate) fn chunked(rows: &[(Bytes, Bytes)], each: usize) -> (Vec<v1::ChunkInfo>, Vec<&[(Bytes, Bytes)]>) {
+pub(crate) fn chunked(rows: &Rows, each: usize) -> (Vec<v1::ChunkInfo>, Vec<&Rows>) {
     let parts: Vec<_> = rows.chunks(each).collect();
-    let info = |rows: &&[(Bytes, Bytes)]| {
+    let info = |rows: &&Rows| {
         let text: Vec<u8> = rows.iter().flat_map(|(k, v)| [b"<", &k[..], b"=", v].concat()).collect();
         // What a hash must do here: differ where rows do.
         v1::ChunkInfo { bytes: text.len() as u64, first_key: rows[0].0.clone(), hash: text.into() }
@@ -41,7 +44,7 @@ pub(crate) fn chunked(rows: &[(Bytes, Bytes)], each: usize) -> (Vec<v1::ChunkInf
 }
 
 /// Receives a state whole and makes it the live one.
-pub(crate) fn install(machine: &mut dyn StateMachine, rows: &[(Bytes, Bytes)], each: usize, at: u64) {
+pub(crate) fn install(machine: &mut dyn StateMachine, rows: &Rows, each: usize, at: u64) {
     let (chunks, parts) = chunked(rows, each);
     let Staging { mut stage, held } = machine.stage(at, &chunks).unwrap();
     for (chunk, rows) in parts.into_iter().enumerate().filter(|(chunk, _)| !held.contains(&(*chunk as u32))) {
