@@ -374,8 +374,6 @@ fn describe_answer(at: NodeId, answer: Answer, stamp: &mut u64, out: &mut String
         }
         Answer::Members(Ok((conf, index))) => format!("members at {index}: {:?}", conf.voters),
         Answer::Done(Ok(())) => "done".to_owned(),
-        Answer::Members(Ok((conf, index))) => format!("at {index}: voters {:?}", conf.voters),
-        Answer::Members(Err(error)) => error.to_string(),
         Answer::Replica(Ok(id)) => format!("{id} is here"),
         Answer::Replica(Err(error)) | Answer::Destroyed(Err(error)) => error.to_string(),
         Answer::Destroyed(Ok(())) => "gone".to_owned(),
