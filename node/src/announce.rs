@@ -4,7 +4,7 @@
 //! ([`pontoon_raftstore::Config::vouching_group`]). A node that is refused has no business to go on: it would only wait for
 //! promises that nobody takes from it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use pontoon_proto::v1;
 use tokio::time::{Instant, sleep, timeout};
@@ -19,16 +19,16 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
 /// Asks until it is heard, or the node stops.
-pub(crate) async fn announce(shared: Arc<Shared>) {
+pub(crate) async fn announce(shared: Arc<Shared>, labels: BTreeMap<String, String>, capacity_bytes: u64) {
     let mut stop = shared.stop.subscribe();
     tokio::select! {
-        () = shared.announce_until_heard() => {}
+        () = shared.announce_until_heard(labels, capacity_bytes) => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
 }
 
 impl Shared {
-    async fn announce_until_heard(self: &Arc<Self>) {
+    async fn announce_until_heard(self: &Arc<Self>, labels: BTreeMap<String, String>, capacity_bytes: u64) {
         let identity = self.raft.identity();
         let request = v1::AnnounceRequest {
             node: self.own.get(),
@@ -36,6 +36,9 @@ impl Shared {
             boot_token: identity.boot_token(),
             hops: 0,
             boot_history: identity.hello().boot_history,
+            labels,
+            capacity_bytes,
+            engine: self.engine.to_string(),
         };
         let mut pause = RETRY_FIRST;
         let mut copied_since = None;

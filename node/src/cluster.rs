@@ -287,13 +287,23 @@ impl Shared {
         self: &Arc<Self>,
         request: v1::AnnounceRequest,
     ) -> Result<v1::AnnounceReply, Status> {
-        let v1::AnnounceRequest { node, address, boot_token, boot_history, .. } = request;
+        let v1::AnnounceRequest {
+            node,
+            address,
+            boot_token,
+            boot_history,
+            labels,
+            capacity_bytes,
+            engine,
+            ..
+        } = request;
         if let Ok(id) = NodeId::new(node)
             && let Some(copied) = self.raft.twin(id, boot_token, &address)
         {
             return Ok(v1::AnnounceReply { copied, perhaps: true });
         }
-        let address = v1::SetNodeAddress { node, address, boot_token, boot_history };
+        let address =
+            v1::SetNodeAddress { node, address, boot_token, boot_history, labels, capacity_bytes, engine };
         match self.meta_command(Body::SetNodeAddress(address)).await?.body {
             Some(Answer::Refused(refused)) if refused.reason() == v1::MetaRefusal::OtherDisk => {
                 Ok(v1::AnnounceReply { copied: refused.text, perhaps: false })

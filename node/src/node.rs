@@ -188,14 +188,14 @@ impl Node {
         let node = Node { shared, server: Some(server), tasks };
         match marker.state {
             State::Founding => {
-                if let Err(error) = node.found(&marker).await {
+                if let Err(error) = node.found(&marker, &config).await {
                     drop(node.shutdown().await);
                     return Err(error);
                 }
             }
             State::Joining | State::Member => {}
         }
-        tokio::spawn(announce(node.shared.clone()));
+        tokio::spawn(announce(node.shared.clone(), config.labels.clone(), config.capacity_bytes));
         let member = Marker { engine: engine.to_string(), ..marker.member(cluster, own) };
         if member != marker {
             directory.write_marker(&member)?;
@@ -339,7 +339,7 @@ impl Node {
     }
 
     /// Makes the meta group with this node as its only voter and registers it there. Repeatable.
-    async fn found(&self, marker: &Marker) -> Result<(), NodeError> {
+    async fn found(&self, marker: &Marker, config: &NodeConfig) -> Result<(), NodeError> {
         let replica = ReplicaId::on(self.shared.own, 1);
         let descriptor = v1::Shard {
             predicate: META_PREDICATE.to_owned(),
@@ -365,6 +365,8 @@ impl Node {
                 engine: self.shared.engine.to_string(),
                 boot_token: self.shared.wal.incarnation(),
                 nonce: marker.nonce.as_bytes().to_vec().into(),
+                labels: config.labels.clone(),
+                capacity_bytes: config.capacity_bytes,
                 ..Default::default()
             }),
             meta_replicas: META_REPLICAS,

@@ -310,7 +310,7 @@ fn sled_is_refused_after_the_system_went_down_under_it_and_only_then() {
     let error = open("wednesday").err().expect("it is refused");
     assert!(matches!(error, Error::Untrusted { .. }));
     assert!(error.to_string().contains(&dir.path().display().to_string()));
-    assert!(error.to_string().contains("peers"), "it names the next step: {error}");
+    assert!(error.to_string().contains("other nodes"), "it names the next step: {error}");
     assert!(matches!(open("wednesday"), Err(Error::Untrusted { .. })), "and stays so");
 }
 

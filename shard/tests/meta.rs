@@ -92,6 +92,7 @@ fn nodes_change_address_and_state() {
             address: address.into(),
             boot_token: 5,
             boot_history: vec![5],
+            ..Default::default()
         })
     };
     assert_eq!(node(meta.ask(address(2, "127.0.0.1:9000"))).boot_token, 5);
@@ -107,6 +108,23 @@ fn nodes_change_address_and_state() {
     assert_eq!(refusal(meta.ask(state(2, v1::NodeState::Live, false))), MetaRefusal::Invalid);
     let removed = meta.ask(address(2, "127.0.0.1:9001")).unwrap_err();
     assert!(removed.text.contains("n2 is removed for ever"), "{}", removed.text);
+    let labelled = Ask::SetNodeAddress(v1::SetNodeAddress {
+        node: 3,
+        address: "127.0.0.1:7003".into(),
+        boot_token: 5,
+        boot_history: vec![5],
+        labels: [("zone".to_owned(), "b".to_owned())].into(),
+        capacity_bytes: 9,
+        ..Default::default()
+    });
+    let told = node(meta.ask(labelled));
+    assert_eq!((told.labels["zone"].as_str(), told.capacity_bytes), ("b", 9));
+    let kept = node(meta.ask(address(3, "127.0.0.1:7003")));
+    assert_eq!(
+        (kept.labels["zone"].as_str(), kept.capacity_bytes),
+        ("b", 9),
+        "nothing said is nothing changed"
+    );
     // The address is free again.
     node(meta.ask(address(3, "127.0.0.1:9000")));
 }
@@ -120,6 +138,7 @@ fn a_node_is_accepted_by_its_boots_and_an_other_disk_is_told_so() {
             address: "127.0.0.1:7002".into(),
             boot_token: *history.last().unwrap(),
             boot_history: history.to_vec(),
+            ..Default::default()
         })
     };
     assert_eq!(node(meta.ask(boots(&[5]))).boot_token, 5);
@@ -139,6 +158,7 @@ fn a_node_is_accepted_by_its_boots_and_an_other_disk_is_told_so() {
         address: "127.0.0.1:7002".into(),
         boot_token: 9,
         boot_history: Vec::new(),
+        ..Default::default()
     };
     assert_eq!(refusal(meta.ask(Ask::SetNodeAddress(silent))), MetaRefusal::Invalid);
 }

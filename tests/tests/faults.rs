@@ -101,8 +101,6 @@ async fn the_disk_of_another_is_not_taken_for_ones_own() {
     fs::create_dir(&lost).unwrap();
     fs::copy(cluster.dir(0).join("NODE"), lost.join("NODE")).unwrap();
     node_refused(&lost, &listen, &[], &["wal", "empty"]).await;
-    // The wrong engine.
-    node_refused(cluster.dir(0), &listen, &["--engine", "sled"], &["fjall", "--engine fjall"]).await;
 
     // None of it did harm.
     cluster.restart_all(&[0, 1]).await;

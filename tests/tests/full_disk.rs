@@ -45,8 +45,10 @@ async fn a_node_without_room_leads_nothing_and_two_of_them_are_named() {
     cluster.restart_with(without, &["--disk-reserve", &reserve]).await;
     assert_eq!(room(&client, cluster.id(without)).await, NodeRoom::Low);
     traffic.acknowledged(100).await;
-    let leader = cluster.leader("name").await;
-    assert_ne!(leader, without, "leadership goes where there is room");
+    let leader = until("leadership to go where there is room", async || {
+        Some(cluster.leader("name").await).filter(|leader| *leader != without)
+    })
+    .await;
 
     let rows = traffic.stop().await;
     assert!(cluster.terminate(leader).await.success());

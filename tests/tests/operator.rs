@@ -214,7 +214,7 @@ async fn a_lost_node_is_decommissioned_only_when_it_is_silent_and_the_others_suf
     let other = (at + 1) % 4;
     let (id, lost) = (cluster.id(at), format!("n{}", cluster.id(at)));
 
-    says(&cluster, other, &["decommission", &lost], 2, &[&lost, "answers", "pontoon move start"]).await;
+    says(&cluster, other, &["decommission", &lost], 2, &[&lost, "answers", "pontoon drain"]).await;
     says(&cluster, other, &["decommission", "n9"], 2, &["n9", "pontoon nodes"]).await;
     cluster.kill(at).await;
     let words = ["of the 1 replicas of solo", "only 0 answer", "start it"];

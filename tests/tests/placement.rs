@@ -61,6 +61,10 @@ async fn rules_place_predicates_and_move_what_lies_against_them() {
     let rows = fill(&client, "name", ROWS, VALUE_BYTES).await;
     let spread = cluster.map_until("a predicate in every zone", |map| nodes_of(map, "name")).await;
     assert!(spread.contains(&id(2)) && spread.contains(&id(3)), "one in b, one in c: {spread:?}");
+    let nodes = client.nodes(v1::NodesRequest {}).await.expect("it answers").nodes;
+    let zones: Vec<String> =
+        nodes.into_iter().map(|view| view.node.unwrap().labels["zone"].clone()).collect();
+    assert_eq!(zones, ["a", "a", "b", "c"], "the founder has its label, too");
 
     let impossible = "[predicate.name]\nrequire = [\"zone=a\"]\n";
     set_rules(&cluster, impossible, 2, &["name: it should have 3 replicas, and 2 of 4", "--force"]).await;

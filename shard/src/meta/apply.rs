@@ -245,7 +245,17 @@ impl Step<'_> {
             );
             return Err(refuse(MetaRefusal::OtherDisk, text));
         }
-        if node.address != ask.address || node.boot_token != ask.boot_token {
+        let before = node.clone();
+        if !ask.labels.is_empty() {
+            node.labels = ask.labels;
+        }
+        if ask.capacity_bytes != 0 {
+            node.capacity_bytes = ask.capacity_bytes;
+        }
+        if !ask.engine.is_empty() {
+            node.engine = ask.engine;
+        }
+        if node != before || node.address != ask.address || node.boot_token != ask.boot_token {
             if node.address != ask.address {
                 self.note(format!("n{} moved from {} to {}", node.id, node.address, ask.address));
             }

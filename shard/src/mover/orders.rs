@@ -75,8 +75,9 @@ pub fn observation(
         reserved,
         target_removed: target.is_some_and(|node| is_removed(state, node)),
         source_removed: source.is_some_and(|node| is_removed(state, node)),
-        target_silent: target.is_some_and(|node| silent.contains(&node)),
-        source_silent: source.is_some_and(|node| silent.contains(&node)),
+        // Who answers is back, whatever was heard before.
+        target_silent: of(target).is_none() && target.is_some_and(|node| silent.contains(&node)),
+        source_silent: of(source).is_none() && source.is_some_and(|node| silent.contains(&node)),
     }
 }
 

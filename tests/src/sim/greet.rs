@@ -105,6 +105,7 @@ impl World {
             address: hello.address,
             boot_token: token,
             boot_history: hello.boot_history,
+            ..Default::default()
         });
         let payload = meta_command(wall_ms, body);
         let proposal = Proposal { payload, request: None, epoch: 1, urgent: true };
