@@ -115,6 +115,7 @@ impl Driver {
         let mut casualties = dead.subscribe();
         tasks.spawn(self.clone().watch_casualties(dead));
         let mut nodes = self.sight.subscribe();
+        let mut well = None;
         tasks.spawn(self.clone().watch_nodes());
         tasks.spawn(self.clone().keep_balanced());
         // Dropping the set at the end aborts what still runs.
@@ -129,7 +130,12 @@ impl Driver {
             if repaired.elapsed() >= REPAIR_INTERVAL {
                 let dead = casualties.borrow_and_update().clone();
                 let seen = Seen { dead, ..nodes.borrow_and_update().clone() };
-                self.repair(&state, &seen).await;
+                // With very many groups a look is dear: what was well stays so until the map or the sight of the nodes changes.
+                let looked = (state.version, seen);
+                if well.as_ref() != Some(&looked) {
+                    let is_well = !self.repair(&state, &looked.1).await;
+                    well = is_well.then_some(looked);
+                }
                 self.carry_out(&state).await;
                 self.settle_debts(&state).await;
                 repaired = Instant::now();
@@ -160,10 +166,12 @@ impl Driver {
         }
     }
 
-    /// Starts what the planner finds missing, on nodes that answer.
-    async fn repair(&self, state: &MetaState, seen: &Seen) {
+    /// Starts what the planner finds missing, on nodes that answer. False: nothing is missing.
+    async fn repair(&self, state: &MetaState, seen: &Seen) -> bool {
         let mut answers: HashMap<u64, bool> = HashMap::new();
-        for start in planner::repairs(state, seen) {
+        let starts = planner::repairs(state, seen);
+        let found = !starts.is_empty();
+        for start in starts {
             let target = start.target_node;
             let there = match answers.get(&target) {
                 // Nobody has to be there for somebody to go.
@@ -192,6 +200,7 @@ impl Driver {
         if ended > MOVES_KEPT as usize + MOVES_SURPLUS {
             drop(self.shared.meta_done(Body::PruneMoves(v1::PruneMoves { keep: MOVES_KEPT })).await);
         }
+        found
     }
 }
 

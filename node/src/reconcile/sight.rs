@@ -1,6 +1,9 @@
 //! What the driver sees of nodes: who has been silent for too long, whose disk is full; and plans that it makes and carries out.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use pontoon_proto::{
     NodeId, ReplicaId,
@@ -54,14 +57,21 @@ impl Driver {
 
     /// Fences what nodes owe that did not answer when their replicas went. Returns with nothing owed by whoever answers.
     pub(super) async fn settle_debts(&self, state: &MetaState) {
+        let mut mute: BTreeSet<NodeId> = self.sight.borrow().silent.clone();
         for &(group, replica) in &state.debts {
-            let Ok(id) = ReplicaId::new(replica) else { continue };
+            let Some(id) = ReplicaId::new(replica).ok().filter(|id| !mute.contains(&id.node())) else {
+                continue;
+            };
             let fence = v1::FenceReplicaRequest { group, replica, driver_term: self.term };
-            if self.shared.at_within(super::PING, id.node(), fence).await.is_ok() {
-                let settled = Body::SettleDebt(v1::SettleDebt { group, replica });
-                if let Err(status) = self.shared.meta_done(settled).await {
-                    debug!(group, replica, reason = status.message(), "a debt was not settled");
-                }
+            if let Err(status) = self.shared.at_within(super::PING, id.node(), fence).await {
+                // Its other debts wait for the next time, too.
+                debug!(group, replica, reason = status.message(), "a node was not fenced yet");
+                mute.insert(id.node());
+                continue;
+            }
+            let settled = Body::SettleDebt(v1::SettleDebt { group, replica });
+            if let Err(status) = self.shared.meta_done(settled).await {
+                debug!(group, replica, reason = status.message(), "a debt was not settled");
             }
         }
     }
