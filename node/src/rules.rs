@@ -115,7 +115,7 @@ macro_rules! rule_table {
                     leader_prefer: words(&rule.leader_prefer),
                     pin: rule.pin.as_ref().map(|pins| pins.nodes.clone()),
                     freeze: rule.freeze,
-                    ..Default::default()
+                    $($extra: <$kind>::new(),)*
                 }
             }
         }

@@ -52,7 +52,7 @@ enum Ask {
     /// From one value to another; a list grows that way, too.
     Swap(Option<Bytes>, Bytes),
     Read(ReadLevel),
-    Meta(v1::meta_command::Body),
+    Meta(Box<v1::meta_command::Body>),
 }
 
 struct Pending {
@@ -149,7 +149,7 @@ impl World {
             if client.orders.is_empty() {
                 return false;
             }
-            let ask = Ask::Meta(client.orders.remove(0));
+            let ask = Ask::Meta(Box::new(client.orders.remove(0)));
             client.seq += 1;
             client.pending = Some(Pending { key: String::new(), ask, op: 0, since, tries: 0 });
             return true;
@@ -295,7 +295,7 @@ impl World {
                 let expect = old.clone().map_or(Expect::Absent, Expect::Value);
                 MapCommand::new().cas(pending.key.clone(), expect, Some(new.clone())).encode()
             }
-            Ask::Meta(body) => Ok(meta_command(wall_ms, body.clone())),
+            Ask::Meta(body) => Ok(meta_command(wall_ms, (**body).clone())),
             Ask::Read(_) => Ok(Bytes::new()),
         };
         let payload = payload.expect("commands are small");
@@ -369,7 +369,7 @@ impl World {
             let reply = decode_meta_reply(&applied.reply);
             let reply =
                 reply.unwrap_or_else(|error| self.fail(&format!("an answer of the meta group: {error}")));
-            return self.operator_hears(body.clone(), reply);
+            return self.operator_hears((**body).clone(), reply);
         }
         let reply = decode_map_reply(&applied.reply);
         let reply = reply.unwrap_or_else(|error| self.fail(&format!("an answer of a map: {error}")));
