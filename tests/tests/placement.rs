@@ -118,11 +118,14 @@ async fn a_drained_node_is_empty_leads_nothing_and_may_go() {
     let looked = json(&cluster, other, &["drain", &name, "--look"]).await;
     assert_eq!((looked["replicas"].as_u64(), looked["leaders"].as_u64()), (Some(0), Some(0)), "{looked}");
     traffic.acknowledged(20).await;
-    let map = cluster.map_until("the map", |map| Some(map.clone())).await;
-    for predicate in predicates.iter().chain(&["@meta"]) {
-        let nodes = nodes_of(&map, predicate).expect("it is there");
-        assert!(nodes.len() == 3 && !nodes.contains(&cluster.id(victim)), "{predicate}: {nodes:?}");
-    }
+    let id = cluster.id(victim);
+    cluster
+        .map_until("every predicate to have three replicas elsewhere", |map| {
+            let all = predicates.iter().chain(&["@meta"]);
+            let nodes: Option<Vec<BTreeSet<u64>>> = all.map(|predicate| nodes_of(map, predicate)).collect();
+            nodes?.iter().all(|nodes| nodes.len() == 3 && !nodes.contains(&id)).then_some(())
+        })
+        .await;
     says(&cluster, other, &["decommission", &name], 0, &[]).await;
     cluster.kill(victim).await;
     traffic.acknowledged(20).await;
