@@ -202,13 +202,16 @@ impl Replica {
     }
 
     /// Whether an append says only that more of what its receiver has acknowledged is committed. Raft sends one to each
-    /// follower for each commit, to be answered: half of all messages, where many groups have little to write each.
+    /// follower for each commit, to be answered: half of all messages, where many groups have little to write each. One that
+    /// stands behind what its receiver has acknowledged is answered: that is how raft learns that an append was lost, and
+    /// without the answer the entry is never sent again.
     fn only_commits(&self, message: &pb::Message) -> bool {
         message.get_msg_type() == pb::MessageType::MsgAppend
             && message.get_entries().is_empty()
             && message.term == self.raw.raft.term
             && self.raw.raft.prs().get(message.to).is_some_and(|progress| {
-                progress.state == ProgressState::Replicate && progress.matched >= message.commit
+                progress.state == ProgressState::Replicate
+                    && progress.matched >= message.commit.max(message.index)
             })
     }
 

@@ -52,6 +52,24 @@ fn a_commit_that_nobody_heard_of_is_told_by_the_next_heartbeat() {
     assert!(followers(leader).all(|id| lab.status(id, 2).applied == index));
 }
 
+/// Raft learns of a lost append from the answer to an empty one; nothing else follows in a group that is quiet.
+#[test]
+fn an_append_that_was_lost_is_sent_again() {
+    let (mut lab, leader) = lab();
+    let asked = lab.propose(leader, 2, "k=v");
+    let lost = Cell::new(0);
+    lab.settle_where(|mail| {
+        let has_entries = matches!(&mail.message.body, Some(Body::Raft(raft)) if !raft.entries.is_empty());
+        lost.set(lost.get() + usize::from(has_entries));
+        !has_entries
+    });
+    lab.mail.clear();
+    assert_eq!(lost.get(), 2, "one to each follower");
+    lab.tick(8);
+    let index = lab.outcome(asked).expect("it is answered").unwrap();
+    assert!(followers(leader).all(|id| lab.status(id, 2).applied == index));
+}
+
 #[test]
 fn a_late_word_of_an_earlier_leader_changes_nothing() {
     let (mut lab, leader) = lab();

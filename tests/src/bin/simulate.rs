@@ -145,6 +145,7 @@ fn work(options: &Options, end: u64, begun: Instant, next: &AtomicU64, stop: &At
                 sum.coverage.add(&report.coverage);
             }
             Err(failure) => {
+                eprintln!("seed {seed} fails: {}", failure.what);
                 sum.failures.push(*failure);
                 if options.seeds == 0 || sum.failures.len() >= 10 {
                     stop.store(true, Ordering::Relaxed);

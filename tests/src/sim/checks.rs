@@ -128,7 +128,27 @@ impl World {
         }
         if let Some(injury) = self.injury {
             let why = self.who_names(injury.node).unwrap_or_else(|| "it waits for its end".to_owned());
-            return Err(format!("{injury:?} is not healed: {why}"));
+            let moves = self.meta.running_moves();
+            let moves: Vec<String> = moves
+                .map(|mv| {
+                    let target = ReplicaId::new(mv.target).ok();
+                    let seen = target.and_then(|target| self.seen.get(&(GroupId(mv.group), target.node())));
+                    let seen = seen.map(|seen| {
+                        (seen.role, seen.applied, seen.sleeping, seen.pull.is_some(), &seen.pull_blocked)
+                    });
+                    let led = self.leaders(GroupId(mv.group)).first().copied();
+                    let led = led.and_then(|i| self.seen.get(&(GroupId(mv.group), self.nodes[i].id)));
+                    let led =
+                        led.map(|led| (led.replica, led.last_index, led.commit, led.sleeping, &led.progress));
+                    format!(
+                        "move {} of g{} is in {:?}: target {seen:?}, leader {led:?}",
+                        mv.id,
+                        mv.group,
+                        mv.phase()
+                    )
+                })
+                .collect();
+            return Err(format!("{injury:?} is not healed: {why}; {moves:?}"));
         }
         if let Some(mv) = self.meta.running_moves().next() {
             return Err(format!("move {} of g{} is in {:?}: {}", mv.id, mv.group, mv.phase(), mv.blocked));
