@@ -79,6 +79,11 @@ calls! {
     RebalancePlanRequest => RebalancePlanReply by rebalance_plan meta;
     RebalanceApplyRequest => RebalanceApplyReply by rebalance_apply meta;
     ExplainRequest => ExplainReply by explain_placement meta;
+    RecoverRecordRequest => RecoverRecordReply by recover_record meta;
+    RemainsRequest => RemainsReply by remains;
+    RecoverReplicaRequest => RecoverReplicaReply by recover_replica;
+    RecoverPlanRequest => RecoverPlanReply by recover_plan;
+    RecoverApplyRequest => RecoverApplyReply by recover_apply;
     UsageRequest => UsageReply by usage;
     GroupsRequest => GroupsReply by groups;
     ReportRequest => NodeView by report;

@@ -10,6 +10,7 @@ mod moves;
 mod node;
 mod output;
 mod placement;
+mod recover;
 mod wal;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -91,6 +92,9 @@ enum Command {
         #[arg(value_parser = node_id)]
         node: NodeId,
     },
+    /// Groups whose quorum is lost for good: a plan first, which says what may be lost.
+    #[command(subcommand)]
+    Recover(recover::RecoverCommand),
     /// Every group's replicas on every node.
     Groups(cluster::GroupsArgs),
     /// Move a predicate's replica to another node.
@@ -181,6 +185,7 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
         Command::Predicates => cluster::predicates(&context).await,
         Command::Predicate(command) => cluster::predicate(&context, command).await,
         Command::Decommission { node } => cluster::decommission(&context, node).await,
+        Command::Recover(command) => recover::run(&context, command).await,
         Command::Groups(args) => cluster::groups(&context, args).await,
         Command::Move(command) => moves::run(&context, command).await,
         Command::Rules(command) => placement::rules(&context, command).await,
@@ -267,6 +272,8 @@ mod tests {
             &["pontoon", "status", "--addr", "http://127.0.0.1:7400/"],
             &["pontoon", "move", "start", "name", "--to", "0"],
             &["pontoon", "decommission", "third"],
+            &["pontoon", "recover", "plan"],
+            &["pontoon", "recover", "plan", "--lost", "n2,third"],
             &["pontoon", "get", "name", "k", "--local", "--max-lag", "2s"],
             &["pontoon", "log", "tail", "events", "--from", "-1"],
             &["pontoon", "log", "truncate", "events"],

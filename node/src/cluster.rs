@@ -224,7 +224,8 @@ impl Shared {
             if voters.contains(&node) && there * 2 <= voters.len() {
                 return Err(Status::failed_precondition(format!(
                     "of the {} replicas of {} (group {}) only {there} answer, no majority: without {node} nobody could \
-                     replace its replica; start it or the other nodes that do not answer, or drop the predicate if they are lost",
+                     replace its replica; start it or the other nodes that do not answer, or, if these are lost for good, make a \
+                     plan with `pontoon recover plan --lost NODES`",
                     voters.len(),
                     shard.predicate,
                     shard.group

@@ -24,6 +24,7 @@ pub mod api;
 pub mod client;
 pub mod load;
 pub mod rdf;
+pub mod recover;
 pub mod rules;
 
 mod announce;

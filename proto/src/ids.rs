@@ -144,6 +144,18 @@ impl fmt::Display for ReplicaId {
     }
 }
 
+impl FromStr for ReplicaId {
+    type Err = IdError;
+
+    /// Reads `n3.7`.
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let (node, ordinal) = text.split_once('.').unwrap_or((text, ""));
+        let ordinal: u32 =
+            ordinal.parse().map_err(|source| IdError::NotANumber { kind: "replica", source })?;
+        ReplicaId::new((node.parse::<NodeId>()?.get() << 32) | u64::from(ordinal))
+    }
+}
+
 /// A cluster: 128 random bits, drawn once by the first node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterId(pub uuid::Uuid);
@@ -182,6 +194,10 @@ mod tests {
         assert_eq!(second.ordinal(), 2);
         assert_eq!(ReplicaId::new(second.get()), Ok(second));
         assert_eq!(second.to_string(), "n7.2");
+        assert_eq!("n7.2".parse(), Ok(second));
+        for wrong in ["n7", "n7.", "n7.0", "7.x", ".2", "n0.1"] {
+            assert!(wrong.parse::<ReplicaId>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -49,12 +49,14 @@ pub(crate) struct SnapshotRequest {
 }
 
 pub(crate) enum ApplyTask {
-    /// Opens the machine of a group; `initial` is the mark of a founding member whose engine holds nothing.
+    /// Opens the machine of a group; `initial` is the mark of a founding member whose engine holds nothing, `took_over` the
+    /// replica that this one was before it went on alone (`core/recover.rs`).
     Open {
         group: GroupId,
         replica: u64,
         descriptor: Bytes,
         initial: Option<v1::Mark>,
+        took_over: Option<u64>,
     },
     /// Normal entries, contiguous.
     Entries {
@@ -240,9 +242,13 @@ impl Applier {
         let group = task.group();
         let machine_error = |source| Error::Machine { group, source };
         match task {
-            ApplyTask::Open { replica, descriptor, initial, .. } => {
+            ApplyTask::Open { replica, descriptor, initial, took_over, .. } => {
                 let mut machine = self.machines.open(group, &descriptor).map_err(machine_error)?;
                 let mut found = machine.mark().map_err(machine_error)?;
+                if let Some(mark) = found.as_mut().filter(|mark| Some(mark.replica) == took_over) {
+                    mark.replica = replica;
+                    mark.conf_state = Some(v1::ConfState { voters: vec![replica], ..Default::default() });
+                }
                 if found.as_ref().is_some_and(|mark| mark.replica != replica) {
                     // Crash case: an earlier replica was removed here and its tombstone was durable, but the removal of
                     // its data was cut short or lost. It is repeated before the new replica holds anything.

@@ -11,9 +11,11 @@
 
 mod lifecycle;
 mod neighbours;
+mod recover;
 mod reseed;
 mod sleepers;
 mod time;
+mod turn;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -23,7 +25,7 @@ use std::{
 
 use bytes::Bytes;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
-use pontoon_wal::{Batch, Reservation, Submitter, Wal};
+use pontoon_wal::{Submitter, Wal};
 
 use lifecycle::OPENED_PER_TICK;
 pub(crate) use neighbours::Neighbours;
@@ -38,9 +40,8 @@ use crate::{
     envelope,
     error::{Error, Rejected},
     hybrid::HybridClock,
-    replica::{Alive, Replica, Shared, Taken, guarded},
+    replica::{Alive, Replica, Shared, guarded},
     snapshot::ServeTask,
-    transport::Class,
     types::{Config, Event, GroupStatus, Room},
 };
 
@@ -252,6 +253,7 @@ impl Core {
             Input::Create { spec, token } => self.create(spec, token, fx),
             Input::Adopt { group, token } => self.adopt(group, token, fx),
             Input::Destroy { group, replica, token } => self.destroy(group, replica, token, fx),
+            Input::Recover { group, recovery, token } => self.recover(group, &recovery, token, fx),
             Input::Persisted { submission } => self.on_persisted(submission, fx),
             Input::LogFailed { reason } => self.on_log_failed(reason, fx),
             Input::EngineFailed { reason } => self.on_engine_failed(reason, fx),
@@ -292,33 +294,6 @@ impl Core {
         }
     }
 
-    /// Ends the turn: every group with something ready goes into one submission. To be called after the inputs that were
-    /// there, before waiting for more.
-    pub(crate) fn poll(&mut self, fx: &mut Effects) {
-        // What the log has made durable is known by now, however long the inputs waited.
-        if std::mem::take(&mut self.stall_is_due) && self.is_stalled() {
-            self.make_way(fx);
-        }
-        // A ready can make another one ready (a sole voter's); the rounds end because each consumes what it found.
-        while self.failed.is_none() {
-            self.feed(fx);
-            let groups = std::mem::take(&mut self.ready);
-            if groups.is_empty() {
-                break;
-            }
-            let mut turn = Turn::default();
-            for group in groups {
-                if turn.batch.size_bytes() > self.batch_limit / 2 {
-                    self.submit(std::mem::take(&mut turn), fx);
-                }
-                self.collect(group, &mut turn, fx);
-            }
-            self.submit(turn, fx);
-        }
-        let control = |(node, message)| (node, Class::Control, message);
-        fx.send.extend(fx.beats.take(self.shared.wal.incarnation()).map(control));
-    }
-
     /// Shares the room on the disk with the node's other loops.
     pub(crate) fn sharing(mut self, reserved: Arc<AtomicU64>) -> Core {
         self.shared.turns.share(reserved);
@@ -340,68 +315,6 @@ impl Core {
                 replica.go_on(shared, fx);
                 Ok(())
             });
-        }
-    }
-
-    fn poll_group(&mut self, group: GroupId, fx: &mut Effects) {
-        let mut turn = Turn::default();
-        self.collect(group, &mut turn, fx);
-        self.submit(turn, fx);
-    }
-
-    fn collect(&mut self, group: GroupId, turn: &mut Turn, fx: &mut Effects) {
-        let Some(replica) = live(&mut self.slots, group) else { return };
-        let shared = &mut self.shared;
-        let taken = guarded(|| replica.start_reads(shared, fx))
-            .flatten()
-            .and_then(|()| replica.take_ready(shared, &mut turn.batch, &mut turn.reservation, fx));
-        replica.want_entries(fx);
-        match taken {
-            Ok(Some(taken)) => turn.taken.push((group, taken)),
-            Ok(None) => {}
-            Err(reason) => self.kill(group, reason, fx),
-        }
-    }
-
-    fn submit(&mut self, mut turn: Turn, fx: &mut Effects) {
-        if !turn.batch.is_empty() {
-            let synced: Vec<(GroupId, u64)> =
-                turn.taken.iter().filter(|(_, t)| t.sync).map(|(group, t)| (*group, t.number)).collect();
-            if synced.is_empty() {
-                // Only commit indexes moved: they may ride with the next sync.
-                turn.batch.relaxed();
-            }
-            if !self.send_batch(turn.batch, turn.reservation, Submission::Turn(synced), fx) {
-                return;
-            }
-        }
-        for (group, taken) in turn.taken {
-            self.with(group, fx, |replica, shared, fx| replica.after_submit(shared, taken, fx));
-        }
-    }
-
-    /// Submits to the log. False: the log has failed, and everything stops.
-    fn send_batch(
-        &mut self,
-        batch: Batch,
-        reservation: Option<Reservation>,
-        what: Submission,
-        fx: &mut Effects,
-    ) -> bool {
-        // Hard states, empty entries, configuration and truncation were not reserved: they draw on the reserve.
-        let reservation =
-            reservation.unwrap_or_else(|| self.shared.submitter.try_reserve_internal(GroupId::NODE));
-        let token = self.next_submission;
-        self.next_submission += 1;
-        match self.shared.submitter.submit(batch, reservation, token) {
-            Ok(_) => {
-                self.submissions.push_back(Submitted { token, since: self.shared.ticks, what });
-                true
-            }
-            Err(error) => {
-                self.on_log_failed(error.to_string(), fx);
-                false
-            }
         }
     }
 
@@ -646,27 +559,6 @@ impl Core {
             }
         }
     }
-
-    fn on_installed(&mut self, group: GroupId, mark: v1::Mark, fx: &mut Effects) {
-        let Some(replica) = live(&mut self.slots, group) else { return };
-        let mut turn = Turn::default();
-        match replica.on_installed(&mut self.shared, mark, &mut turn.batch, fx) {
-            Ok(taken) => {
-                turn.taken.extend(taken.map(|taken| (group, taken)));
-                self.submit(turn, fx);
-                self.ready.insert(group);
-            }
-            Err(reason) => self.kill(group, reason, fx),
-        }
-    }
-}
-
-/// What one submission gathers.
-#[derive(Default)]
-struct Turn {
-    batch: Batch,
-    reservation: Option<Reservation>,
-    taken: Vec<(GroupId, Taken)>,
 }
 
 /// Whether a message says nothing that keeps a group awake: a leader that has nothing to do says it, too.

@@ -12,7 +12,9 @@ use crate::{
     error::{Error, ProposeError, Rejected},
     snapshot::ServeTask,
     transport::Class,
-    types::{Applied, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Room},
+    types::{
+        Applied, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Recovery, Room,
+    },
 };
 
 /// Names a caller who waits for an answer. Chosen by the driver.
@@ -85,6 +87,12 @@ pub(crate) enum Input {
     Destroy {
         group: GroupId,
         replica: ReplicaId,
+        token: Token,
+    },
+    /// The group's quorum is lost for good: its replica here goes on alone.
+    Recover {
+        group: GroupId,
+        recovery: Recovery,
         token: Token,
     },
     /// A replica that the log holds is opened again.

@@ -152,6 +152,14 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// A replica does not go on alone.
+    #[error("{group} is not recovered on this node: {reason}; make a new plan")]
+    NotRecovered {
+        /// The group.
+        group: GroupId,
+        /// What is against it.
+        reason: String,
+    },
     /// What is stored was written by a newer version.
     #[error("{what} has format {found}, this version knows up to {known}; run the newer version")]
     UnknownFormat {

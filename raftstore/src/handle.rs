@@ -24,8 +24,8 @@ use crate::{
     machine::Machines,
     transport::Transport,
     types::{
-        Applied, Config, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Role,
-        Room,
+        Applied, Config, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Recovery,
+        Role, Room,
     },
 };
 
@@ -242,6 +242,29 @@ impl MultiRaft {
             Ok(Answer::Destroyed(result)) => result,
             _ => Err(Error::Stopped),
         }
+    }
+
+    /// Lets the replica of a group that has lost its quorum for good go on alone, as the group's only voter, under a new id: with
+    /// everything that its log holds. Durable on return. Idempotent. What the lost ones had beyond its last entry is lost; that
+    /// they never come back is the caller's business.
+    ///
+    /// # Errors
+    /// [`Error::NotRecovered`]: the replica is another, has gone on, follows a leader, or has nothing to go on with;
+    /// [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Dropping this abandons the answer, not the recovery.
+    pub async fn recover(&self, group: GroupId, recovery: Recovery) -> Result<(), Error> {
+        match self.ask(group, |token| Input::Recover { group, recovery, token }).await {
+            Ok(Answer::Replica(result)) => result.map(drop),
+            _ => Err(Error::Stopped),
+        }
+    }
+
+    /// The last entry that a group's log holds here, the term and the index; `None` if the log knows no such group.
+    pub fn last_entry(&self, group: GroupId) -> Option<(u64, u64)> {
+        let index = self.inner.wal.group(group)?.last_index;
+        Some((self.inner.wal.term(group, index).ok()?, index))
     }
 
     /// What happens from now on. A listener that is too slow misses the oldest.

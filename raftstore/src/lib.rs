@@ -84,5 +84,5 @@ pub use stepped::{Output, Stepped};
 pub use transport::{Class, Transport};
 pub use types::{
     Applied, Config, Event, GroupSpec, GroupStatus, INITIAL_POSITION, MAX_OPEN_REQUESTS, Mandate,
-    MemberChange, Progress, Proposal, PullProgress, ReadLevel, RequestId, Role, Room, Verified,
+    MemberChange, Progress, Proposal, PullProgress, ReadLevel, Recovery, RequestId, Role, Room, Verified,
 };

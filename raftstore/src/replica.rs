@@ -53,7 +53,7 @@ use crate::{
     puller::Puller,
     rules::{Rule, is_broken},
     storage::GroupStorage,
-    types::{Config, Event, GroupStatus, Progress, Role, Room, Verified},
+    types::{Config, Event, GroupStatus, Progress, Recovery, Role, Room, Verified},
 };
 
 /// What all replicas of a core share while one of them works.
@@ -146,6 +146,9 @@ pub(crate) struct Replica {
     unapplied_bytes: u64,
     proposals: VecDeque<ProposalWait>,
     change_wait: Option<ProposalWait>,
+    /// The last index of the log when the replica went on alone; 0 if it never did. Changes of members up to here are those of
+    /// the group that was, and no state below this is offered: whoever began from it would meet them.
+    alone_since: u64,
     /// The highest place of an order that was heard here.
     ordered: [u64; 3],
     reads: Reads,
@@ -196,6 +199,7 @@ impl Replica {
         id: ReplicaId,
         mark: Option<v1::Mark>,
         founding: bool,
+        alone_since: u64,
     ) -> Result<Replica, Error> {
         let damaged = |reason: String| Error::Damaged { group, reason };
         let mark = mark.unwrap_or_default();
@@ -260,7 +264,7 @@ impl Replica {
             ..Default::default()
         };
         let mut storage = GroupStorage::new(shared.wal.clone(), group, hard_state, conf.clone());
-        if mark.index > 0 {
+        if mark.index > 0 && mark.index >= alone_since {
             storage.offer = Some((mark.index, mark.term, conf.clone()));
         }
         let raw = guarded(|| RawNode::new(&raft_config, storage, &raft_logger(group)))
@@ -287,6 +291,7 @@ impl Replica {
             unapplied_bytes: 0,
             proposals: VecDeque::new(),
             change_wait: None,
+            alone_since,
             ordered: [0; 3],
             reads: Reads::default(),
             lease: if founding { Lease::default() } else { Lease::of_reopened(shared.clock_now) },
@@ -326,8 +331,39 @@ impl Replica {
         self.conf.voters == [self.id.get()] && self.conf.voters_outgoing.is_empty()
     }
 
-    fn last_index(&self) -> u64 {
+    pub(crate) fn last_index(&self) -> u64 {
         self.raw.raft.raft_log.last_index()
+    }
+
+    pub(crate) fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    pub(crate) fn commit(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    /// The last entry of the log: the term and the index.
+    pub(crate) fn last_entry(&self) -> (u64, u64) {
+        (self.raw.raft.raft_log.last_term(), self.last_index())
+    }
+
+    /// Why this replica must not go on alone; `None` if it may.
+    pub(crate) fn refuses_recovery(&self, recovery: &Recovery) -> Option<String> {
+        let (id, last) = (self.id, self.last_entry());
+        if id != recovery.from || recovery.to <= id || recovery.to.node() != id.node() {
+            return Some(format!("the replica here is {id}"));
+        }
+        if let Some(leader) = self.leader() {
+            return Some(format!("{leader} leads the group"));
+        }
+        if self.installing.is_some() || self.installed.is_some() {
+            return Some(format!("{id} is taking a snapshot in"));
+        }
+        if self.mark.index == 0 {
+            return Some(format!("{id} has no state yet"));
+        }
+        (last != recovery.last).then(|| format!("{id} has gone on to entry {} of term {}", last.1, last.0))
     }
 
     fn not_leader(&self) -> Rejected {

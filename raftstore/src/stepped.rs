@@ -23,7 +23,9 @@ use crate::{
     machine::Machines,
     snapshot::{ServeTask, Served, SnapshotServer},
     transport::Class,
-    types::{Config, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Room},
+    types::{
+        Config, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Recovery, Room,
+    },
 };
 
 #[derive(Default)]
@@ -369,6 +371,11 @@ impl Stepped {
     /// Removes a replica for ever; the answer is [`Answer::Destroyed`].
     pub fn destroy_replica(&mut self, group: GroupId, replica: ReplicaId) -> u64 {
         self.ask(|token| Input::Destroy { group, replica, token })
+    }
+
+    /// Lets a replica go on alone; the answer is [`Answer::Replica`].
+    pub fn recover(&mut self, group: GroupId, recovery: Recovery) -> u64 {
+        self.ask(|token| Input::Recover { group, recovery, token })
     }
 
     /// What a replica here is and knows.

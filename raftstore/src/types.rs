@@ -269,6 +269,19 @@ pub struct Mandate {
     pub place: [u64; 3],
 }
 
+/// How a replica of a group that has lost its quorum for good goes on: alone, under a new id.
+///
+/// It is refused unless the replica is what it was when that was decided, so that a group which lives after all is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recovery {
+    /// The replica that it is.
+    pub from: ReplicaId,
+    /// The replica that it becomes: on the same node, with a higher ordinal than any that was given out there.
+    pub to: ReplicaId,
+    /// The last entry of its log: the term and the index.
+    pub last: (u64, u64),
+}
+
 /// What a replica is at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Role {

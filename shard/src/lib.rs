@@ -52,6 +52,7 @@ mod store;
 pub mod engine;
 pub mod mover;
 pub mod planner;
+pub mod recover;
 
 pub use engine::EngineKind;
 pub use error::Error;

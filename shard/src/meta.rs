@@ -9,6 +9,7 @@
 mod apply;
 mod machine;
 mod moves;
+mod recover;
 mod state;
 mod wishes;
 

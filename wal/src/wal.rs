@@ -12,8 +12,8 @@ use pontoon_proto::GroupId;
 use uuid::Uuid;
 
 use crate::{
-    Batch, DriverMode, Error, GcStats, GroupView, KeyId, Lsn, Metrics, Options, PersistSink, Pinned, RealFs,
-    RecoveryReport, Result, ScrubReport, Storage, Submitter, Usage, WalReader, create,
+    Batch, Damage, DriverMode, Error, GcStats, GroupView, KeyId, Lsn, Metrics, Options, PersistSink, Pinned,
+    RealFs, RecoveryReport, Result, ScrubReport, Storage, Submitter, Usage, WalReader, create,
     crypt::Keyring,
     driver::{self, Threads},
     fetch::{Fetch, Fetches},
@@ -167,6 +167,11 @@ impl Wal {
     /// The hard state of a group, if it exists; as [`Wal::bounds`].
     pub fn hard_state(&self, group: GroupId) -> Option<HardState> {
         self.shared().index.with(group, |state| state.hard_state)
+    }
+
+    /// What a group has lost by damage, if it has. No I/O.
+    pub fn damage(&self, group: GroupId) -> Option<Damage> {
+        self.shared().index.with(group, |state| state.damage.as_deref().cloned()).flatten()
     }
 
     /// The term of an index. The truncated index still has its term; a group that does not exist has only index 0. No I/O.

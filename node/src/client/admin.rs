@@ -63,6 +63,10 @@ calls! {
     rebalance_apply(RebalanceApplyRequest) -> RebalanceApplyReply;
     /// Why a predicate's replicas are on a node, and why not.
     explain_placement(ExplainRequest) -> ExplainReply;
+    /// How the groups go on that lose their quorum with these nodes. Nothing is begun.
+    recover_plan(RecoverPlanRequest) -> RecoverPlanReply;
+    /// Carries such a plan out. Idempotent.
+    recover_apply(RecoverApplyRequest) -> RecoverApplyReply;
     /// What happened.
     events(EventsRequest) -> EventsReply;
 }

@@ -225,6 +225,41 @@ impl Admin for AdminService {
         self.here(request).await
     }
 
+    async fn remains(
+        &self,
+        request: Request<v1::RemainsRequest>,
+    ) -> Result<Response<v1::RemainsReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn recover_replica(
+        &self,
+        request: Request<v1::RecoverReplicaRequest>,
+    ) -> Result<Response<v1::RecoverReplicaReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn recover_record(
+        &self,
+        request: Request<v1::RecoverRecordRequest>,
+    ) -> Result<Response<v1::RecoverRecordReply>, Status> {
+        self.meta(request).await
+    }
+
+    async fn recover_plan(
+        &self,
+        request: Request<v1::RecoverPlanRequest>,
+    ) -> Result<Response<v1::RecoverPlanReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn recover_apply(
+        &self,
+        request: Request<v1::RecoverApplyRequest>,
+    ) -> Result<Response<v1::RecoverApplyReply>, Status> {
+        self.here(request).await
+    }
+
     async fn confirm_members(
         &self,
         request: Request<v1::ConfirmMembersRequest>,

@@ -5,7 +5,7 @@ use pontoon_proto::{GroupId, ReplicaId, v1};
 use pontoon_wal::{self as wal, Batch};
 use prost::Message as _;
 
-use super::{Core, Slot, Submission};
+use super::{Core, Slot, Submission, recover::Recovered};
 use crate::{
     apply::{ApplyTask, MARK_FORMAT},
     effects::{Answer, Effects, Token},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The log's metadata key of a replica's record.
-const RECORD_KEY: &[u8] = b"replica";
+pub(super) const RECORD_KEY: &[u8] = b"replica";
 const RECORD_FORMAT: u32 = 1;
 
 /// Replicas that are opened in one tick. All at once, 100,000 of them would look for leaders together and nothing else would
@@ -25,18 +25,21 @@ pub(super) const OPENED_PER_TICK: usize = 500;
 
 /// What the log remembers of a replica beside raft's state.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Record {
+pub(super) struct Record {
     #[prost(uint32, tag = "1")]
     format: u32,
     #[prost(uint64, tag = "2")]
-    replica: u64,
+    pub(super) replica: u64,
     #[prost(bytes = "bytes", tag = "3")]
     descriptor: Bytes,
     #[prost(uint64, tag = "4")]
     epoch: u64,
     /// The founding configuration; absent for a replica that began empty.
     #[prost(message, optional, tag = "5")]
-    initial: Option<v1::ConfState>,
+    pub(super) initial: Option<v1::ConfState>,
+    /// It went on alone, when its group had lost its quorum.
+    #[prost(message, optional, tag = "6")]
+    pub(super) recovered: Option<Recovered>,
 }
 
 impl Record {
@@ -103,6 +106,7 @@ impl Core {
             descriptor: spec.descriptor,
             epoch: spec.epoch,
             initial: spec.initial,
+            recovered: None,
         };
         let mut batch = Batch::new();
         batch.put_meta(group, RECORD_KEY, &record.encode_to_vec());
@@ -117,7 +121,7 @@ impl Core {
     }
 
     /// What the log remembers of the replica of a group, if that reads.
-    fn record(&self, group: GroupId) -> Option<Record> {
+    pub(super) fn record(&self, group: GroupId) -> Option<Record> {
         let record = Record::decode(self.shared.wal.meta(group, RECORD_KEY)?).ok()?;
         (record.format == RECORD_FORMAT).then_some(record)
     }
@@ -175,20 +179,23 @@ impl Core {
     pub(super) fn open_machine(&mut self, group: GroupId, fx: &mut Effects) {
         if let (Some(Slot::Opening { .. }), Some(record)) = (self.slots.get(&group), self.record(group)) {
             let (descriptor, initial) = (record.descriptor.clone(), record.initial_mark());
-            fx.apply.push(ApplyTask::Open { group, replica: record.replica, descriptor, initial });
+            let took_over = record.recovered.map(|recovered| recovered.from);
+            fx.apply.push(ApplyTask::Open { group, replica: record.replica, descriptor, initial, took_over });
         }
     }
 
     pub(super) fn on_opened(&mut self, group: GroupId, mark: Option<v1::Mark>, fx: &mut Effects) {
         let Some(Slot::Opening { replica, founding, .. }) = self.slots.get(&group) else { return };
+        let (replica, founding) = (*replica, *founding);
         if self.is_engine_lost(group, mark.as_ref()) {
-            let replica = *replica;
             if let Some(Slot::Opening { waiting, .. }) = self.slots.remove(&group) {
                 fx.answers.extend(waiting.into_iter().map(|token| (token, Answer::Replica(Ok(replica)))));
             }
             return self.reseed(group, replica, fx);
         }
-        match Replica::build(&mut self.shared, group, *replica, mark, *founding) {
+        let alone_since =
+            self.record(group).and_then(|record| record.recovered).map_or(0, |recovered| recovered.index);
+        match Replica::build(&mut self.shared, group, replica, mark, founding, alone_since) {
             Ok(built) => {
                 let id = built.id;
                 fx.statuses.push(built.status());

@@ -245,11 +245,16 @@ impl Replica {
         let change = convert::conf_change_from_bytes(entry.data.clone())
             .ok_or_else(|| format!("the configuration entry at {} cannot be read", entry.index))?;
         // Raft 0.7 asserts that a sole voter's log is durable when it becomes leader.
-        if self.leaves_me_alone(&change) && self.raw.raft.raft_log.persisted < self.last_index() {
+        if self.leaves_me_alone(&change)
+            && entry.index > self.alone_since
+            && self.raw.raft.raft_log.persisted < self.last_index()
+        {
             return Ok(false);
         }
         let Some(entry) = self.committed.pop_front() else { return Ok(false) };
-        if !is_broken(Rule::ChangeAtItsEntry) || self.is_leader() {
+        // What the group that was had under way concerns nobody any more.
+        let counts = entry.index > self.alone_since;
+        if counts && (!is_broken(Rule::ChangeAtItsEntry) || self.is_leader()) {
             let raw = &mut self.raw;
             let conf = guarded(|| raw.apply_conf_change(&change))?.map_err(|error| {
                 format!("the configuration entry at {} does not apply: {error}", entry.index)

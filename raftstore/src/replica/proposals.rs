@@ -117,8 +117,10 @@ impl Replica {
         shared.unapplied_bytes -= bytes;
         self.mark = mark;
         self.dirty = true;
-        self.raw.mut_store().offer =
-            Some((self.mark.index, self.mark.term, self.mark.conf_state.clone().unwrap_or_default()));
+        if self.mark.index >= self.alone_since {
+            self.raw.mut_store().offer =
+                Some((self.mark.index, self.mark.term, self.mark.conf_state.clone().unwrap_or_default()));
+        }
         for reply in replies {
             let Some(wait) = self.proposals.pop_front_if(|wait| wait.index == reply.index) else { continue };
             match reply.result {

@@ -178,6 +178,12 @@ impl Lab {
         self.nodes[&node(id)].stepped.status(GroupId(group)).expect("a replica")
     }
 
+    /// The term of the last entry of a replica's log.
+    pub(crate) fn last_term(&self, id: u64, group: u64) -> u64 {
+        let (node, last) = (&self.nodes[&node(id)], self.status(id, group).last_index);
+        node.wal.term(GroupId(group), last).expect("the log holds it")
+    }
+
     /// Whether a replica is there, and open.
     pub(crate) fn is_open(&self, id: u64, group: u64) -> bool {
         self.nodes[&node(id)].stepped.status(GroupId(group)).is_some()

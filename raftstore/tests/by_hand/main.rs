@@ -10,4 +10,5 @@ mod lease;
 mod machine;
 mod orders;
 mod pitfalls;
+mod recover;
 mod stall;

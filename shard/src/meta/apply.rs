@@ -83,6 +83,7 @@ impl MetaState {
             Ask::SetRules(ask) => step.set_rules(ask),
             Ask::StartPlan(ask) => step.start_plan(ask),
             Ask::EndPlan(ask) => step.end_plan(&ask.id),
+            Ask::RecoverCluster(ask) => step.recover_cluster(ask),
             Ask::SettleDebt(ask) => step.settle_debt(ask.group, ask.replica),
         }
     }
@@ -109,7 +110,7 @@ impl Step<'_> {
         shard
     }
 
-    fn put_node(&mut self, node: v1::Node) -> v1::Node {
+    pub(super) fn put_node(&mut self, node: v1::Node) -> v1::Node {
         self.touched.nodes.insert(node.id);
         self.state.nodes.insert(node.id, Arc::new(node.clone()));
         node

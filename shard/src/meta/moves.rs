@@ -233,7 +233,7 @@ impl Step<'_> {
     }
 }
 
-fn replica_name(id: u64) -> String {
+pub(super) fn replica_name(id: u64) -> String {
     ReplicaId::new(id).map_or_else(|_| id.to_string(), |replica| replica.to_string())
 }
 

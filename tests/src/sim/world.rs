@@ -241,7 +241,8 @@ impl World {
         }
     }
 
-    /// The process was paused: it notices how late it is before it hears anything.
+    /// The process was paused. Its clock tells at once how late it is; what it had to do next may have been to look at that, or
+    /// to take in what has come meanwhile.
     fn resume(&mut self, i: usize) {
         let now = self.now;
         let node = &mut self.nodes[i];
@@ -250,14 +251,27 @@ impl World {
         let late = now.saturating_sub(node.next_tick) / node.tick_every;
         node.next_tick += (late + 1) * node.tick_every;
         let (wall_ms, clock) = (node.wall_ms(now), node.clock(now));
+        let inbox = std::mem::take(&mut node.inbox);
         if let Some(running) = &mut node.running {
             running.stepped.set_wall_ms(wall_ms);
             running.stepped.set_clock(clock);
-            running.stepped.tick(late + 1);
         }
+        let ticks_first = self.rng.chance(500);
         self.say(format!("{id} goes on after {} ticks", late + 1));
-        for (from, packet) in std::mem::take(&mut self.nodes[i].inbox) {
+        if ticks_first {
+            self.tick_late(i, late + 1);
+        }
+        for (from, packet) in inbox {
             self.take(i, from, packet);
+        }
+        if !ticks_first {
+            self.tick_late(i, late + 1);
+        }
+    }
+
+    fn tick_late(&mut self, i: usize, ticks: u64) {
+        if let Some(running) = &mut self.nodes[i].running {
+            running.stepped.tick(ticks);
         }
     }
 
