@@ -15,6 +15,7 @@ use crate::{shared::Shared, transport::COPIED_PATIENCE};
 
 /// How long a node whose address was refused listens to another's map.
 const LISTEN: Duration = Duration::from_secs(1);
+const LISTENED_TO: usize = 5;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
@@ -61,7 +62,13 @@ impl Shared {
                     warn!(reason = status.message(), "the cluster did not take this node's address");
                     // The map of another says why, above all that this node was removed: a replica of the meta group
                     // here may have been left behind.
-                    drop(timeout(LISTEN, self.listen()).await);
+                    // Who is asked may be down; the next one then.
+                    for _ in 0..LISTENED_TO {
+                        match timeout(LISTEN, self.listen()).await {
+                            Ok(Err(_)) => {}
+                            _ => break,
+                        }
+                    }
                 }
             }
             sleep(pause).await;

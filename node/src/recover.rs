@@ -11,7 +11,7 @@ use pontoon_raftstore::{Error, Recovery};
 use pontoon_shard::recover::{self, PLAN_FORMAT, Remains};
 use prost::Message;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 use v1::meta_command::Body;
 
@@ -21,6 +21,8 @@ use crate::{clock::unix_ms, shared::Shared};
 const LOOK: Duration = Duration::from_secs(5);
 /// How long a node that is said to be lost may take to show that it is not.
 const LOST: Duration = Duration::from_secs(1);
+/// How long a leader may take to notice that it has no quorum.
+const STEP_DOWN: Duration = Duration::from_secs(10);
 /// How long the meta group may take to be led again.
 const ELECTION: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
@@ -254,8 +256,16 @@ impl Shared {
         if lost.is_empty() {
             return Err(Status::invalid_argument("name the nodes that never come back: --lost NODES"));
         }
-        let remains = self.all_remains(&lost).await?;
-        let mut plan = recover::plan(self.map.view().map(), &remains, &lost);
+        let until = Instant::now() + STEP_DOWN;
+        let mut plan = loop {
+            let remains = self.all_remains(&lost).await?;
+            let plan = recover::plan(self.map.view().map(), &remains, &lost);
+            // While somebody still leads, alone, the end of its log is not settled.
+            if recover::is_settled(&plan, &remains) || Instant::now() >= until {
+                break plan;
+            }
+            sleep(PAUSE).await;
+        };
         plan.cluster = self.cluster.as_bytes().to_vec().into();
         plan.made_ms = unix_ms();
         plan.id = id_of(&plan);
@@ -335,6 +345,12 @@ impl Shared {
     ) -> Result<v1::RecoverReplicaReply, Status> {
         let step = request.step.unwrap_or_default();
         let (from, to) = (replica(step.from)?, replica(step.to)?);
+        // Whoever leads without a quorum, or follows one who is gone, notices within an election timeout.
+        if let Some(group) = self.raft.group(GroupId(step.group)) {
+            let mut status = group.status();
+            let noticed = status.wait_for(|status| status.replica == to || status.leader.is_none());
+            drop(timeout(STEP_DOWN, noticed).await);
+        }
         let recovery = Recovery { from, to, last: (step.last_term, step.last_index) };
         self.raft.recover(GroupId(step.group), recovery).await.map_err(|error| match error {
             Error::Stopped => Status::unavailable(error.to_string()),

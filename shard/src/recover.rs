@@ -51,6 +51,14 @@ pub fn plan(map: &v1::ClusterMap, remains: &Remains, lost: &BTreeSet<u64>) -> v1
     plan
 }
 
+/// Whether those who are to go on have noticed that nobody leads them: from then on their logs stay as they are.
+pub fn is_settled(plan: &v1::RecoveryPlan, remains: &Remains) -> bool {
+    let goes_on = |info: &&v1::ReplicaInfo| {
+        plan.steps.iter().any(|step| (step.group, step.from) == (info.group, info.replica))
+    };
+    remains.values().flatten().map(info).filter(goes_on).all(|info| info.leader == 0)
+}
+
 /// Why a plan does not hold any more, one line a group; empty: it does, or a part of it was carried out already.
 pub fn obstacles(plan: &v1::RecoveryPlan, remains: &Remains) -> Vec<String> {
     let mut found = Vec::new();

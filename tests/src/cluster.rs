@@ -197,6 +197,15 @@ impl Cluster {
         exit
     }
 
+    /// Starts a node again that is not expected to serve; see [`Cluster::ended`].
+    ///
+    /// # Panics
+    /// If it runs.
+    pub fn start_in_vain(&mut self, at: usize) {
+        assert!(self.members[at].process.is_none(), "node {at} runs already");
+        self.spawn(at, None, &[]);
+    }
+
     /// Starts a stopped node again, from its directory alone, and waits until it serves.
     pub async fn restart(&mut self, at: usize) {
         self.restart_all(&[at]).await;

@@ -18,9 +18,6 @@ use crate::{
 
 /// Ticks after which a round is asked again: raft drops rounds silently, the network messages.
 const RETRY_TICKS: u64 = 4;
-/// Ticks that a question's age is short of at most: it was asked somewhere in a tick, and a tick may be late.
-const CLOCK_TICKS: u64 = 2;
-
 /// With so many readers waiting, other replicas are left to ask again.
 const MAX_WAITING: usize = 65_536;
 
@@ -53,8 +50,9 @@ struct Round {
 /// A confirmation.
 #[derive(Clone, Copy)]
 struct Confirmed {
-    /// The tick at which it was asked for.
-    since: u64,
+    /// When it was asked for, by the clock: ticks stand still while the process does, and what comes meanwhile may be taken in
+    /// before they are made up for.
+    asked: std::time::Duration,
     index: u64,
 }
 
@@ -101,9 +99,8 @@ impl Replica {
             ReadLevel::Linearizable => return self.read_leading(shared, here, fx),
             ReadLevel::Follower { max_lag } => max_lag,
         };
-        let age =
-            |confirmed: Confirmed| shared.config.tick * (shared.ticks - confirmed.since + CLOCK_TICKS) as u32;
-        match self.reads.confirmed.filter(|confirmed| age(*confirmed) <= max_lag) {
+        let age = |confirmed: Confirmed| shared.clock_now.saturating_sub(confirmed.asked);
+        match self.reads.confirmed.filter(|confirmed| age(*confirmed) < max_lag) {
             Some(Confirmed { index, .. }) => self.answer_at(index, here, fx),
             None if self.leader().is_none() => {
                 fx.answers.push((token, Answer::Index(Err(self.not_leader()))));
@@ -225,7 +222,7 @@ impl Replica {
     /// The question of this number is answered, by raft or by the leader's replica; earlier ones count for nothing.
     pub(crate) fn confirm(&mut self, context: u64, index: u64, fx: &mut Effects) {
         let Some(round) = self.reads.round.take_if(|round| round.context == context) else { return };
-        self.reads.confirmed = Some(Confirmed { since: round.since, index });
+        self.reads.confirmed = Some(Confirmed { asked: round.asked, index });
         if self.is_leader() {
             self.lease.confirmed(round.asked);
         }
