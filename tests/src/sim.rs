@@ -32,6 +32,7 @@ mod mistake;
 mod net;
 mod node;
 mod operator;
+mod placing;
 mod plan;
 mod run;
 mod scenario;

@@ -207,7 +207,10 @@ impl World {
             0 if shard.voters.len() > 2 && self.injury.is_none() => {
                 self.begin_move(group, MoveKind::Remove, source);
             }
-            1 if shard.voters.len() < 5 => self.begin_move(group, MoveKind::Add, 0),
+            // A replica more finds no place on a node less.
+            1 if shard.voters.len() + 1 < self.plan.nodes as usize => {
+                self.begin_move(group, MoveKind::Add, 0)
+            }
             _ => self.begin_move(group, MoveKind::Replace, source),
         }
     }

@@ -48,6 +48,8 @@ impl Scenario {
             groups,
             steps: 0,
             lease: seed % 2 == 1,
+            repair_after_ms: 0,
+            of_moves: false,
             aims: false,
             faults: Faults::default(),
         });
