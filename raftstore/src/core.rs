@@ -361,6 +361,11 @@ impl Core {
     }
 
     fn collect(&mut self, group: GroupId, turn: &mut Turn, fx: &mut Effects) {
+        // Rot may have been found since the log was opened. The log takes nothing for a damaged group, and refuses the batch of
+        // everybody whose turn it is: the damage must stay with its group.
+        if live(&mut self.slots, group).is_some() && self.shared.wal.is_damaged(group) {
+            return self.kill(group, "its log is damaged".to_owned(), fx);
+        }
         let Some(replica) = live(&mut self.slots, group) else { return };
         let shared = &mut self.shared;
         let taken = guarded(|| replica.start_reads(shared, fx))

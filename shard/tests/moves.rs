@@ -454,6 +454,35 @@ fn a_permanent_learner_leaves_again_whoever_fails_at_whatever_step() {
 }
 
 #[test]
+fn a_plan_that_does_not_fit_the_members_any_more_ends_or_says_so() {
+    // A learner whose removal the map asks for is gone already: its node is fenced all the same.
+    let mut world = World::new(&[1, 2, 3], MoveKind::AddLearner, 0, 4);
+    world.run(0, None);
+    let (group, learner) = (world.mv().group, world.mv().target);
+    let remove =
+        v1::StartMove { group, kind: MoveKind::Remove.into(), source: learner, ..Default::default() };
+    world.id = world.meta.start(remove).unwrap().id;
+    world.conf.learners.clear();
+    world.replicas.remove(&learner);
+    world.run(0, None);
+    world.check_done(3);
+    // A voter that left is replaced by nobody: the planner looks again, an operator is told.
+    for purpose in [v1::MovePurpose::Repair, v1::MovePurpose::Operator] {
+        let mut world = World::new(&[1, 2, 3], MoveKind::Replace, 2, 4);
+        let source = world.mv().source;
+        world.conf.voters.retain(|raw| *raw != source);
+        let mv = v1::Move { purpose: purpose.into(), ..world.mv() };
+        let decided = mover::next(&mv, &world.observe());
+        match purpose {
+            v1::MovePurpose::Operator => {
+                assert!(matches!(decided, Decision::Wait { blocker: MoveBlocker::MembersChanged, .. }));
+            }
+            _ => assert_eq!(decided, Decision::Advance(MovePhase::Aborting)),
+        }
+    }
+}
+
+#[test]
 fn a_move_cancelled_before_joint_leaves_no_trace() {
     for (voters, kind, source, target, _) in CASES {
         let turns = World::new(voters, kind, source, target).run(0, None);

@@ -169,6 +169,11 @@ impl Wal {
         self.shared().index.with(group, |state| state.hard_state)
     }
 
+    /// Whether a group is damaged; as [`Wal::bounds`].
+    pub fn is_damaged(&self, group: GroupId) -> bool {
+        self.shared().index.with(group, |state| state.damage.is_some()).unwrap_or(false)
+    }
+
     /// The term of an index. The truncated index still has its term; a group that does not exist has only index 0. No I/O.
     ///
     /// # Errors

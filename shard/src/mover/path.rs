@@ -2,7 +2,7 @@
 
 use pontoon_proto::{ReplicaId, v1};
 use pontoon_raftstore::rules::{Rule, is_broken};
-use v1::{MoveBlocker, MovePhase};
+use v1::{MoveBlocker, MovePhase, MovePurpose};
 
 use super::{Action, Decision, Group, LAG, Observation, Parts, fence, leaderless, replica_at, wait};
 
@@ -22,7 +22,7 @@ pub(super) fn next(phase: MovePhase, mv: &v1::Move, parts: &Parts, seen: &Observ
         return leaderless(mv);
     };
     match phase {
-        MovePhase::Planned => planned(parts, &group),
+        MovePhase::Planned => planned(mv, parts, &group),
         MovePhase::Reserved => reserved(mv, parts, seen),
         MovePhase::Learner => learner(parts, &group, seen),
         MovePhase::Snapshot => snapshot(parts, &group, seen),
@@ -47,20 +47,27 @@ pub(super) fn next(phase: MovePhase, mv: &v1::Move, parts: &Parts, seen: &Observ
     }
 }
 
-fn planned(parts: &Parts, group: &Group<'_>) -> Decision {
+/// The plan does not fit the members any more: the planner makes another one, an operator is told.
+fn in_vain(mv: &v1::Move, reason: String) -> Decision {
+    match mv.purpose() {
+        MovePurpose::Operator => wait(MoveBlocker::MembersChanged, reason),
+        _ => Decision::Advance(MovePhase::Aborting),
+    }
+}
+
+fn planned(mv: &v1::Move, parts: &Parts, group: &Group<'_>) -> Decision {
     if group.is_joint() {
         return Decision::Act(vec![Action::LeaveJoint]);
     }
     if let Some(source) = parts.source {
-        let learner_leaves = parts.target.is_none() && group.names(source);
-        if !group.votes(source) && !learner_leaves {
-            let reason = format!("{source} is no voter of the group any more: cancel the move");
-            return wait(MoveBlocker::MembersChanged, reason);
+        // A removal of what is gone already has its fence yet to make sure of, after a linearizable read as always.
+        if !group.votes(source) && parts.target.is_some() {
+            return in_vain(mv, format!("{source} is no voter of the group any more: cancel the move"));
         }
         if parts.target.is_none() && group.votes(source) && group.conf.voters.len() < 2 {
             let reason =
                 format!("{source} is the group's only voter: cancel the move, or add a replica first");
-            return wait(MoveBlocker::MembersChanged, reason);
+            return in_vain(mv, reason);
         }
     }
     Decision::Advance(MovePhase::Reserved)

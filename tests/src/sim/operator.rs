@@ -140,6 +140,14 @@ impl World {
         if self.clients[OPERATOR].orders.len() > 4 {
             return;
         }
+        // What the members have overtaken is taken back.
+        let overtaken = self
+            .meta
+            .running_moves()
+            .find(|mv| mv.stuck && mv.blocker() == v1::MoveBlocker::MembersChanged && !mv.cancel_requested);
+        if let Some(id) = overtaken.map(|mv| mv.id) {
+            self.order(Body::CancelMove(v1::CancelMove { id, ..Default::default() }));
+        }
         // A dead replica is replaced under a new id.
         let dead: Vec<(GroupId, NodeId)> = self.dead.iter().copied().collect();
         for (group, node) in dead {
