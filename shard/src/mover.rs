@@ -25,6 +25,8 @@
 //! | Fence | tombstone at the source, then its data gone | the source's node says so |
 //! | Cleanup | nothing is left over | at once |
 //!
+//! What is decided is then judged with a look at the clock ([`Watch`]): whether the move gets on, and what is done if not.
+//!
 //! Kinds: an addition has no source, a removal no target; phases without a subject pass. A learner that is added for good
 //! passes Joint as it is; one that is removed was never in a quorum.
 //!
