@@ -138,8 +138,8 @@ fn mistakes_on_purpose_are_noticed() {
         Mistake::DeletedOnBelief,
     ] {
         let _making = mistake.make();
-        let found = (1..=100).find_map(|seed| run(&Plan::drawn(seed, 5, 4)).err());
-        let found = found.unwrap_or_else(|| panic!("100 seeds do not show {mistake:?}"));
+        let found = (1..=400).find_map(|seed| run(&Plan::drawn(seed, 5, 4)).err());
+        let found = found.unwrap_or_else(|| panic!("400 seeds do not show {mistake:?}"));
         println!("{mistake:?}: seed {}: {}", found.plan.seed, found.what.lines().next().unwrap_or_default());
     }
 }

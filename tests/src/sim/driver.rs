@@ -33,7 +33,7 @@ const PAUSE_FIRST_MS: u64 = 10;
 const PAUSE_MOST_MS: u64 = 100;
 const REPAIR_MS: u64 = 100;
 /// A run is short, and so is patience.
-const PATIENCE: Patience = Patience { note: Duration::from_millis(200), stall: Duration::from_millis(1_500) };
+const PATIENCE: Patience = Patience { note: Duration::from_millis(200), stall: Duration::from_millis(600) };
 
 /// A leader of the meta group at work in one term. It goes with the process.
 pub(super) struct Driver {

@@ -67,7 +67,7 @@ impl Plan {
     /// A small run that is about moves: many at a time, whatever else happens.
     pub fn of_moves(seed: u64) -> Plan {
         let plan = Plan::drawn(seed, 5, 8);
-        let faults = Faults { moves: 4_000, drains: plan.faults.drains * 2, ..plan.faults };
+        let faults = Faults { moves: 4_000, drains: 200, plans: 60, ..plan.faults };
         Plan { steps: 4_000, of_moves: true, faults, ..plan }
     }
 }
