@@ -47,6 +47,9 @@ struct Args {
     /// What a node receives: slow, normal, fast or bytes per second.
     #[arg(long, default_value = "normal")]
     budget: SnapshotBudget,
+    /// By how much of a thousand sizes of groups wander in the hour afterwards.
+    #[arg(long, default_value_t = 50)]
+    wander_permille: u64,
     /// What a move takes beside its copy, in milliseconds.
     #[arg(long, default_value_t = 400)]
     overhead_ms: u64,
@@ -102,6 +105,7 @@ fn tell_balance(groups: u64, args: &Args) {
         bytes_per_second: args.budget.bytes_per_second.unwrap_or(u64::MAX),
         turns: args.budget.max_pulls as usize,
         overhead_ms: args.overhead_ms,
+        wander_permille: args.wander_permille,
         seed: args.seed,
     });
     let seconds = |ms: u64| ms as f64 / 1_000.0;
