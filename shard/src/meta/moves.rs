@@ -166,6 +166,7 @@ impl Step<'_> {
             self.note(format!("move {}: {} is stuck: {}", mv.id, describe(&mv), mv.blocked));
         }
         if ask.gives_up {
+            // In one command with the phase: whoever dies, the move goes on as it was, or goes back and the planner knows why.
             mv.set_gave_up(blocker);
             let target = replica_name(mv.target);
             self.note(format!("move {}: {} gives {target} up: {}", mv.id, describe(&mv), mv.blocked));
