@@ -118,8 +118,8 @@ impl World {
         let id = self.nodes[i].id;
         for transfer in &plan.transfers {
             let Some(shard) = state.shards.get(&transfer.group) else { continue };
-            let to = shard.voters.iter().filter_map(|id| ReplicaId::new(*id).ok());
-            let to = to.into_iter().find(|replica| replica.node().get() == transfer.to_node);
+            let mut voters = shard.voters.iter().filter_map(|id| ReplicaId::new(*id).ok());
+            let to = voters.find(|replica| replica.node().get() == transfer.to_node);
             let (Some(to), Ok(from)) = (to, NodeId::new(transfer.from_node)) else { continue };
             let call = Call::Transfer(v1::TransferLeaderRequest {
                 group: transfer.group,
