@@ -94,6 +94,7 @@ calls! {
     ChangeMembersRequest => ChangeMembersReply by change_members;
     TransferLeaderRequest => TransferLeaderReply by transfer_leader;
     VerifyGroupRequest => VerifyGroupReply by verify_group;
+    OtherSourceRequest => OtherSourceReply by other_source;
     ConfirmMembersRequest => ConfirmMembersReply by confirm_members;
 }
 

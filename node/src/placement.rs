@@ -14,6 +14,7 @@ use pontoon_proto::{
 use pontoon_raftstore::{Role, SnapshotBudget};
 use pontoon_shard::{
     MetaState,
+    mover::needs_hand,
     planner::{self, GroupSeen, Limits, Seen, Standing},
 };
 use tonic::Status;
@@ -136,7 +137,7 @@ impl Shared {
             reply.leaders +=
                 u64::from(seen.groups.get(&shard.group).is_some_and(|seen| seen.leader == id.get()));
             let reason = match state.running_move(shard.group) {
-                Some(mv) if mv.blocked.is_empty() => {
+                Some(mv) if !needs_hand(mv) => {
                     reply.moving += u64::from(mv.source == source);
                     continue;
                 }

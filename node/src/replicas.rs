@@ -119,6 +119,23 @@ impl Shared {
         }
     }
 
+    pub(crate) async fn other_source(
+        self: &Arc<Self>,
+        request: v1::OtherSourceRequest,
+    ) -> Result<v1::OtherSourceReply, Status> {
+        self.check_driver(request.driver_term)?;
+        let group = match self.local_group(request.group) {
+            Ok(group) => group,
+            Err(refusal) => return Ok(v1::OtherSourceReply { refusal: Some(*refusal) }),
+        };
+        // Another replica than the one that was meant is none of the driver's business.
+        if group.look(|status| status.replica.get()) != request.replica {
+            return Ok(v1::OtherSourceReply::default());
+        }
+        let refusal = group.other_source().await.err().map(|rejected| self.rejected(rejected, request.group));
+        Ok(v1::OtherSourceReply { refusal })
+    }
+
     pub(crate) async fn confirm_members(
         self: &Arc<Self>,
         request: v1::ConfirmMembersRequest,

@@ -227,6 +227,17 @@ impl Core {
                     replica.verify(shared, token, fx)
                 });
             }
+            Input::OtherSource { group, token } => {
+                if live(&mut self.slots, group).is_none() {
+                    let rejected = self.missing(group, fx);
+                    return fx.answers.push((token, Answer::Done(Err(rejected))));
+                }
+                self.with(group, fx, |replica, shared, fx| {
+                    replica.other_source(shared, fx);
+                    fx.answers.push((token, Answer::Done(Ok(()))));
+                    Ok(())
+                });
+            }
             Input::Verified { group, index, hash } => {
                 if let Some(replica) = live(&mut self.slots, group) {
                     replica.on_verified(index, hash);

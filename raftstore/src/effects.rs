@@ -62,6 +62,11 @@ pub(crate) enum Input {
         group: GroupId,
         token: Token,
     },
+    /// The replica here shall receive its state from another member.
+    OtherSource {
+        group: GroupId,
+        token: Token,
+    },
     /// A state was hashed.
     Verified {
         group: GroupId,

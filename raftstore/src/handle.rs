@@ -350,6 +350,19 @@ impl Group {
         self.index(self.runtime.ask(group, |token| Input::Verify { group, token })).await
     }
 
+    /// Lets the replica here ask another member for the state that it receives, if one comes: somebody who looks on finds this
+    /// source too slow. Nothing happens where no state comes, or where it waits for this node alone.
+    ///
+    /// # Errors
+    /// [`Rejected::NoGroup`], [`Rejected::Stopped`], [`Rejected::NotLeader`] while it is being opened.
+    ///
+    /// # Cancel safety
+    /// Dropping this abandons the answer, not the order.
+    pub async fn other_source(&self) -> Result<(), Rejected> {
+        let group = self.id;
+        self.done(self.runtime.ask(group, |token| Input::OtherSource { group, token })).await
+    }
+
     async fn index(&self, answer: oneshot::Receiver<Answer>) -> Result<u64, Rejected> {
         match answer.await {
             Ok(Answer::Index(result)) => result,

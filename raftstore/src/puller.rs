@@ -101,21 +101,30 @@ impl Puller {
         fx: &mut Effects,
     ) {
         let id = shared.next_unique();
-        self.pull = Some(Box::new(Pull::new(id, leader, sources, min_index, shared.config.chunk_window)));
-        if shared.turns.enter(self.group) {
-            self.ask_manifest(fx);
-        } else {
-            self.tell_leader(fx);
-        }
+        let mut pull = Box::new(Pull::new(id, leader, sources, min_index, shared.config.chunk_window));
+        pull.waits_turn = !shared.turns.enter(self.group);
+        let waits = pull.waits_turn;
+        self.pull = Some(pull);
+        if waits { self.tell_leader(fx) } else { self.ask_manifest(fx) }
     }
 
     /// The turn has come, or there is budget again.
     pub(crate) fn go_on(&mut self, shared: &mut Shared, fx: &mut Effects) {
-        let Some(pull) = &self.pull else { return shared.turns.leave(self.group) };
+        let Some(pull) = &mut self.pull else { return shared.turns.leave(self.group) };
+        pull.waits_turn = false;
         if pull.manifest.is_none() {
             self.ask_manifest(fx);
         }
         self.pour(shared, fx);
+    }
+
+    /// Turns to another source, on somebody's word that this one is too slow. A pull that waits for its turn, or for nothing that a
+    /// source could give, goes on as it is.
+    pub(crate) fn other_source(&mut self, shared: &mut Shared, fx: &mut Effects) {
+        let owed = self.pull.as_ref().is_some_and(|pull| !pull.stepped && pull.is_owed());
+        if owed && !shared.turns.is_waiting(self.group) {
+            self.turn_to_next(shared, "the source is too slow".to_owned(), fx);
+        }
     }
 
     /// Another member may be asked, too.

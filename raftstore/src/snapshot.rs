@@ -333,6 +333,8 @@ pub(crate) struct Pull {
     pub(crate) stuck_ticks: u64,
     /// Every source was asked in vain; the next round begins after a pause.
     pub(crate) rests: bool,
+    /// Other pulls of the node come first.
+    pub(crate) waits_turn: bool,
     pub(crate) bytes_done: u64,
     /// Bytes and chunks that came, over all sources.
     pub(crate) received: (u64, u32),
@@ -360,6 +362,7 @@ impl Pull {
             idle_ticks: 0,
             stuck_ticks: 0,
             rests: false,
+            waits_turn: false,
             bytes_done: 0,
             received: (0, 0),
             stepped: false,
@@ -502,7 +505,8 @@ impl Pull {
 
     pub(crate) fn progress(&self) -> crate::types::PullProgress {
         let bytes_total = self.manifest.as_ref().map_or(0, |m| m.total_bytes);
-        crate::types::PullProgress { bytes_done: self.bytes_done.min(bytes_total), bytes_total }
+        let queued = self.waits_turn || !self.queue.is_empty();
+        crate::types::PullProgress { bytes_done: self.bytes_done.min(bytes_total), bytes_total, queued }
     }
 }
 

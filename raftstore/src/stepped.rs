@@ -363,6 +363,11 @@ impl Stepped {
         self.ask(|token| Input::Verify { group, token })
     }
 
+    /// Lets a replica here ask another member for the state that it receives; the answer is [`Answer::Done`].
+    pub fn other_source(&mut self, group: GroupId) -> u64 {
+        self.ask(|token| Input::OtherSource { group, token })
+    }
+
     /// Makes sure of a replica; the answer is [`Answer::Replica`].
     pub fn create_group(&mut self, spec: GroupSpec) -> u64 {
         self.ask(|token| Input::Create { spec, token })

@@ -318,6 +318,8 @@ pub struct PullProgress {
     pub bytes_done: u64,
     /// Bytes in all.
     pub bytes_total: u64,
+    /// It waits for its turn among other pulls, or for the node's budget.
+    pub queued: bool,
 }
 
 /// A hash of a replica's state, made at an entry that asked for it ([`crate::Group::verify`]).

@@ -25,6 +25,8 @@
 //! | Fence | tombstone at the source, then its data gone | the source's node says so |
 //! | Cleanup | nothing is left over | at once |
 //!
+//! What is decided is then judged with a look at the clock ([`Watch`]): whether the move gets on, and what is done if not.
+//!
 //! Kinds: an addition has no source, a removal no target; phases without a subject pass. A learner that is added for good
 //! passes Joint as it is; one that is removed was never in a quorum.
 //!
@@ -50,9 +52,12 @@
 mod abort;
 pub mod orders;
 mod path;
+mod stall;
 
 use pontoon_proto::{NodeId, ReplicaId, v1};
-use v1::{MoveKind, MovePhase};
+use v1::{MoveBlocker, MoveKind, MovePhase};
+
+pub use self::stall::{Judged, Note, Patience, Watch, failure, needs_hand};
 
 /// A learner is close if it lacks at most so many entries.
 pub const LAG: u64 = 64;
@@ -126,6 +131,13 @@ pub enum Action {
     },
     /// An entry of the group's log asks all replicas for a hash of their state.
     Verify,
+    /// The replica asks another member for the state that it receives.
+    OtherSource {
+        /// The target's node.
+        node: NodeId,
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// Observe again, with the leader's configuration after a read barrier.
     ConfirmRemoved,
 }
@@ -140,9 +152,19 @@ pub enum Decision {
     /// The same, and note that the node of the replica that goes owes its fence: it does not answer, and nobody waits for it any
     /// more. It is fenced when it returns. Until then it is no member, so nobody hears it.
     AdvanceOwing(MovePhase),
+    /// Commit the way back, and note that the target is given up: the next move of the group goes elsewhere. Only of moves that no
+    /// operator asked for.
+    GiveUp {
+        /// What held the move up.
+        blocker: MoveBlocker,
+        /// The same in words.
+        reason: String,
+    },
     /// Nothing can be done now.
     Wait {
-        /// What holds the move up, with the next step where a person can take one.
+        /// What holds the move up.
+        blocker: MoveBlocker,
+        /// The same in words, with the next step where a person can take one.
         reason: String,
     },
 }
@@ -151,11 +173,11 @@ pub enum Decision {
 pub fn next(mv: &v1::Move, seen: &Observation) -> Decision {
     let parts = match Parts::of(mv) {
         Ok(parts) => parts,
-        Err(reason) => return wait(reason),
+        Err(reason) => return wait(MoveBlocker::Malformed, reason),
     };
     let phase = mv.phase();
     match phase {
-        MovePhase::Done | MovePhase::Aborted => wait("the move has ended"),
+        MovePhase::Done | MovePhase::Aborted => wait(MoveBlocker::None, "the move has ended"),
         MovePhase::Aborting => abort::next(mv, &parts, seen),
         // A target whose node was removed never comes, and one that has been silent for too long is not waited for.
         _ if (mv.cancel_requested
@@ -171,8 +193,14 @@ pub fn next(mv: &v1::Move, seen: &Observation) -> Decision {
     }
 }
 
-fn wait(reason: impl Into<String>) -> Decision {
-    Decision::Wait { reason: reason.into() }
+fn wait(blocker: MoveBlocker, reason: impl Into<String>) -> Decision {
+    Decision::Wait { blocker, reason: reason.into() }
+}
+
+/// Nobody answers as the group's leader.
+fn leaderless(mv: &v1::Move) -> Decision {
+    let reason = format!("g{} has no leader that answers: start the nodes of its voters", mv.group);
+    wait(MoveBlocker::NoLeader, reason)
 }
 
 /// The replicas of a move; both for a replacement, one of them otherwise.
@@ -267,8 +295,8 @@ fn is_fenced(status: &v1::ReplicaStatusReply, replica: ReplicaId) -> bool {
 fn fence(
     replica: ReplicaId,
     status: Option<&v1::ReplicaStatusReply>,
-    removed: bool,
-    silent: bool,
+    (removed, silent): (bool, bool),
+    blocker: MoveBlocker,
     then: MovePhase,
 ) -> Decision {
     let node = replica.node();
@@ -277,8 +305,11 @@ fn fence(
         Some(_) => Decision::Act(vec![Action::Fence { node, replica }]),
         None if removed => Decision::Advance(then),
         None if silent => Decision::AdvanceOwing(then),
-        None => wait(format!(
-            "{node} does not answer and still holds {replica}: start it, or run `pontoon decommission {node}`"
-        )),
+        None => {
+            let reason = format!(
+                "{node} does not answer and still holds {replica}: start it, or run `pontoon decommission {node}`"
+            );
+            wait(blocker, reason)
+        }
     }
 }

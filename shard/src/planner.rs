@@ -26,7 +26,7 @@ use prost::Message;
 pub use self::{
     balance::{GOAL, Limits, THRESHOLD, balance, continue_plan, plan_obstacles},
     explain::{Explanation, Finding, Standing, Verdict, check_rules, explain},
-    repair::{placement, repairs, target},
+    repair::{elsewhere, placement, repairs, target},
     rules::{RULES_FORMAT, Rule, Rulebook, Selector},
 };
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pontoon_proto::{
     NodeId, ReplicaId,
-    v1::{self, MoveKind, MovePhase, meta_command::Body as Ask},
+    v1::{self, MoveBlocker, MoveKind, MovePhase, meta_command::Body as Ask},
 };
 use pontoon_shard::{Action, Decision, Observation, mover};
 use support::{Meta, replica};
@@ -339,7 +339,10 @@ impl World {
                     assert_eq!(again.reason(), v1::MetaRefusal::Changed);
                 }
             }
-            Decision::Wait { reason } => assert!(!reason.is_empty()),
+            Decision::Wait { blocker, reason } => {
+                assert!(!reason.is_empty() && blocker != MoveBlocker::None);
+            }
+            Decision::GiveUp { .. } => panic!("only who watches gives up"),
         }
         self.settle();
         if fault == Some(Fault::DriverBefore) {
@@ -446,6 +449,35 @@ fn a_permanent_learner_leaves_again_whoever_fails_at_whatever_step() {
             let mut world = with_learner();
             world.run(at, Some(fault));
             world.check_done(1);
+        }
+    }
+}
+
+#[test]
+fn a_plan_that_does_not_fit_the_members_any_more_ends_or_says_so() {
+    // A learner whose removal the map asks for is gone already: its node is fenced all the same.
+    let mut world = World::new(&[1, 2, 3], MoveKind::AddLearner, 0, 4);
+    world.run(0, None);
+    let (group, learner) = (world.mv().group, world.mv().target);
+    let remove =
+        v1::StartMove { group, kind: MoveKind::Remove.into(), source: learner, ..Default::default() };
+    world.id = world.meta.start(remove).unwrap().id;
+    world.conf.learners.clear();
+    world.replicas.remove(&learner);
+    world.run(0, None);
+    world.check_done(3);
+    // A voter that left is replaced by nobody: the planner looks again, an operator is told.
+    for purpose in [v1::MovePurpose::Repair, v1::MovePurpose::Operator] {
+        let mut world = World::new(&[1, 2, 3], MoveKind::Replace, 2, 4);
+        let source = world.mv().source;
+        world.conf.voters.retain(|raw| *raw != source);
+        let mv = v1::Move { purpose: purpose.into(), ..world.mv() };
+        let decided = mover::next(&mv, &world.observe());
+        match purpose {
+            v1::MovePurpose::Operator => {
+                assert!(matches!(decided, Decision::Wait { blocker: MoveBlocker::MembersChanged, .. }));
+            }
+            _ => assert_eq!(decided, Decision::Advance(MovePhase::Aborting)),
         }
     }
 }
@@ -580,7 +612,7 @@ fn a_target_that_lags_is_not_promoted_and_the_reason_says_so() {
         let mut seen = world.observe();
         assert!(matches!(mover::next(&world.mv(), &seen), Decision::Act(_)));
         lag(&mut seen);
-        let Decision::Wait { reason } = mover::next(&world.mv(), &seen) else { panic!("it waits") };
+        let Decision::Wait { reason, .. } = mover::next(&world.mv(), &seen) else { panic!("it waits") };
         assert!(reason.contains("n4.4"), "{reason}");
     }
 }
@@ -593,7 +625,7 @@ fn what_waits_for_a_dead_node_names_it_and_the_next_step() {
     }
     world.down.insert(NodeId::new(1).unwrap());
     let mut seen = world.observe();
-    let Decision::Wait { reason } = mover::next(&world.mv(), &seen) else { panic!("it waits") };
+    let Decision::Wait { reason, .. } = mover::next(&world.mv(), &seen) else { panic!("it waits") };
     assert!(reason.contains("n1") && reason.contains("decommission"), "{reason}");
     seen.source_silent = true;
     assert_eq!(mover::next(&world.mv(), &seen), Decision::AdvanceOwing(MovePhase::Cleanup));
@@ -666,13 +698,30 @@ fn a_hash_that_is_not_known_any_more_is_asked_for_again() {
 }
 
 #[test]
+fn a_leader_that_took_a_snapshot_over_the_question_asks_another() {
+    let mut world = to_be_verified();
+    let (leader, target) = (world.leader, world.mv().target);
+    world.act(&Action::Verify);
+    let first = world.verified[&leader];
+    world.act(&Action::Verify);
+    // The leader stands behind the second question: it comes to it.
+    world.verified.insert(leader, first);
+    world.replicas.get_mut(&leader).unwrap().matched = first;
+    let waits = mover::next(&world.mv(), &world.observe());
+    assert!(matches!(waits, Decision::Wait { blocker: MoveBlocker::Hashing, .. }), "{waits:?}");
+    // It has passed it, and knows of the first one only: it will never have the second.
+    world.replicas.get_mut(&leader).unwrap().matched = world.verified[&target];
+    assert_eq!(mover::next(&world.mv(), &world.observe()), Decision::Act(vec![Action::Verify]));
+}
+
+#[test]
 fn a_target_or_a_source_whose_state_differs_holds_the_move_up_with_both_hashes() {
     for part in [|mv: &v1::Move| mv.target, |mv: &v1::Move| mv.source] {
         let mut world = to_be_verified();
         world.differs = Some(part(&world.mv()));
         world.act(&Action::Verify);
         for _ in 0..3 {
-            let Decision::Wait { reason } = mover::next(&world.mv(), &world.observe()) else {
+            let Decision::Wait { reason, .. } = mover::next(&world.mv(), &world.observe()) else {
                 panic!("it goes on")
             };
             let index = world.last as u8;

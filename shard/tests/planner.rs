@@ -398,6 +398,25 @@ fn a_plan_begins_move_by_move_and_passes_over_what_has_changed() {
 }
 
 #[test]
+fn a_plan_to_a_node_that_takes_nothing_any_more_ends() {
+    let mut meta = Meta::with_nodes(2);
+    for n in 0..4 {
+        meta.shard(&format!("p{n}"), 1, &[1]);
+    }
+    let groups =
+        meta.state().shards.keys().map(|group| (*group, GroupSeen { bytes: 10, leader: 1 })).collect();
+    let plan = planner::balance(&meta.state(), &Seen { groups, ..Default::default() }, Limits::default(), 0);
+    assert!(!planner::continue_plan(&meta.state(), &plan).unwrap().is_empty());
+    let drains = v1::SetNodeState { node: 2, state: v1::NodeState::Draining.into(), force: false };
+    meta.ask(Ask::SetNodeState(drains)).unwrap();
+    assert_eq!(
+        planner::continue_plan(&meta.state(), &plan),
+        None,
+        "each of its moves would be refused for ever"
+    );
+}
+
+#[test]
 fn liked_voters_lead() {
     let (state, seen) = cluster(&[0; 3], &[(1, &[1, 2, 3]), (1, &[2, 1, 3])]);
     let mut meta = Meta::with_nodes(3);

@@ -3,9 +3,12 @@
 //! [`sim`] is a cluster in one thread, from one seed: what ships, in a world that is made up. [`linear`] judges what its
 //! clients saw. A failed check prints the seed, and the seed replays the run.
 //!
+//! [`balance`] tells how long it takes until nodes are evenly used, in virtual time.
+//!
 //! [`cluster`] is one of real processes, killed for real, and [`traffic`] the writers and readers that know what must
 //! be true of it.
 
+pub mod balance;
 pub mod cluster;
 pub mod linear;
 pub mod process;

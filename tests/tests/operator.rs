@@ -95,6 +95,9 @@ async fn a_cancelled_move_loses_nothing_and_leaves_nothing_behind() {
     says(&cluster, other, &["move", "cancel", &number], 0, &["asked to go back", "pontoon move watch"]).await;
     traffic.acknowledged(20).await;
     blocked(&cluster, id, MovePhase::Aborting).await;
+    says(&cluster, other, &["move", "list"], 0, &["target-silent", "does not answer"]).await;
+    let words = ["\"blocker\":\"target-silent\"", "\"stuck\":false"];
+    says(&cluster, other, &["move", "list", "--json"], 0, &words).await;
     let words = ["stuck in phase aborting", "does not answer", "pontoon decommission"];
     says(&cluster, other, &["move", "watch", &number, "--for-seconds", "0"], 3, &words).await;
     cluster.resume(target);
@@ -141,6 +144,7 @@ async fn a_move_that_has_changed_the_members_is_not_cancelled_and_says_what_it_w
     says(&cluster, other, &["move", "cancel", &number], 2, &["goes on to its end", "pontoon move watch"])
         .await;
     blocked(&cluster, id, MovePhase::Fence).await;
+    says(&cluster, other, &["move", "list"], 0, &["source-silent", "does not answer"]).await;
     let words = ["stuck in phase fence", "does not answer", "pontoon decommission"];
     says(&cluster, other, &["move", "watch", &number, "--for-seconds", "0"], 3, &words).await;
     traffic.acknowledged(20).await;

@@ -49,9 +49,16 @@ fn play(plan: &Plan) -> Report {
 #[test]
 fn a_healthy_cluster_serves_all_and_moves_at_will() {
     let calm = Faults { moves: 2_000, ..Faults::default() };
-    let report =
-        play(&Plan { seed: 1, nodes: 5, groups: 32, steps: 4_000, lease: false, aims: false, faults: calm });
+    let report = play(&Plan {
+        groups: 32,
+        steps: 4_000,
+        lease: false,
+        aims: false,
+        faults: calm,
+        ..Plan::drawn(1, 5, 32)
+    });
     assert!(report.operations > 1_000 && report.moves > 10 && report.snapshots > 10, "{report:?}");
+    assert_eq!((report.given_up, report.stuck), (0, 0), "nothing holds them up: {report:?}");
     assert!(report.slept > 10, "quiet groups do not sleep: {report:?}");
 }
 
@@ -102,6 +109,24 @@ fn faults_of_every_kind_lose_nothing_repeat_nothing_and_end() {
 }
 
 #[test]
+fn a_thousand_moves_end_in_order_whatever_strikes() {
+    let wanted = number("PONTOON_SIM_MOVES").unwrap_or(1_000);
+    let mut sum = [0; 5];
+    for seed in 1.. {
+        let Report { moves, given_up, stuck, drains, plans, .. } = play(&Plan::of_moves(seed));
+        for (sum, more) in sum.iter_mut().zip([moves, given_up, stuck, drains, plans]) {
+            *sum += more;
+        }
+        if sum[0] >= wanted {
+            break;
+        }
+    }
+    let [moves, given_up, stuck, drains, plans] = sum;
+    println!("{moves} moves, {given_up} given up, {stuck} times stuck, {drains} drains, {plans} plans");
+    assert!(given_up > 0 && stuck > 0 && drains > 0 && plans > 0, "some never happened");
+}
+
+#[test]
 fn mistakes_on_purpose_are_noticed() {
     // Those that few seeds show; `simulate --broken all` tries the others, too.
     for mistake in [
@@ -113,8 +138,8 @@ fn mistakes_on_purpose_are_noticed() {
         Mistake::DeletedOnBelief,
     ] {
         let _making = mistake.make();
-        let found = (1..=100).find_map(|seed| run(&Plan::drawn(seed, 5, 4)).err());
-        let found = found.unwrap_or_else(|| panic!("100 seeds do not show {mistake:?}"));
+        let found = (1..=400).find_map(|seed| run(&Plan::drawn(seed, 5, 4)).err());
+        let found = found.unwrap_or_else(|| panic!("400 seeds do not show {mistake:?}"));
         println!("{mistake:?}: seed {}: {}", found.plan.seed, found.what.lines().next().unwrap_or_default());
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use pontoon_node::client::{Client, ClientError};
 use pontoon_proto::{NodeId, v1};
+use pontoon_shard::mover::needs_hand;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -203,6 +204,7 @@ async fn watch(context: &Context, client: &Client, id: u64, until: Option<Instan
                     let text = format!("move {id} has gone back; {} is served where it was", moved.predicate);
                     return Ok(Done { text, json: view_json(&view), code: Failure::ERROR });
                 }
+                _ if moved.stuck => return Err(wait_ended(id, &moved)),
                 _ => last = Some(view),
             }
         }
@@ -212,17 +214,30 @@ async fn watch(context: &Context, client: &Client, id: u64, until: Option<Instan
 
 fn wait_ended(id: u64, moved: &v1::Move) -> Failure {
     let phase = phase_of(moved);
-    match moved.blocked.as_str() {
-        "" => Failure::new(
+    let blocked = &moved.blocked;
+    match (needs_hand(moved), blocked.is_empty()) {
+        (true, _) => Failure::new(Failure::STUCK, format!("move {id} is stuck in phase {phase}: {blocked}")),
+        (false, true) => Failure::new(
             Failure::WAIT_ENDED,
             format!("the wait has ended; move {id} is in phase {phase} and goes on: watch it again"),
         ),
-        blocked => Failure::new(Failure::STUCK, format!("move {id} is stuck in phase {phase}: {blocked}")),
+        (false, false) => Failure::new(
+            Failure::WAIT_ENDED,
+            format!("the wait has ended; move {id} is in phase {phase}, {blocked}: watch it again"),
+        ),
     }
 }
 
 fn phase_of(moved: &v1::Move) -> String {
     name_of(moved.phase().as_str_name(), "MOVE_PHASE_")
+}
+
+/// What holds a move up, for programs; empty while it goes on.
+fn blocker_of(moved: &v1::Move) -> String {
+    match moved.blocker() {
+        v1::MoveBlocker::None => String::new(),
+        blocker => name_of(blocker.as_str_name(), "MOVE_BLOCKER_"),
+    }
 }
 
 fn line_of(view: &v1::MoveView) -> String {
@@ -235,7 +250,7 @@ fn line_of(view: &v1::MoveView) -> String {
         line.push_str(&format!(", {}/s, {} left", bytes(view.rate), duration(view.eta_ms)));
     }
     if !moved.blocked.is_empty() {
-        line.push_str(&format!(", held up: {}", moved.blocked));
+        line.push_str(&format!(", held up ({}): {}", blocker_of(&moved), moved.blocked));
     }
     line
 }
@@ -253,11 +268,13 @@ fn move_table(moves: &[v1::MoveView]) -> String {
                 place(moved.target),
                 phase_of(&moved),
                 format!("{} of {}", bytes(view.bytes_done), bytes(view.bytes_total)),
+                blocker_of(&moved),
                 moved.blocked.clone(),
             ]
         })
         .collect();
-    table(&["move", "predicate", "kind", "from", "to", "phase", "bytes", "held up by"], &rows)
+    let head = ["move", "predicate", "kind", "from", "to", "phase", "bytes", "held up by", ""];
+    table(&head, &rows)
 }
 
 fn view_json(view: &v1::MoveView) -> Value {
@@ -274,7 +291,9 @@ fn view_json(view: &v1::MoveView) -> Value {
         "rate": view.rate,
         "lag": view.lag,
         "eta_ms": view.eta_ms,
+        "blocker": blocker_of(&moved),
         "blocked": moved.blocked,
+        "stuck": moved.stuck,
         "reason": moved.reason,
         "started_ms": moved.started_ms,
         "finished_ms": moved.finished_ms,

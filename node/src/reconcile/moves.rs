@@ -7,24 +7,28 @@ use pontoon_proto::{
     NodeId,
     v1::{self, meta_command::Body, meta_reply::Body as Answer},
 };
-use pontoon_shard::mover::{
-    self, Action, Decision, Observation,
-    orders::{self, Order},
+use pontoon_shard::{
+    mover::{
+        self, Action, Decision, Judged, Note, Observation, Patience, Watch,
+        orders::{self, Order},
+    },
+    planner,
 };
 use tokio::time::{Instant, sleep};
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::{debug, info};
 
 use super::Driver;
 use crate::{cluster::fresh, views::is_ended};
 
-/// How long a node may take to tell how a replica is.
+/// How long a node may take to tell how a replica is. With the next one and [`Patience::note`] it makes less than the five
+/// seconds after which a move that does not get on must say why.
 const OBSERVE_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How long a node may take to do what it is told. Each order means "ensure that", and what comes of it is seen in the next look.
+const ORDER_TIMEOUT: Duration = Duration::from_millis(1_200);
 /// Pauses between looks while a move waits.
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
 const PAUSE_MOST: Duration = Duration::from_millis(200);
-/// A move that waits longer than this says in its record what for.
-const BLOCKED_AFTER: Duration = Duration::from_secs(3);
 
 /// What a driver keeps about a move between two looks. Nothing of it must survive the driver.
 struct Step {
@@ -33,14 +37,15 @@ struct Step {
     /// The next look takes the members by a linearizable read.
     confirm: bool,
     pause: Duration,
-    waits_since: Option<Instant>,
+    watch: Watch,
 }
 
 impl Driver {
     pub(super) async fn drive_move(self, id: u64) {
         let Some(record) = self.state().moves.get(&id).map(|mv| (**mv).clone()) else { return };
-        let mut step =
-            Step { record, reserved: false, confirm: false, pause: PAUSE_FIRST, waits_since: None };
+        let watch = Watch::new(Patience::default());
+        let mut step = Step { record, reserved: false, confirm: false, pause: PAUSE_FIRST, watch };
+        let begun = Instant::now();
         while self.leads() {
             // Whoever cancels changes the record.
             if let Some(record) = self.state().moves.get(&id)
@@ -54,57 +59,85 @@ impl Driver {
             let seen = self.observe(&step).await;
             step.confirm = false;
             self.note_members(&step.record, &seen).await;
-            let decision = mover::next(&step.record, &seen);
-            let owing = matches!(decision, Decision::AdvanceOwing(_));
-            match decision {
-                Decision::Advance(phase) | Decision::AdvanceOwing(phase) => {
-                    let advance = v1::AdvanceMove {
-                        phase: phase.into(),
-                        session: fresh(),
-                        owing,
-                        ..advance(&step.record, self.term)
-                    };
-                    match self.advance(&mut step, advance).await {
-                        Ok(()) => info!(id, predicate = step.record.predicate, ?phase, "move"),
-                        Err(reason) => self.wait(&mut step, &reason).await,
+            let Judged { note, decision } = self.judge(&mut step, begun.elapsed(), &seen);
+            // What was decided may not hold for a record that somebody else has changed.
+            if let Some(note) = note
+                && !self.note(&mut step, note).await
+            {
+                self.pause(&mut step).await;
+                continue;
+            }
+            self.carry_on(&mut step, &seen, decision).await;
+        }
+    }
+
+    /// What to do, with a look at the clock.
+    fn judge(&self, step: &mut Step, now: Duration, seen: &Observation) -> Judged {
+        let Step { record, watch, .. } = step;
+        let decision = mover::next(record, seen);
+        watch.judge(now, record, seen, decision, || {
+            planner::elsewhere(&self.state(), record, &self.sight.borrow())
+        })
+    }
+
+    async fn carry_on(&self, step: &mut Step, seen: &Observation, decision: Decision) {
+        let id = step.record.id;
+        let next = advance(&step.record, self.term);
+        let next = match decision {
+            Decision::Wait { .. } => return self.pause(step).await,
+            Decision::Act(actions) => {
+                for action in actions {
+                    if let Err(status) = self.act(step, seen, &action).await {
+                        debug!(id, ?action, reason = status.message(), "an action of a move failed");
+                        let is_full = status.code() == Code::ResourceExhausted;
+                        let (blocker, reason) = mover::failure(&action, is_full, status.message());
+                        step.watch.failed(blocker, reason);
+                        return self.pause(step).await;
                     }
-                    step.waits_since = None;
-                    step.pause = PAUSE_FIRST;
                 }
-                Decision::Act(actions) => {
-                    let mut failed = None;
-                    for action in actions {
-                        if let Err(status) = self.act(&mut step, &seen, &action).await {
-                            debug!(id, ?action, reason = status.message(), "an action of a move failed");
-                            failed = Some(status.message().to_owned());
-                            break;
-                        }
-                    }
-                    match failed {
-                        Some(reason) => self.wait(&mut step, &reason).await,
-                        None => step.pause = PAUSE_FIRST,
-                    }
-                }
-                Decision::Wait { reason } => self.wait(&mut step, &reason).await,
+                step.pause = PAUSE_FIRST;
+                return;
+            }
+            Decision::Advance(phase) => v1::AdvanceMove { phase: phase.into(), ..next },
+            Decision::AdvanceOwing(phase) => v1::AdvanceMove { phase: phase.into(), owing: true, ..next },
+            Decision::GiveUp { blocker, reason } => v1::AdvanceMove {
+                phase: v1::MovePhase::Aborting.into(),
+                gives_up: true,
+                blocker: blocker.into(),
+                blocked: reason,
+                ..next
+            },
+        };
+        let phase = next.phase();
+        match self.advance(step, v1::AdvanceMove { session: fresh(), ..next }).await {
+            Ok(()) => {
+                info!(id, predicate = step.record.predicate, ?phase, "move");
+                step.pause = PAUSE_FIRST;
+            }
+            Err(reason) => {
+                step.watch.failed(v1::MoveBlocker::Refused, reason);
+                self.pause(step).await;
             }
         }
     }
 
-    /// Pauses, and after a while writes into the record what for.
-    async fn wait(&self, step: &mut Step, reason: &str) {
-        let since = *step.waits_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= BLOCKED_AFTER && step.record.blocked != reason && !goes_on(reason) {
-            let blocked = v1::AdvanceMove {
-                phase: step.record.phase,
-                blocked: reason.to_owned(),
-                attempt: true,
-                ..advance(&step.record, self.term)
-            };
-            drop(self.advance(step, blocked).await);
-            step.waits_since = Some(Instant::now());
-        }
+    async fn pause(&self, step: &mut Step) {
         sleep(step.pause).await;
         step.pause = (step.pause * 2).min(PAUSE_MOST);
+    }
+
+    /// Writes into the record what holds the move up, or that nothing does. False: the record has changed meanwhile, or cannot be.
+    async fn note(&self, step: &mut Step, note: Note) -> bool {
+        let Note { blocker, reason, stuck } = note;
+        let told = v1::AdvanceMove {
+            phase: step.record.phase,
+            blocker: blocker.into(),
+            blocked: reason,
+            stuck,
+            attempt: blocker != v1::MoveBlocker::None,
+            ..advance(&step.record, self.term)
+        };
+        self.advance(step, told).await.is_ok()
     }
 
     /// Commits a change of the record and takes over what the meta group answers.
@@ -159,23 +192,29 @@ impl Driver {
     async fn act(&self, step: &mut Step, seen: &Observation, action: &Action) -> Result<(), Status> {
         let order = orders::order(action, &step.record, self.term, seen, &self.state())
             .map_err(Status::unavailable)?;
+        let at = &self.shared;
         match order {
             Order::Reserve(node, bytes) => {
                 self.reserve(node, bytes).await?;
                 step.reserved = true;
                 Ok(())
             }
-            Order::Ensure(node, request) => self.shared.at(node, *request).await.map(drop),
-            Order::Fence(node, request) => self.shared.at(node, request).await.map(drop),
-            Order::Change(node, request) => accepted(self.shared.at(node, request).await?.refusal),
+            Order::Ensure(node, request) => at.at_within(ORDER_TIMEOUT, node, *request).await.map(drop),
+            Order::Fence(node, request) => at.at_within(ORDER_TIMEOUT, node, request).await.map(drop),
+            Order::Change(node, request) => {
+                accepted(at.at_within(ORDER_TIMEOUT, node, request).await?.refusal)
+            }
+            Order::OtherSource(node, request) => {
+                accepted(at.at_within(ORDER_TIMEOUT, node, request).await?.refusal)
+            }
             Order::Transfer(node, request) => {
-                let reply = self.shared.at(node, request).await?;
+                let reply = at.at_within(ORDER_TIMEOUT, node, request).await?;
                 // The new leader shows itself in the next look; asking again at once would only repeat the transfer.
                 sleep(PAUSE_FIRST).await;
                 accepted(reply.refusal)
             }
             Order::Verify(node, request) => {
-                accepted(self.shared.at(node, request).await?.refusal)?;
+                accepted(at.at_within(ORDER_TIMEOUT, node, request).await?.refusal)?;
                 // The hashes show themselves in the next look; another question would only make new ones.
                 sleep(PAUSE_FIRST).await;
                 Ok(())
@@ -208,11 +247,6 @@ fn advance(record: &v1::Move, term: u64) -> v1::AdvanceMove {
         driver_term: term,
         ..Default::default()
     }
-}
-
-/// Whether what a move waits for needs nobody's hand; its progress is shown elsewhere.
-fn goes_on(reason: &str) -> bool {
-    reason.ends_with("goes on by itself")
 }
 
 fn accepted(refusal: Option<v1::Refusal>) -> Result<(), Status> {

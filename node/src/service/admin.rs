@@ -260,6 +260,13 @@ impl Admin for AdminService {
         self.here(request).await
     }
 
+    async fn other_source(
+        &self,
+        request: Request<v1::OtherSourceRequest>,
+    ) -> Result<Response<v1::OtherSourceReply>, Status> {
+        self.here(request).await
+    }
+
     async fn confirm_members(
         &self,
         request: Request<v1::ConfirmMembersRequest>,

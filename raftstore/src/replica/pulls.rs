@@ -122,7 +122,14 @@ impl Replica {
 
     /// A pull that waited for its turn, or for the budget, goes on.
     pub(crate) fn go_on(&mut self, shared: &mut Shared, fx: &mut Effects) {
+        self.dirty = true;
         self.puller.go_on(shared, fx);
+    }
+
+    /// What comes here comes too slowly for somebody who looks on.
+    pub(crate) fn other_source(&mut self, shared: &mut Shared, fx: &mut Effects) {
+        self.dirty |= !self.puller.is_idle();
+        self.puller.other_source(shared, fx);
     }
 
     pub(super) fn tick_pull(&mut self, shared: &mut Shared, ticks: u64, fx: &mut Effects) -> Alive<()> {

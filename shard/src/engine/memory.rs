@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use pontoon_proto::GroupId;
 
 use super::{Change, Engine, EngineKind, EngineSnapshot, Keyspace, Scope, WriteBatch};
 use crate::error::Error;
@@ -69,6 +70,13 @@ impl MemoryDisk {
     /// How many batches a power cut could take.
     pub fn unflushed(&self) -> usize {
         self.lock().unflushed.len()
+    }
+
+    /// How many rows and records of a group are there, of whatever generation: a replica that went leaves none.
+    pub fn rows_of(&self, group: GroupId) -> usize {
+        let current = self.lock().current.clone();
+        let prefix = group.0.to_be_bytes();
+        current.keys().filter(|(_, key)| key.starts_with(&prefix)).count()
     }
 
     /// Makes every flush from now on fail.

@@ -1,7 +1,7 @@
 //! Moves: started, advanced by their driver, cancelled, forgotten.
 
 use pontoon_proto::{ReplicaId, v1};
-use v1::{MetaRefusal, MoveKind, MovePhase, meta_reply::Body as Answer};
+use v1::{MetaRefusal, MoveBlocker, MoveKind, MovePhase, MovePurpose, meta_reply::Body as Answer};
 
 use super::{
     apply::{Outcome, Step, refuse},
@@ -148,17 +148,36 @@ impl Step<'_> {
             let text = format!("move {} was cancelled: abort it", mv.id);
             return refused(MetaRefusal::IllegalPhase, text, mv);
         }
+        if ask.gives_up && (stays || to != MovePhase::Aborting || mv.purpose() == MovePurpose::Operator) {
+            let text =
+                "a target is given up on the way back only, and never for an operator's move".to_owned();
+            return refused(MetaRefusal::IllegalPhase, text, mv);
+        }
         if ask.owing && !matches!(to, MovePhase::Cleanup | MovePhase::Aborted) {
             let text = format!("nothing can be owed on the way from {from:?} to {to:?}");
             return refused(MetaRefusal::IllegalPhase, text, mv);
         }
         mv.driver_term = ask.driver_term;
+        let (blocker, was_stuck) = (ask.blocker(), mv.stuck);
+        mv.set_blocker(blocker);
         mv.blocked = ask.blocked;
+        mv.stuck = ask.stuck && stays;
+        if mv.stuck && !was_stuck {
+            self.note(format!("move {}: {} is stuck: {}", mv.id, describe(&mv), mv.blocked));
+        }
+        if ask.gives_up {
+            // In one command with the phase: whoever dies, the move goes on as it was, or goes back and the planner knows why.
+            mv.set_gave_up(blocker);
+            let target = replica_name(mv.target);
+            self.note(format!("move {}: {} gives {target} up: {}", mv.id, describe(&mv), mv.blocked));
+        }
         mv.attempts += u32::from(ask.attempt);
         if ask.bytes_total != 0 {
             mv.bytes_total = ask.bytes_total;
         }
         if !stays {
+            mv.blocked.clear();
+            mv.set_blocker(MoveBlocker::None);
             mv.phase = to.into();
             mv.session = ask.session;
             mv.phase_ms = self.now_ms;
@@ -168,7 +187,6 @@ impl Step<'_> {
             }
             if ended(to) {
                 mv.finished_ms = self.now_ms;
-                mv.blocked.clear();
                 if to == MovePhase::Done {
                     self.settle_members(&mv);
                 }

@@ -95,6 +95,22 @@ impl MetaState {
         self.running.values().filter_map(|id| self.moves.get(id))
     }
 
+    /// Nodes at which moves of a group were given up since one of its moves was done, in the order of these moves.
+    pub fn given_up(&self, group: u64) -> Vec<NodeId> {
+        let mut nodes = Vec::new();
+        for mv in self.moves.values().filter(|mv| mv.group == group && ended(mv.phase())) {
+            if mv.phase() == v1::MovePhase::Done {
+                nodes.clear();
+            } else if mv.gave_up() != v1::MoveBlocker::None
+                && let Ok(target) = ReplicaId::new(mv.target)
+            {
+                nodes.retain(|node| *node != target.node());
+                nodes.push(target.node());
+            }
+        }
+        nodes
+    }
+
     /// The rules, read.
     pub fn rulebook(&self) -> &Rulebook {
         &self.rulebook

@@ -1,9 +1,9 @@
 //! The way back: the group as it was, and no trace of the target.
 
 use pontoon_proto::v1;
-use v1::MovePhase;
+use v1::{MoveBlocker, MovePhase};
 
-use super::{Action, Decision, Group, Observation, Parts, fence, wait};
+use super::{Action, Decision, Group, Observation, Parts, fence, leaderless, wait};
 
 pub(super) fn next(mv: &v1::Move, parts: &Parts, seen: &Observation) -> Decision {
     // Before Learner nobody had heard of the target.
@@ -12,7 +12,7 @@ pub(super) fn next(mv: &v1::Move, parts: &Parts, seen: &Observation) -> Decision
         return Decision::Advance(MovePhase::Aborted);
     };
     let Some(group) = Group::seen(seen) else {
-        return wait(format!("g{} has no leader that answers: start the nodes of its voters", mv.group));
+        return leaderless(mv);
     };
     if group.is_joint() {
         return Decision::Act(vec![Action::LeaveJoint]);
@@ -22,9 +22,9 @@ pub(super) fn next(mv: &v1::Move, parts: &Parts, seen: &Observation) -> Decision
         return Decision::Advance(MovePhase::RemoveOld);
     }
     if group.votes(target) {
-        return wait(format!(
-            "{target} votes by another hand: move it on with a new move once this one is pruned"
-        ));
+        let reason =
+            format!("{target} votes by another hand: move it on with a new move once this one is pruned");
+        return wait(MoveBlocker::MembersChanged, reason);
     }
     if group.names(target) {
         return Decision::Act(vec![Action::RemoveLearner(target)]);
@@ -34,5 +34,8 @@ pub(super) fn next(mv: &v1::Move, parts: &Parts, seen: &Observation) -> Decision
     if !seen.confirmed {
         return Decision::Act(vec![Action::ConfirmRemoved]);
     }
-    fence(target, seen.target.as_ref(), seen.target_removed, seen.target_silent, MovePhase::Aborted)
+    // Nobody waits for a target that was given up: it is no member, and what it holds is fenced when it returns.
+    let given_up = mv.gave_up() != MoveBlocker::None;
+    let gone = (seen.target_removed, seen.target_silent || given_up);
+    fence(target, seen.target.as_ref(), gone, MoveBlocker::TargetSilent, MovePhase::Aborted)
 }

@@ -29,6 +29,8 @@ pub enum Order {
     Transfer(NodeId, v1::TransferLeaderRequest),
     /// To the group's leader.
     Verify(NodeId, v1::VerifyGroupRequest),
+    /// To the target's node.
+    OtherSource(NodeId, v1::OtherSourceRequest),
     /// To nobody: the next look begins with [`confirmation`].
     Confirm,
 }
@@ -175,6 +177,10 @@ pub fn order(
             let (node, _) = leader()?;
             Ok(Order::Verify(node, v1::VerifyGroupRequest { group, driver_term }))
         }
+        Action::OtherSource { node, replica } => Ok(Order::OtherSource(
+            *node,
+            v1::OtherSourceRequest { group, replica: replica.get(), driver_term },
+        )),
         Action::ConfirmRemoved => Ok(Order::Confirm),
     }
 }
@@ -226,10 +232,11 @@ pub fn replica_info(status: &GroupStatus) -> v1::ReplicaInfo {
         epoch: status.epoch,
         conf_state: Some(status.conf_state.clone()),
         progress: progress.collect(),
-        pull: status
-            .pull
-            .as_ref()
-            .map(|pull| v1::PullView { bytes_done: pull.bytes_done, bytes_total: pull.bytes_total }),
+        pull: status.pull.as_ref().map(|pull| v1::PullView {
+            bytes_done: pull.bytes_done,
+            bytes_total: pull.bytes_total,
+            queued: pull.queued,
+        }),
         dead: status.dead.clone().unwrap_or_default(),
         bytes: 0,
         no_room_node: status.no_room.map_or(0, NodeId::get),

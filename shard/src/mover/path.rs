@@ -2,31 +2,27 @@
 
 use pontoon_proto::{ReplicaId, v1};
 use pontoon_raftstore::rules::{Rule, is_broken};
-use v1::MovePhase;
+use v1::{MoveBlocker, MovePhase, MovePurpose};
 
-use super::{Action, Decision, Group, LAG, Observation, Parts, fence, replica_at, wait};
+use super::{Action, Decision, Group, LAG, Observation, Parts, fence, leaderless, replica_at, wait};
 
 pub(super) fn next(phase: MovePhase, mv: &v1::Move, parts: &Parts, seen: &Observation) -> Decision {
     // These two speak with one node only: the group may be without a leader meanwhile.
     match (phase, parts.source) {
         (MovePhase::Fence, Some(source)) => {
-            return fence(
-                source,
-                seen.source.as_ref(),
-                seen.source_removed,
-                seen.source_silent,
-                MovePhase::Cleanup,
-            );
+            let gone = (seen.source_removed, seen.source_silent);
+            let then = MovePhase::Cleanup;
+            return fence(source, seen.source.as_ref(), gone, MoveBlocker::SourceSilent, then);
         }
         (MovePhase::Fence, None) => return Decision::Advance(MovePhase::Cleanup),
         (MovePhase::Cleanup, _) => return Decision::Advance(MovePhase::Done),
         _ => {}
     }
     let Some(group) = Group::seen(seen) else {
-        return wait(format!("g{} has no leader that answers: start the nodes of its voters", mv.group));
+        return leaderless(mv);
     };
     match phase {
-        MovePhase::Planned => planned(parts, &group),
+        MovePhase::Planned => planned(mv, parts, &group),
         MovePhase::Reserved => reserved(mv, parts, seen),
         MovePhase::Learner => learner(parts, &group, seen),
         MovePhase::Snapshot => snapshot(parts, &group, seen),
@@ -51,19 +47,27 @@ pub(super) fn next(phase: MovePhase, mv: &v1::Move, parts: &Parts, seen: &Observ
     }
 }
 
-fn planned(parts: &Parts, group: &Group<'_>) -> Decision {
+/// The plan does not fit the members any more: the planner makes another one, an operator is told.
+fn in_vain(mv: &v1::Move, reason: String) -> Decision {
+    match mv.purpose() {
+        MovePurpose::Operator => wait(MoveBlocker::MembersChanged, reason),
+        _ => Decision::Advance(MovePhase::Aborting),
+    }
+}
+
+fn planned(mv: &v1::Move, parts: &Parts, group: &Group<'_>) -> Decision {
     if group.is_joint() {
         return Decision::Act(vec![Action::LeaveJoint]);
     }
     if let Some(source) = parts.source {
-        let learner_leaves = parts.target.is_none() && group.names(source);
-        if !group.votes(source) && !learner_leaves {
-            return wait(format!("{source} is no voter of the group any more: cancel the move"));
+        // A removal of what is gone already has its fence yet to make sure of, after a linearizable read as always.
+        if !group.votes(source) && parts.target.is_some() {
+            return in_vain(mv, format!("{source} is no voter of the group any more: cancel the move"));
         }
         if parts.target.is_none() && group.votes(source) && group.conf.voters.len() < 2 {
-            return wait(format!(
-                "{source} is the group's only voter: cancel the move, or add a replica first"
-            ));
+            let reason =
+                format!("{source} is the group's only voter: cancel the move, or add a replica first");
+            return in_vain(mv, reason);
         }
     }
     Decision::Advance(MovePhase::Reserved)
@@ -84,10 +88,11 @@ fn reserved(mv: &v1::Move, parts: &Parts, seen: &Observation) -> Decision {
 /// The target's node does not answer.
 fn silent(target: ReplicaId, seen: &Observation) -> Decision {
     let node = target.node();
-    if seen.target_removed {
-        return wait(format!("{node} was removed from the cluster: cancel the move"));
-    }
-    wait(format!("{node} does not answer: start it, or cancel the move"))
+    let reason = match seen.target_removed {
+        true => format!("{node} was removed from the cluster: cancel the move"),
+        false => format!("{node} does not answer: start it, or cancel the move"),
+    };
+    wait(MoveBlocker::TargetSilent, reason)
 }
 
 fn learner(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
@@ -109,11 +114,13 @@ fn unmade(target: ReplicaId, seen: &Observation) -> Option<Decision> {
     let Some(status) = &seen.target else { return Some(silent(target, seen)) };
     match replica_at(Some(status), target) {
         Some(info) if !info.dead.is_empty() => {
-            Some(wait(format!("{target} is dead ({}): cancel the move and start another", info.dead)))
+            let reason = format!("{target} is dead ({}): cancel the move and start another", info.dead);
+            Some(wait(MoveBlocker::TargetDead, reason))
         }
         Some(_) => None,
         None if status.min_replica > target.get() => {
-            Some(wait(format!("{} has fenced {target}: cancel the move", target.node())))
+            let reason = format!("{} has fenced {target}: cancel the move", target.node());
+            Some(wait(MoveBlocker::TargetFenced, reason))
         }
         None => Some(Decision::Act(vec![Action::EnsureReplica { node: target.node(), replica: target }])),
     }
@@ -134,15 +141,20 @@ fn snapshot(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
         Some(progress) if !progress.snapshot && progress.matched > 0 && applied > 0 => {
             Decision::Advance(MovePhase::CatchUp)
         }
-        _ => {
-            let pull = replica_at(seen.target.as_ref(), target).and_then(|info| info.pull.as_ref());
-            let so_far = pull.map_or_else(
-                || "waits for the first chunk".to_owned(),
-                |pull| format!("has {} of {} bytes", pull.bytes_done, pull.bytes_total),
-            );
-            wait(format!("{target} receives the group's state and {so_far}: this goes on by itself"))
-        }
+        _ => receives(target, seen, "receives the group's state"),
     }
+}
+
+/// The target is brought up from a state. How far it is is seen elsewhere.
+fn receives(target: ReplicaId, seen: &Observation, what: &str) -> Decision {
+    let info = replica_at(seen.target.as_ref(), target);
+    if info.and_then(|info| info.pull.as_ref()).is_some_and(|pull| pull.queued) {
+        let reason = format!("{target} waits for its turn, or for its node's budget: this goes on by itself");
+        return wait(MoveBlocker::Queued, reason);
+    }
+    let why = info.map(|info| info.pull_blocked.as_str()).filter(|why| !why.is_empty());
+    let why = why.map_or_else(String::new, |why| format!(" ({why})"));
+    wait(MoveBlocker::Copying, format!("{target} {what}{why}: this goes on by itself"))
 }
 
 /// What is missing until the target may vote: it must have matched (in its log), applied (in its engine) and persisted
@@ -158,13 +170,14 @@ fn behind(target: ReplicaId, group: &Group<'_>, seen: &Observation) -> Option<De
         return None;
     }
     let slow = |what: &str, lacks: u64| {
-        Some(wait(format!("{target} {what} {lacks} entries behind: this goes on by itself")))
+        let reason = format!("{target} {what} {lacks} entries behind: this goes on by itself");
+        Some(wait(MoveBlocker::CatchingUp, reason))
     };
     let info = replica_at(seen.target.as_ref(), target)?;
     // In a short log a learner may seem close although its own node still receives a state that an earlier leader offered.
-    let receives = info.pull.is_some() || info.applied == 0;
-    let Some(progress) = group.progress(target).filter(|progress| !progress.snapshot && !receives) else {
-        return Some(wait(format!("{target} receives the group's state again: this goes on by itself")));
+    let is_receiving = info.pull.is_some() || info.applied == 0;
+    let Some(progress) = group.progress(target).filter(|progress| !progress.snapshot && !is_receiving) else {
+        return Some(receives(target, seen, "receives the group's state again"));
     };
     let durable = info.durable.max(info.persisted);
     let (last, commit) = (group.info.last_index, group.info.commit);
@@ -191,25 +204,28 @@ fn verify(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
     if is_broken(Rule::PromoteCaughtUp) {
         return Decision::Advance(MovePhase::PreSwitch);
     }
+    let hashing = |who: &str| {
+        wait(MoveBlocker::Hashing, format!("{who} hashes the group's state: this goes on by itself"))
+    };
     let Some(told) = &group.info.verified else { return Decision::Act(vec![Action::Verify]) };
     if told.hash.is_empty() {
-        return wait("the leader hashes the group's state: this goes on by itself");
+        return hashing("the leader");
     }
     let Some(there) = replica_at(seen.target.as_ref(), target) else { return silent(target, seen) };
     match &there.verified {
         Some(hash) if hash.index == told.index && hash.hash.is_empty() => {
-            return wait(format!("{target} hashes the group's state: this goes on by itself"));
+            return hashing(&target.to_string());
         }
         Some(hash) if hash.index == told.index => {}
-        // Asked again meanwhile: the leader comes to it.
-        Some(hash) if hash.index > told.index => {
-            return wait("the leader hashes the group's state: this goes on by itself");
+        // Asked again meanwhile: the leader comes to it. One that has passed it without a hash was elsewhere then, or took a
+        // snapshot over it: it will never have one.
+        Some(hash) if hash.index > told.index && group.info.applied < hash.index => {
+            return hashing("the leader");
         }
         _ if there.applied < told.index => {
-            return wait(format!(
-                "{target} has not come to the hash at {}: this goes on by itself",
-                told.index
-            ));
+            let index = told.index;
+            let reason = format!("{target} has not come to the hash at {index}: this goes on by itself");
+            return wait(MoveBlocker::CatchingUp, reason);
         }
         // It started again, or took a snapshot, since: its hash there will never be known.
         _ => return Decision::Act(vec![Action::Verify]),
@@ -221,13 +237,14 @@ fn verify(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision {
         .find(|(_, hash)| hash.index == told.index && !hash.hash.is_empty() && hash.hash != told.hash);
     match differs.and_then(|(replica, hash)| Some((ReplicaId::new(replica).ok()?, hash))) {
         None => Decision::Advance(MovePhase::PreSwitch),
-        Some((replica, hash)) => wait(format!(
-            "the state of {replica} at index {} differs from the leader's: its hash is {}, the leader's {}; cancel the move, \
-             keep both nodes' directories, and report it",
-            told.index,
-            hex(&hash.hash),
-            hex(&told.hash)
-        )),
+        Some((replica, hash)) => {
+            let (index, theirs, leaders) = (told.index, hex(&hash.hash), hex(&told.hash));
+            let reason = format!(
+                "the state of {replica} at index {index} differs from the leader's: its hash is {theirs}, the leader's {leaders}; \
+                 cancel the move, keep both nodes' directories, and report it"
+            );
+            wait(MoveBlocker::HashesDiffer, reason)
+        }
     }
 }
 
@@ -254,7 +271,9 @@ fn led_by(source: ReplicaId, group: &Group<'_>) -> Option<Decision> {
     Some(match group.best_voter(source) {
         Some(to) => Decision::Act(vec![Action::TransferLeader { to }]),
         None => {
-            wait(format!("{source} leads and no other voter follows: start the nodes of the group's voters"))
+            let reason =
+                format!("{source} leads and no other voter follows: start the nodes of the group's voters");
+            wait(MoveBlocker::LeaderStays, reason)
         }
     })
 }
@@ -307,7 +326,9 @@ fn leave(parts: &Parts, group: &Group<'_>) -> Decision {
     match to {
         Some(to) => Decision::Act(vec![Action::TransferLeader { to }]),
         None => {
-            wait(format!("{source} leads until a voter that stays holds every entry: this goes on by itself"))
+            let reason =
+                format!("{source} leads until a voter that stays holds every entry: this goes on by itself");
+            wait(MoveBlocker::LeaderStays, reason)
         }
     }
 }
@@ -321,9 +342,9 @@ fn remove_old(parts: &Parts, group: &Group<'_>, seen: &Observation) -> Decision 
         return Decision::Act(vec![Action::LeaveJoint]);
     }
     if group.votes(source) {
-        return wait(format!(
-            "{source} votes again by another hand: run `pontoon groups` and remove it there"
-        ));
+        let reason =
+            format!("{source} votes again by another hand: run `pontoon groups` and remove it there");
+        return wait(MoveBlocker::MembersChanged, reason);
     }
     if group.names(source) {
         // A leader that left the joint configuration before it passed leadership on cannot remove itself.

@@ -337,8 +337,10 @@ pub fn continue_plan(state: &MetaState, plan: &v1::Plan) -> Option<Vec<v1::Start
     for planned in &plan.moves {
         let node = ReplicaId::new(planned.source).map(|replica| replica.node().get());
         let (Some(shard), Ok(from)) = (state.shards.get(&planned.group), node) else { continue };
-        // Begun already, or moved by another hand.
-        if shard.revision != planned.revision {
+        // Begun already, or moved by another hand; or to a node that takes nothing any more, so that it would be refused for ever.
+        let takes = |node: &std::sync::Arc<v1::Node>| node.state() == v1::NodeState::Live;
+        let is_target = state.nodes.get(&planned.target_node).is_some_and(takes);
+        if shard.revision != planned.revision || shard.state() != v1::ShardState::Live || !is_target {
             continue;
         }
         is_left = true;

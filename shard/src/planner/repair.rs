@@ -6,7 +6,7 @@ use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use v1::{MoveKind, MovePurpose};
 
 use super::{MAX_RUNNING_MOVES, Rule, Seen};
-use crate::meta::MetaState;
+use crate::{meta::MetaState, mover::needs_hand};
 
 /// Moves in which one node may take part, as the one that leaves or the one that takes.
 const MOVES_PER_NODE: usize = 32;
@@ -74,6 +74,16 @@ struct Case<'a> {
     load: &'a BTreeMap<u64, usize>,
     shard: &'a v1::Shard,
     rule: &'a Rule,
+    given_up: &'a GivenUp,
+}
+
+/// Per group the nodes at which its moves were given up ([`MetaState::given_up`]).
+type GivenUp = BTreeMap<u64, Vec<NodeId>>;
+
+fn given_up(state: &MetaState) -> GivenUp {
+    let groups = state.moves.values().filter(|mv| mv.gave_up() != v1::MoveBlocker::None).map(|mv| mv.group);
+    let groups: BTreeSet<u64> = groups.collect();
+    groups.into_iter().map(|group| (group, state.given_up(group))).collect()
 }
 
 impl<'a> Case<'a> {
@@ -99,16 +109,28 @@ impl<'a> Case<'a> {
         members.filter_map(|id| node_of(*id)).collect()
     }
 
-    /// Nodes for a replica, in order of preference, beside all members but those of `leaving`.
-    fn targets(&self, leaving: &[u64]) -> Targets {
+    /// Nodes that may take a replica, in order of preference, beside all members but those of `leaving`.
+    fn free(&self, leaving: &[u64]) -> Targets {
         let gone: BTreeSet<u64> = leaving.iter().filter_map(|id| node_of(*id)).collect();
         let held = self.held();
         let stays: BTreeSet<u64> = held.difference(&gone).copied().collect();
         let free = candidates(self.state, self.seen, self.rule, &stays, self.load);
-        free.into_iter()
-            .map(|(rank, node)| (rank, node.id))
-            .filter(|(_, node)| !held.contains(node))
-            .collect()
+        let free = free.into_iter().map(|(rank, node)| (rank, node.id));
+        free.filter(|(_, node)| !held.contains(node)).collect()
+    }
+
+    /// Of these, the ones to choose from. Where a move of the group was given up is tried again only if there is nowhere else, and then
+    /// where that is longest ago.
+    fn targets(&self, leaving: &[u64]) -> Targets {
+        let free = self.free(leaving);
+        let given_up = self.given_up.get(&self.shard.group).map_or(&[][..], Vec::as_slice);
+        let is_untried = |node: &u64| !given_up.iter().any(|tried| tried.get() == *node);
+        if given_up.is_empty() || free.iter().any(|(_, node)| is_untried(node)) {
+            return free.into_iter().filter(|(_, node)| is_untried(node)).collect();
+        }
+        let longest_ago =
+            given_up.iter().find_map(|tried| free.iter().find(|(_, node)| *node == tried.get()));
+        longest_ago.cloned().into_iter().collect()
     }
 
     fn need(
@@ -139,8 +161,8 @@ impl<'a> Case<'a> {
         let wanted = self.rule.voters.unwrap_or(shard.replicas_wanted) as usize;
         if there < wanted {
             // Nodes that could hold voters: those that do, and those that may take one.
-            let targets = self.targets(&[]);
-            if odd(wanted, there + targets.len()) > there {
+            if odd(wanted, there + self.free(&[]).len()) > there {
+                let targets = self.targets(&[]);
                 let reason = format!("it has {there} of the replicas that it should have");
                 return self.need(MovePurpose::Repair, MoveKind::Add, 0, targets, reason);
             }
@@ -255,6 +277,7 @@ impl<'a> Case<'a> {
 /// The sessions are 0: the caller fills in fresh numbers.
 pub fn repairs(state: &MetaState, seen: &Seen) -> Vec<v1::StartMove> {
     let mut load = state.load();
+    let given_up = given_up(state);
     let cases = state
         .shards
         .values()
@@ -262,7 +285,7 @@ pub fn repairs(state: &MetaState, seen: &Seen) -> Vec<v1::StartMove> {
     let mut needs: Vec<(u64, Need)> = cases
         .filter_map(|shard| {
             let rule = state.rulebook().of(&shard.predicate);
-            let case = Case { state, seen, load: &load, shard, rule };
+            let case = Case { state, seen, load: &load, shard, rule, given_up: &given_up };
             Some((shard.group, case.next()?))
         })
         .collect();
@@ -312,7 +335,7 @@ impl Slots {
     pub(super) fn of(state: &MetaState) -> Slots {
         let mut slots = Slots { running: 0, per_node: BTreeMap::new() };
         // One that only waits for somebody's return does not hold up the others.
-        for mv in state.running_moves().filter(|mv| mv.blocked.is_empty()) {
+        for mv in state.running_moves().filter(|mv| !needs_hand(mv)) {
             slots.take([mv.source, mv.target].into_iter().filter_map(node_of));
         }
         slots
@@ -359,6 +382,16 @@ pub fn placement(state: &MetaState, predicate: &str, wanted: usize, seen: &Seen)
 pub fn target(state: &MetaState, group: u64, leaving: u64, seen: &Seen) -> Option<NodeId> {
     let shard = state.shards.get(&group)?;
     let rule = state.rulebook().of(&shard.predicate);
-    let case = Case { state, seen, load: &state.load(), shard, rule };
+    let case = Case { state, seen, load: &state.load(), shard, rule, given_up: &given_up(state) };
     case.targets(&[leaving]).first().and_then(|(_, node)| NodeId::new(*node).ok())
+}
+
+/// Whether there is another node for what a move brings to its target, at which no move of the group was given up.
+pub fn elsewhere(state: &MetaState, mv: &v1::Move, seen: &Seen) -> bool {
+    let Some(shard) = state.shards.get(&mv.group) else { return false };
+    let rule = state.rulebook().of(&shard.predicate);
+    let case = Case { state, seen, load: &state.load(), shard, rule, given_up: &GivenUp::new() };
+    let tried = state.given_up(mv.group);
+    let new = |node: u64| Some(node) != node_of(mv.target) && !tried.iter().any(|tried| tried.get() == node);
+    case.free(&[mv.source]).into_iter().any(|(_, node)| new(node))
 }

@@ -50,7 +50,7 @@ pub(super) struct Held<'a> {
     pub(super) leader: Option<usize>,
     /// Whether a plan may move one of its replicas.
     pub(super) movable: bool,
-    /// Places that a replica has left lately.
+    /// Places that a replica has left lately, or did not come to.
     pub(super) left: Vec<usize>,
 }
 
@@ -90,6 +90,13 @@ impl<'a> World<'a> {
             |mv: &&Arc<v1::Move>| mv.finished_ms.saturating_add(NO_RETURN_MS) > now_ms && mv.source != 0;
         for mv in state.moves.values().filter(recent).filter(|mv| mv.phase() == v1::MovePhase::Done) {
             left.entry(mv.group).or_default().extend(place_of_replica(mv.source, place_of));
+        }
+        // Nor does it go where a move was given up.
+        let gave_up = |mv: &&Arc<v1::Move>| {
+            mv.gave_up() != v1::MoveBlocker::None && mv.finished_ms.saturating_add(NO_RETURN_MS) > now_ms
+        };
+        for mv in state.moves.values().filter(gave_up) {
+            left.entry(mv.group).or_default().extend(place_of_replica(mv.target, place_of));
         }
         let mut groups = Vec::with_capacity(state.shards.len());
         for shard in state.shards.values() {

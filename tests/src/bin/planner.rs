@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p pontoon-tests --bin planner -- --groups 100000 --nodes 100
+//! cargo run --release -p pontoon-tests --bin planner -- --balance 10000 --from 10 --to 12
 //! ```
 //!
 //! Groups of three replicas lie on all but the last sixth of the nodes, which came later; the sizes of groups differ by a factor of up
@@ -11,11 +12,12 @@ use std::{collections::BTreeMap, time::Instant};
 
 use clap::Parser;
 use pontoon_proto::{NodeId, ReplicaId, v1};
+use pontoon_raftstore::SnapshotBudget;
 use pontoon_shard::{
     MetaState,
     planner::{self, GroupSeen, Limits, Seen},
 };
-use pontoon_tests::Rng;
+use pontoon_tests::{Rng, balance};
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -33,10 +35,31 @@ struct Args {
     /// Spread voters over ten zones.
     #[arg(long)]
     zones: bool,
+    /// Instead: balance so many groups in virtual time, then let an hour pass.
+    #[arg(long, value_name = "GROUPS")]
+    balance: Option<u64>,
+    /// Nodes that hold them.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(4..=1_000))]
+    from: u64,
+    /// Nodes that there are then.
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(5..=1_000))]
+    to: u64,
+    /// What a node receives: slow, normal, fast or bytes per second.
+    #[arg(long, default_value = "normal")]
+    budget: SnapshotBudget,
+    /// By how much of a thousand sizes of groups wander in the hour afterwards.
+    #[arg(long, default_value_t = 50)]
+    wander_permille: u64,
+    /// What a move takes beside its copy, in milliseconds.
+    #[arg(long, default_value_t = 400)]
+    overhead_ms: u64,
 }
 
 fn main() {
     let args = Args::parse();
+    if let Some(groups) = args.balance {
+        return tell_balance(groups, &args);
+    }
     let (state, seen) = cluster(&args);
     let limits = Limits { moves: usize::MAX, bytes: u64::MAX };
     let mut times = Vec::new();
@@ -71,6 +94,35 @@ fn main() {
     );
     println!("transfers   {}", plan.transfers.len());
     println!("repairs     {repairs:.3} s to find {}", begun.len());
+}
+
+fn tell_balance(groups: u64, args: &Args) {
+    let begun = Instant::now();
+    let outcome = balance::run(balance::Setup {
+        groups,
+        from: args.from,
+        to: args.to,
+        bytes_per_second: args.budget.bytes_per_second.unwrap_or(u64::MAX),
+        turns: args.budget.max_pulls as usize,
+        overhead_ms: args.overhead_ms,
+        wander_permille: args.wander_permille,
+        seed: args.seed,
+    });
+    let seconds = |ms: u64| ms as f64 / 1_000.0;
+    let times = |bound: u64| outcome.took_ms as f64 / bound.max(1) as f64;
+    println!("{groups} groups from {} to {} nodes, budget {:?}", args.from, args.to, args.budget);
+    println!("spread      {:.1} % to {:.1} %", outcome.spread.0 * 100.0, outcome.spread.1 * 100.0);
+    println!("moved       {} bytes in {} moves", outcome.bytes, outcome.moves);
+    println!(
+        "time        {:.1} s, {:.3} of the {:.1} s in which the busiest node receives as much, {:.3} of the {:.1} s of any plan",
+        seconds(outcome.took_ms),
+        times(outcome.bound_ms),
+        seconds(outcome.bound_ms),
+        times(outcome.least_ms),
+        seconds(outcome.least_ms)
+    );
+    println!("an hour on  {} moves, {} of them returned", outcome.later.0, outcome.later.1);
+    println!("simulated in {:.1} s", begun.elapsed().as_secs_f64());
 }
 
 fn cluster(args: &Args) -> (MetaState, Seen) {

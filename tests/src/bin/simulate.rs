@@ -34,6 +34,12 @@ struct Options {
     /// Seeds at a time; 0: as many as there are cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Seeds that are about moves, until so many have ended; instead of --seeds. With --seed the first of them.
+    #[arg(long, conflicts_with_all = ["seeds", "groups", "nodes", "steps"])]
+    moves: Option<u64>,
+    /// With --seed: the seed is one of those that are about moves.
+    #[arg(long, conflicts_with = "moves", requires = "seed")]
+    of_moves: bool,
     /// No new seed after so many minutes.
     #[arg(long)]
     minutes: Option<u64>,
@@ -59,6 +65,10 @@ struct Sum {
     simulated_ms: u64,
     operations: u64,
     moves: u64,
+    given_up: u64,
+    stuck: u64,
+    drains: u64,
+    plans: u64,
     snapshots: u64,
     replaced: u64,
     slept: u64,
@@ -78,6 +88,7 @@ fn main() -> ExitCode {
     }
     let first = options.seed.unwrap_or(1);
     let count = match (options.seed, options.seeds) {
+        _ if options.moves.is_some() => u64::MAX - first,
         (Some(_), 100) => 1,
         (_, 0) => u64::MAX - first,
         (_, count) => count,
@@ -99,7 +110,7 @@ fn main() -> ExitCode {
     }
     tell(&sum, begun.elapsed());
     let mut wrong = !sum.failures.is_empty();
-    if sum.seeds >= SEEDS_FOR_ALL {
+    if options.moves.is_none() && sum.seeds >= SEEDS_FOR_ALL {
         for (kind, phase) in sum.coverage.unmet() {
             wrong = true;
             println!("{kind:?} never met {phase}");
@@ -119,7 +130,10 @@ fn work(options: &Options, end: u64, begun: Instant, next: &AtomicU64, stop: &At
         if seed >= end {
             return;
         }
-        let plan = Plan { steps: options.steps, ..Plan::drawn(seed, options.nodes, options.groups) };
+        let plan = match options.moves.is_some() || options.of_moves {
+            true => Plan::of_moves(seed),
+            false => Plan { steps: options.steps, ..Plan::drawn(seed, options.nodes, options.groups) },
+        };
         let mut ran = run(&plan);
         if let Ok(report) = &ran
             && options.twice_every != 0
@@ -139,6 +153,13 @@ fn work(options: &Options, end: u64, begun: Instant, next: &AtomicU64, stop: &At
                 sum.simulated_ms += report.simulated_ms;
                 sum.operations += report.operations;
                 sum.moves += report.moves;
+                sum.given_up += report.given_up;
+                sum.stuck += report.stuck;
+                sum.drains += report.drains;
+                sum.plans += report.plans;
+                if options.moves.is_some_and(|moves| sum.moves >= moves) {
+                    stop.store(true, Ordering::Relaxed);
+                }
                 sum.snapshots += report.snapshots;
                 sum.replaced += report.replaced;
                 sum.slept += report.slept;
@@ -147,7 +168,7 @@ fn work(options: &Options, end: u64, begun: Instant, next: &AtomicU64, stop: &At
             Err(failure) => {
                 eprintln!("seed {seed} fails: {}", failure.what);
                 sum.failures.push(*failure);
-                if options.seeds == 0 || sum.failures.len() >= 10 {
+                if options.seeds == 0 || options.moves.is_some() || sum.failures.len() >= 10 {
                     stop.store(true, Ordering::Relaxed);
                 }
             }
@@ -202,12 +223,16 @@ fn hunt(name: &str, options: &Options) -> ExitCode {
 fn tell(sum: &Sum, took: Duration) {
     println!("{}", sum.coverage);
     println!(
-        "{} seeds in {:.1} s, {:.0} s simulated, {} operations checked, {} moves, {} snapshots, {} nodes replaced, {} times asleep, {} failures",
+        "{} seeds in {:.1} s, {:.0} s simulated, {} operations checked, {} moves ({} given up, {} times stuck), {} drains, {} plans, {} snapshots, {} nodes replaced, {} times asleep, {} failures",
         sum.seeds,
         took.as_secs_f64(),
         sum.simulated_ms as f64 / 1_000.0,
         sum.operations,
         sum.moves,
+        sum.given_up,
+        sum.stuck,
+        sum.drains,
+        sum.plans,
         sum.snapshots,
         sum.replaced,
         sum.slept,

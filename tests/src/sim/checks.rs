@@ -154,8 +154,10 @@ impl World {
             return Err(format!("{injury:?} is not healed: {why}; {moves:?}"));
         }
         if let Some(mv) = self.meta.running_moves().next() {
-            return Err(format!("move {} of g{} is in {:?}: {}", mv.id, mv.group, mv.phase(), mv.blocked));
+            let (id, group, phase, blocker) = (mv.id, mv.group, mv.phase(), mv.blocker());
+            return Err(format!("move {id} of g{group} is in {phase:?}: {blocker:?}: {}", mv.blocked));
         }
+        self.is_placed()?;
         let live = self.meta.live_nodes().count();
         for group in self.groups() {
             let Some(shard) = self.meta.shards.get(&group.0) else {

@@ -1,14 +1,17 @@
 //! What drives moves: the node that leads the meta group asks [`mover::next`] and carries out what it says, by calls over
 //! the network and commits of the meta group, as `pontoon node` does.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_raftstore::{Applied, Proposal, ProposeError, ReadLevel, Role};
 use pontoon_shard::{
     Action, Decision, MetaState, Observation, decode_meta_reply, meta_command,
     mover::{
-        self,
+        self, Judged, Note, Patience, Watch,
         orders::{self, Order},
     },
     planner,
@@ -17,6 +20,7 @@ use v1::{meta_command::Body, meta_reply::Body as Answer};
 
 use super::{
     net::Packet,
+    placing::Eyes,
     work::{Call, Reply, Subject, Wait},
     world::World,
 };
@@ -28,6 +32,8 @@ const COMMIT_MS: u64 = 600;
 const PAUSE_FIRST_MS: u64 = 10;
 const PAUSE_MOST_MS: u64 = 100;
 const REPAIR_MS: u64 = 100;
+/// A run is short, and so is patience.
+const PATIENCE: Patience = Patience { note: Duration::from_millis(200), stall: Duration::from_millis(600) };
 
 /// A leader of the meta group at work in one term. It goes with the process.
 pub(super) struct Driver {
@@ -37,6 +43,7 @@ pub(super) struct Driver {
     ask_at: u64,
     repair_at: u64,
     works: BTreeMap<Subject, Work>,
+    pub(super) eyes: Eyes,
 }
 
 struct Work {
@@ -45,6 +52,9 @@ struct Work {
     reserved: bool,
     confirm: bool,
     pause: u64,
+    watch: Watch,
+    /// What was decided, to be done once the record says what was to be noted.
+    after: Option<(Box<Observation>, Decision)>,
     doing: Doing,
 }
 
@@ -58,13 +68,15 @@ enum Then {
     Founded,
     Observed,
     Confirmed(Box<Observation>),
-    /// An action was asked for; these follow.
-    Acted(VecDeque<Action>, Box<Observation>, bool),
+    /// An action was asked for; the others follow.
+    Acted(Action, VecDeque<Action>, Box<Observation>),
+    Fenced,
 }
 
 impl Driver {
     fn new(term: u64) -> Driver {
-        Driver { term, ready: false, ask_at: 0, repair_at: 0, works: BTreeMap::new() }
+        let eyes = Eyes::default();
+        Driver { term, ready: false, ask_at: 0, repair_at: 0, works: BTreeMap::new(), eyes }
     }
 
     /// The barrier was passed, or not.
@@ -74,6 +86,9 @@ impl Driver {
 
     /// A node has answered.
     pub(super) fn hear(&mut self, call: u64, from: NodeId, reply: Reply) {
+        if self.eyes.hear(call, from) {
+            return;
+        }
         for work in self.works.values_mut() {
             if let Doing::Ask { asked, heard, .. } = &mut work.doing
                 && asked.remove(&call).is_some()
@@ -114,28 +129,32 @@ impl World {
             return;
         }
         let state = running.machines.meta().borrow().clone();
-        let subjects: BTreeSet<Subject> = subjects_of(&state).into_iter().collect();
+        self.look_around(i, &mut driver.eyes, &state);
+        let subjects: BTreeSet<Subject> = subjects_of(&state, driver.eyes.silent()).into_iter().collect();
         for subject in &subjects {
             driver.works.entry(*subject).or_insert_with(|| Work {
                 record: match subject {
                     Subject::Move(id) => state.moves.get(id).map(|mv| (**mv).clone()).unwrap_or_default(),
-                    Subject::Create(_) => v1::Move::default(),
+                    Subject::Create(_) | Subject::Debt(..) => v1::Move::default(),
                 },
                 reserved: false,
                 confirm: false,
                 pause: PAUSE_FIRST_MS,
+                watch: Watch::new(PATIENCE),
+                after: None,
                 doing: Doing::Rest { until: now },
             });
         }
         if now >= driver.repair_at {
             driver.repair_at = now + REPAIR_MS;
-            self.repair(i, &state);
+            self.repair(i, &state, &driver.eyes);
+            self.carry_out(i, term, &state);
         }
         let due: Vec<Subject> =
             driver.works.iter().filter(|(_, work)| work.is_due(now)).map(|(s, _)| *s).collect();
         for subject in due {
             let Some(mut work) = driver.works.remove(&subject) else { continue };
-            if self.work(i, term, subject, &mut work, &state) {
+            if self.work(i, term, subject, &mut work, &state, &driver.eyes) {
                 driver.works.insert(subject, work);
             }
         }
@@ -145,7 +164,15 @@ impl World {
     }
 
     /// One step of a piece of work whose time has come; false if it is over.
-    fn work(&mut self, i: usize, term: u64, subject: Subject, work: &mut Work, state: &MetaState) -> bool {
+    fn work(
+        &mut self,
+        i: usize,
+        term: u64,
+        subject: Subject,
+        work: &mut Work,
+        state: &MetaState,
+        eyes: &Eyes,
+    ) -> bool {
         let rest = Doing::Rest { until: self.now + work.pause };
         match (subject, std::mem::replace(&mut work.doing, rest)) {
             (Subject::Create(group), Doing::Rest { .. } | Doing::Commit { .. }) => {
@@ -172,6 +199,25 @@ impl World {
                     work.doing = self.commit(i, term, subject, Body::ShardLive(v1::ShardLive { group }));
                 }
             }
+            (Subject::Debt(group, replica), Doing::Rest { .. } | Doing::Commit { .. }) => {
+                let node = ReplicaId::new(replica).map(ReplicaId::node);
+                let Some(node) = node.ok().filter(|_| state.debts.contains(&(group, replica))) else {
+                    return false;
+                };
+                let fence = Call::Fence(v1::FenceReplicaRequest { group, replica, driver_term: term });
+                work.doing = self.ask(i, vec![(node, fence)], 1, Then::Fenced);
+            }
+            (Subject::Debt(group, replica), Doing::Ask { heard, .. }) => {
+                if matches!(heard.first(), Some((_, Reply::Done))) {
+                    let settled = Body::SettleDebt(v1::SettleDebt { group, replica });
+                    work.doing = self.commit(i, term, subject, settled);
+                }
+            }
+            (Subject::Move(_), Doing::Commit { .. }) if work.after.is_some() => {
+                if let Some((seen, decision)) = work.after.take() {
+                    self.carry_on(i, term, subject, work, state, seen, decision);
+                }
+            }
             (Subject::Move(id), Doing::Rest { .. } | Doing::Commit { .. }) => {
                 // Whoever cancels changes the record.
                 if let Some(record) = state.moves.get(&id).filter(|mv| mv.phase_seq > work.record.phase_seq) {
@@ -188,7 +234,7 @@ impl World {
                 work.doing = self.ask(i, calls, enough, Then::Observed);
             }
             (Subject::Move(_), Doing::Ask { heard, then, .. }) => {
-                self.go_on(i, term, subject, work, state, heard, then)
+                self.go_on(i, term, subject, work, (state, eyes), heard, then)
             }
         }
         true
@@ -201,12 +247,12 @@ impl World {
         term: u64,
         subject: Subject,
         work: &mut Work,
-        state: &MetaState,
+        (state, eyes): (&MetaState, &Eyes),
         heard: Vec<(NodeId, Reply)>,
         then: Then,
     ) {
         match then {
-            Then::Founded => {}
+            Then::Founded | Then::Fenced => {}
             Then::Observed => {
                 let answers: Vec<_> = heard
                     .into_iter()
@@ -215,8 +261,7 @@ impl World {
                         _ => None,
                     })
                     .collect();
-                let seen =
-                    orders::observation(&work.record, state, work.reserved, &Default::default(), &answers);
+                let seen = orders::observation(&work.record, state, work.reserved, eyes.silent(), &answers);
                 if std::mem::take(&mut work.confirm)
                     && let Some((node, request)) = orders::confirmation(&work.record, term, &seen)
                 {
@@ -224,24 +269,28 @@ impl World {
                     work.doing = self.ask(i, calls, 1, Then::Confirmed(Box::new(seen)));
                     return;
                 }
-                self.decide(i, term, subject, work, state, seen);
+                self.decide(i, term, subject, work, (state, eyes), seen);
             }
             Then::Confirmed(mut seen) => {
                 if let Some((_, Reply::Members(reply))) = heard.into_iter().next() {
                     orders::confirm(&mut seen, *reply);
                 }
-                self.decide(i, term, subject, work, state, *seen);
+                self.decide(i, term, subject, work, (state, eyes), *seen);
             }
-            Then::Acted(left, seen, reserves) => match heard.first() {
+            Then::Acted(action, left, seen) => match heard.first() {
                 Some((_, Reply::Done)) => {
-                    work.reserved |= reserves;
+                    work.reserved |= matches!(action, Action::Reserve { .. });
                     work.pause = PAUSE_FIRST_MS;
                     self.act(i, term, work, state, left, seen);
                 }
                 other => {
-                    if let Some((_, Reply::Failed(reason))) = other {
-                        self.timeline.note(reason.len() as u64);
-                    }
+                    let reason = match other {
+                        Some((_, Reply::Failed(reason))) => reason.as_str(),
+                        _ => "no answer",
+                    };
+                    self.timeline.note(reason.len() as u64);
+                    let (blocker, reason) = mover::failure(&action, false, reason);
+                    work.watch.failed(blocker, reason);
                     self.pause(work);
                 }
             },
@@ -254,36 +303,68 @@ impl World {
         term: u64,
         subject: Subject,
         work: &mut Work,
-        state: &MetaState,
+        (state, eyes): (&MetaState, &Eyes),
         seen: Observation,
     ) {
         if let Some(update) = orders::members_update(&work.record, &seen, state) {
             self.propose(i, Body::UpdateMembers(update), Wait::Nobody);
         }
-        match mover::next(&work.record, &seen) {
-            Decision::Advance(phase) | Decision::AdvanceOwing(phase) => {
-                let session = self.moment();
-                work.pause = PAUSE_FIRST_MS;
-                work.doing = self.commit(
-                    i,
-                    term,
-                    subject,
-                    Body::AdvanceMove(v1::AdvanceMove {
-                        id: work.record.id,
-                        expect_phase_seq: work.record.phase_seq,
-                        driver_term: term,
-                        phase: phase.into(),
-                        session,
-                        ..Default::default()
-                    }),
-                );
-            }
-            Decision::Act(actions) => self.act(i, term, work, state, actions.into(), Box::new(seen)),
-            Decision::Wait { reason } => {
+        let Work { record, watch, .. } = work;
+        let (now, decision) = (Duration::from_millis(self.now), mover::next(record, &seen));
+        let elsewhere = || planner::elsewhere(state, record, &eyes.seen());
+        let Judged { note, decision } = watch.judge(now, record, &seen, decision, elsewhere);
+        let seen = Box::new(seen);
+        let Some(Note { blocker, reason, stuck }) = note else {
+            return self.carry_on(i, term, subject, work, state, seen, decision);
+        };
+        self.timeline.note(reason.len() as u64 ^ (blocker as u64) << 16);
+        self.tally.stuck += u64::from(stuck && !work.record.stuck);
+        let told = v1::AdvanceMove {
+            phase: work.record.phase,
+            blocker: blocker.into(),
+            blocked: reason,
+            stuck,
+            ..advance(&work.record, term)
+        };
+        work.after = Some((seen, decision));
+        work.doing = self.commit(i, term, subject, Body::AdvanceMove(told));
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "what a step of a move needs")]
+    fn carry_on(
+        &mut self,
+        i: usize,
+        term: u64,
+        subject: Subject,
+        work: &mut Work,
+        state: &MetaState,
+        seen: Box<Observation>,
+        decision: Decision,
+    ) {
+        let next = advance(&work.record, term);
+        let next = match decision {
+            Decision::Act(actions) => return self.act(i, term, work, state, actions.into(), seen),
+            Decision::Wait { reason, .. } => {
                 self.timeline.note(reason.len() as u64);
-                self.pause(work);
+                return self.pause(work);
             }
-        }
+            Decision::Advance(phase) => v1::AdvanceMove { phase: phase.into(), ..next },
+            Decision::AdvanceOwing(phase) => v1::AdvanceMove { phase: phase.into(), owing: true, ..next },
+            Decision::GiveUp { blocker, reason } => {
+                self.tally.given_up += 1;
+                v1::AdvanceMove {
+                    phase: v1::MovePhase::Aborting.into(),
+                    gives_up: true,
+                    blocker: blocker.into(),
+                    blocked: reason,
+                    ..next
+                }
+            }
+        };
+        let session = self.moment();
+        work.pause = PAUSE_FIRST_MS;
+        let body = Body::AdvanceMove(v1::AdvanceMove { session, ..next });
+        work.doing = self.commit(i, term, subject, body);
     }
 
     fn pause(&self, work: &mut Work) {
@@ -311,14 +392,14 @@ impl World {
             Ok(Order::Change(node, request)) => (node, Call::Change(request)),
             Ok(Order::Transfer(node, request)) => (node, Call::Transfer(request)),
             Ok(Order::Verify(node, request)) => (node, Call::Verify(request)),
+            Ok(Order::OtherSource(node, request)) => (node, Call::OtherSource(request)),
             Ok(Order::Confirm) => {
                 work.confirm = true;
                 return self.act(i, term, work, state, actions, seen);
             }
             Err(_) => return self.pause(work),
         };
-        let reserves = matches!(action, Action::Reserve { .. });
-        work.doing = self.ask(i, vec![(node, call)], 1, Then::Acted(actions, seen, reserves));
+        work.doing = self.ask(i, vec![(node, call)], 1, Then::Acted(action, actions, seen));
     }
 
     fn ask(&mut self, i: usize, calls: Vec<(NodeId, Call)>, enough: usize, then: Then) -> Doing {
@@ -337,7 +418,7 @@ impl World {
         Doing::Commit { until: self.now + COMMIT_MS }
     }
 
-    fn propose(&mut self, i: usize, body: Body, wait: Wait) {
+    pub(super) fn propose(&mut self, i: usize, body: Body, wait: Wait) {
         let node = &mut self.nodes[i];
         let (id, boots, wall_ms) = (node.id, node.boots, node.wall_ms(self.now));
         let Some(running) = &mut node.running else { return };
@@ -361,8 +442,11 @@ impl World {
         let Some(work) = driver.works.get_mut(&subject) else { return };
         let record = match answer {
             Some(Ok(Answer::Move(record))) => Some(record),
-            Some(Err(refused)) => refused.r#move,
-            _ => None,
+            other => {
+                // What was decided may not hold any more.
+                work.after = None;
+                other.and_then(|answer| answer.err()).and_then(|refused| refused.r#move)
+            }
         };
         if let Some(record) = record.filter(|record| record.phase_seq >= work.record.phase_seq) {
             work.record = record;
@@ -377,20 +461,6 @@ impl World {
             let part = parts[self.rng.below(2) as usize];
             if let Ok(replica) = ReplicaId::new(part) {
                 self.lie_in_wait(replica.node());
-            }
-            if phase == v1::MovePhase::Done {
-                self.tally.moves += 1;
-            }
-        }
-    }
-
-    /// Starts what the planner finds missing, on nodes that are there.
-    fn repair(&mut self, i: usize, state: &MetaState) {
-        for start in planner::repairs(state, &planner::Seen::default()) {
-            let target = NodeId::new(start.target_node).ok().and_then(|id| self.at(id));
-            if target.is_some_and(|at| self.nodes[at].is_up()) {
-                let session = self.moment();
-                self.propose(i, Body::StartMove(v1::StartMove { session, ..start }), Wait::Nobody);
             }
         }
     }
@@ -408,8 +478,20 @@ impl Work {
 }
 
 /// What there is to do.
-fn subjects_of(state: &MetaState) -> Vec<Subject> {
+fn subjects_of(state: &MetaState, silent: &BTreeSet<NodeId>) -> Vec<Subject> {
     let creating = state.shards.values().filter(|shard| shard.state() == v1::ShardState::Creating);
     let moves = state.running_moves().map(|mv| Subject::Move(mv.id));
-    creating.map(|shard| Subject::Create(shard.group)).chain(moves).collect()
+    let hears = |id: u64| ReplicaId::new(id).is_ok_and(|replica| !silent.contains(&replica.node()));
+    let debts = state.debts.iter().filter(|(_, replica)| hears(*replica));
+    let debts = debts.map(|(group, replica)| Subject::Debt(*group, *replica));
+    creating.map(|shard| Subject::Create(shard.group)).chain(moves).chain(debts).collect()
+}
+
+fn advance(record: &v1::Move, term: u64) -> v1::AdvanceMove {
+    v1::AdvanceMove {
+        id: record.id,
+        expect_phase_seq: record.phase_seq,
+        driver_term: term,
+        ..Default::default()
+    }
 }

@@ -86,6 +86,12 @@ impl World {
                 _ => self.start_some_move(),
             }
         }
+        if self.rng.below(100_000) < faults.drains {
+            self.drain_or_take_back();
+        }
+        if self.rng.below(100_000) < faults.plans {
+            self.plan_evenly();
+        }
     }
 
     /// Lets a node be struck within a few milliseconds, now and then: something that passes quickly begins there.

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pontoon_proto::{GroupId, NodeId, v1::PeerMessage};
+use pontoon_proto::{
+    GroupId, NodeId,
+    v1::{PeerMessage, peer_message::Body},
+};
 
 use super::work::{Call, ClientCall, Reply};
 use crate::Rng;
@@ -50,6 +53,10 @@ pub(super) struct Net {
     /// Peers' messages for this replica are kept.
     kept_for: Option<(NodeId, GroupId)>,
     kept: Vec<(Sender, NodeId, Packet)>,
+    /// Chunks to this node that are still to be garbled.
+    garbles: Option<(NodeId, u64)>,
+    /// Chunks that were.
+    pub(super) garbled: u64,
 }
 
 impl Net {
@@ -89,7 +96,20 @@ impl Net {
         fate
     }
 
-    fn put(&mut self, at: u64, from: Sender, to: NodeId, packet: Packet) {
+    fn put(&mut self, at: u64, from: Sender, to: NodeId, mut packet: Packet) {
+        if let (Some((node, left)), Packet::Peer(message, _)) = (&mut self.garbles, &mut packet)
+            && *node == to
+            && *left > 0
+            && let Some(Body::Chunk(chunk)) = &mut message.body
+            && !chunk.data.is_empty()
+        {
+            let mut data = chunk.data.to_vec();
+            let at = self.sent as usize % data.len();
+            data[at] ^= 1 << (self.sent % 8);
+            chunk.data = data.into();
+            *left -= 1;
+            self.garbled += 1;
+        }
         if let (Some((node, group)), Packet::Peer(message, _)) = (self.kept_for, &packet)
             && to == node
             && message.group == group.0
@@ -118,6 +138,11 @@ impl Net {
 
     pub(super) fn clog(&mut self, from: NodeId, to: NodeId, delay: u64) {
         self.clogged.insert((from, to), delay);
+    }
+
+    /// Flips a bit of the next chunks that are sent to a node.
+    pub(super) fn garble(&mut self, node: NodeId, chunks: u64) {
+        self.garbles = Some((node, chunks));
     }
 
     /// Keeps a copy of what peers send to a replica from now on.

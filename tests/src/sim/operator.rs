@@ -140,6 +140,14 @@ impl World {
         if self.clients[OPERATOR].orders.len() > 4 {
             return;
         }
+        // What the members have overtaken is taken back.
+        let overtaken = self
+            .meta
+            .running_moves()
+            .find(|mv| mv.stuck && mv.blocker() == v1::MoveBlocker::MembersChanged && !mv.cancel_requested);
+        if let Some(id) = overtaken.map(|mv| mv.id) {
+            self.order(Body::CancelMove(v1::CancelMove { id, ..Default::default() }));
+        }
         // A dead replica is replaced under a new id.
         let dead: Vec<(GroupId, NodeId)> = self.dead.iter().copied().collect();
         for (group, node) in dead {
@@ -207,7 +215,10 @@ impl World {
             0 if shard.voters.len() > 2 && self.injury.is_none() => {
                 self.begin_move(group, MoveKind::Remove, source);
             }
-            1 if shard.voters.len() < 5 => self.begin_move(group, MoveKind::Add, 0),
+            // A replica more finds no place on a node less.
+            1 if shard.voters.len() + 1 < self.plan.nodes as usize => {
+                self.begin_move(group, MoveKind::Add, 0)
+            }
             _ => self.begin_move(group, MoveKind::Replace, source),
         }
     }

@@ -15,6 +15,10 @@ pub struct Plan {
     pub steps: u64,
     /// Whether leaders read by a lease.
     pub lease: bool,
+    /// How long a node may be silent until nobody waits for it, in milliseconds; 0: for ever.
+    pub repair_after_ms: u64,
+    /// Whether it is [`Plan::of_moves`]: whoever replays it says so.
+    pub of_moves: bool,
     /// Whether faults also strike at moments that the seed picks: see [`super::Coverage`].
     pub aims: bool,
     /// How hard.
@@ -42,8 +46,29 @@ impl Plan {
             rot: often(25),
             lost: often(25),
             moves: 100 + often(600),
+            drains: often(60),
+            plans: often(40),
         };
-        Plan { seed, nodes, groups, steps: 6_000, lease: rng.chance(300), aims: true, faults }
+        let repair_after_ms = if rng.chance(600) { 500 + rng.below(2_500) } else { 0 };
+        let lease = rng.chance(300);
+        Plan {
+            seed,
+            nodes,
+            groups,
+            steps: 6_000,
+            lease,
+            repair_after_ms,
+            of_moves: false,
+            aims: true,
+            faults,
+        }
+    }
+
+    /// A small run that is about moves: many at a time, whatever else happens.
+    pub fn of_moves(seed: u64) -> Plan {
+        let plan = Plan::drawn(seed, 5, 8);
+        let faults = Faults { moves: 4_000, drains: 200, plans: 60, ..plan.faults };
+        Plan { steps: 4_000, of_moves: true, faults, ..plan }
     }
 }
 
@@ -80,4 +105,8 @@ pub struct Faults {
     pub lost: u64,
     /// Replicas that the operator moves, adds or removes.
     pub moves: u64,
+    /// Nodes that the operator drains, or takes into use again.
+    pub drains: u64,
+    /// Plans by which nodes are used more evenly.
+    pub plans: u64,
 }

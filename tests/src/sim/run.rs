@@ -20,6 +20,14 @@ pub struct Report {
     pub operations: u64,
     /// Moves that came to their end.
     pub moves: u64,
+    /// Those whose target was given up.
+    pub given_up: u64,
+    /// How often one was called stuck.
+    pub stuck: u64,
+    /// Drains that were begun.
+    pub drains: u64,
+    /// Plans that were begun.
+    pub plans: u64,
     /// Snapshots that were switched to.
     pub snapshots: u64,
     /// Nodes that lost their disks and were replaced.
@@ -43,15 +51,16 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { seed, nodes, groups, .. } = self.plan;
+        let Plan { seed, nodes, groups, of_moves, .. } = self.plan;
         for line in &self.timeline {
             writeln!(f, "{line}")?;
         }
         writeln!(f, "seed {seed}: {}", self.what)?;
-        write!(
-            f,
-            "replay: cargo run --release -p pontoon-tests --bin simulate -- --seed {seed} --groups {groups} --nodes {nodes}"
-        )
+        let size = match of_moves {
+            true => "--of-moves".to_owned(),
+            false => format!("--groups {groups} --nodes {nodes}"),
+        };
+        write!(f, "replay: cargo run --release -p pontoon-tests --bin simulate -- --seed {seed} {size}")
     }
 }
 
@@ -72,7 +81,11 @@ pub fn run(plan: &Plan) -> Result<Report, Box<Failure>> {
             hash: world.timeline.hash(),
             simulated_ms: world.now,
             operations: world.tally.operations,
-            moves: world.tally.moves,
+            moves: world.meta.next_move - 1,
+            given_up: world.tally.given_up,
+            stuck: world.tally.stuck,
+            drains: world.tally.drains,
+            plans: world.tally.plans,
             snapshots: world.tally.snapshots,
             replaced: world.tally.replaced,
             slept: world.tally.slept,

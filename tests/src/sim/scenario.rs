@@ -20,7 +20,7 @@ const PATIENCE_MS: u64 = 30_000;
 
 /// A founded cluster. Every method panics if a check of the simulation fails meanwhile.
 pub struct Scenario {
-    world: World,
+    pub(super) world: World,
 }
 
 /// What was on its way to a replica, to be sent again.
@@ -48,6 +48,8 @@ impl Scenario {
             groups,
             steps: 0,
             lease: seed % 2 == 1,
+            repair_after_ms: 0,
+            of_moves: false,
             aims: false,
             faults: Faults::default(),
         });
@@ -172,6 +174,37 @@ impl Scenario {
             target_node: to,
             ..Default::default()
         }));
+    }
+
+    /// Asks the meta group to take a group's move back.
+    pub fn cancel_move(&mut self, group: u64) {
+        let id = self.world.meta.running_move(group).expect("a move runs").id;
+        self.world.order(v1::meta_command::Body::CancelMove(v1::CancelMove { id, ..Default::default() }));
+    }
+
+    /// Moves that have been begun so far.
+    pub fn moves(&self) -> u64 {
+        self.world.meta.next_move - 1
+    }
+
+    /// From now on so many of a thousand peers' messages arrive twice.
+    pub fn duplicate(&mut self, permille: u64) {
+        self.world.plan.faults.duplicate = permille;
+    }
+
+    /// The next chunks of a state that reach a node have a flipped bit.
+    pub fn garble_chunks(&mut self, node: u64, chunks: u64) {
+        self.world.net.garble(NodeId::new(node).expect("a node"), chunks);
+    }
+
+    /// Chunks that were garbled and have arrived.
+    pub fn garbled(&self) -> u64 {
+        self.world.net.garbled
+    }
+
+    /// How long a node may be silent until nobody waits for it.
+    pub fn repair_after(&mut self, ms: u64) {
+        self.world.plan.repair_after_ms = ms;
     }
 
     /// The phase of a group's move that has not ended.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 /// Lines that a failure shows.
-const KEPT: usize = 80;
+const KEPT: usize = 120;
 
 #[derive(Default)]
 pub(super) struct Timeline {

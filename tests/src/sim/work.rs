@@ -15,6 +15,7 @@ pub(super) enum Call {
     Change(v1::ChangeMembersRequest),
     Transfer(v1::TransferLeaderRequest),
     Verify(v1::VerifyGroupRequest),
+    OtherSource(v1::OtherSourceRequest),
     Fence(v1::FenceReplicaRequest),
 }
 
@@ -27,6 +28,7 @@ impl Call {
             Call::Change(request) => request.driver_term,
             Call::Transfer(request) => request.driver_term,
             Call::Verify(request) => request.driver_term,
+            Call::OtherSource(request) => request.driver_term,
             Call::Fence(request) => request.driver_term,
         }
     }
@@ -100,4 +102,6 @@ pub(super) enum Asked {
 pub(super) enum Subject {
     Create(u64),
     Move(u64),
+    /// A replica, by group, that its node does not hold any more or is to be fenced there.
+    Debt(u64, u64),
 }

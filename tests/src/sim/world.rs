@@ -28,7 +28,12 @@ use crate::Rng;
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Tally {
     pub(super) operations: u64,
-    pub(super) moves: u64,
+    /// Moves whose target was given up.
+    pub(super) given_up: u64,
+    /// Moves that were called stuck.
+    pub(super) stuck: u64,
+    pub(super) drains: u64,
+    pub(super) plans: u64,
     pub(super) snapshots: u64,
     pub(super) replaced: u64,
     /// Replicas that fell asleep.
@@ -194,6 +199,7 @@ impl World {
         }
         self.run_clients();
         self.run_operator();
+        self.heed_map();
         for i in 0..self.nodes.len() {
             self.step_node(i);
         }
@@ -374,7 +380,15 @@ impl World {
             }
             Call::Transfer(request) => {
                 let (group, to) = (GroupId(request.group), replica_id(request.to));
-                (group, running.stepped.transfer_leader_by(group, to, mandate(request.mandate)))
+                let token = match request.mandate {
+                    Some(given) => running.stepped.transfer_leader_by(group, to, orders::to_mandate(given)),
+                    None => running.stepped.transfer_leader(group, to),
+                };
+                (group, token)
+            }
+            Call::OtherSource(request) => {
+                let group = GroupId(request.group);
+                (group, running.stepped.other_source(group))
             }
             Call::Verify(request) => {
                 let group = GroupId(request.group);
