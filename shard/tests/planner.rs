@@ -353,10 +353,10 @@ fn with_loads(seen: Seen, loads: &[(u64, u64)]) -> Seen {
 
 /// Three nodes that hold the same in bytes, of which the first bears nearly all writes.
 fn uneven_load() -> (MetaState, Seen) {
-    let groups: Vec<(u64, [u64; 1])> = (0..30).map(|n| (100, [1 + n % 3])).collect();
+    let groups: Vec<(u64, [u64; 1])> = (0..300).map(|n| (10, [1 + n % 3])).collect();
     let groups: Vec<(u64, &[u64])> = groups.iter().map(|(bytes, nodes)| (*bytes, &nodes[..])).collect();
     let (state, seen) = cluster(&[1 << 20; 3], &groups);
-    let loads: Vec<(u64, u64)> = (0..30).map(|n| (if n % 3 == 0 { 60 } else { 3 }, 0)).collect();
+    let loads: Vec<(u64, u64)> = (0..300).map(|n| (if n % 3 == 0 { 12 } else { 1 }, 0)).collect();
     (state, with_loads(seen, &loads))
 }
 
@@ -387,7 +387,7 @@ fn load_moves_replicas_as_far_as_it_may_and_what_was_moved_does_not_come_back() 
     let loads: Vec<(u64, u64)> = (0..60).map(|n| (if n % 3 == 0 { 60 } else { 3 }, 0)).collect();
     let seen = with_loads(seen, &loads);
     let plan = planner::balance(&state, &seen, Limits::default(), 1_000);
-    assert!(plan.load_spread_after <= 110, "{}", plan.load_spread_after);
+    assert!(plan.load_spread_after <= 140, "one busy group is 136 of the mean: {}", plan.load_spread_after);
     let mut map = state.to_map();
     for mv in &plan.moves {
         let shard = map.shards.iter_mut().find(|shard| shard.group == mv.group).unwrap();

@@ -74,7 +74,8 @@ fn pass(world: &mut World<'_>, passed: &mut Vec<(usize, v1::PlannedTransfer)>, a
 }
 
 /// Passes leadership from nodes that do most for what they lead to voters on nodes that do less. Begins where one does more than
-/// [`THRESHOLD`] above the mean and ends at [`GOAL`]. Groups that one of their voters should lead by a rule are left to that.
+/// [`THRESHOLD`] above the mean and ends at [`GOAL`]. Groups that one of their voters should lead by a rule are left to that, and
+/// those of which little is asked are not worth it: where few groups are busy it never gets even, and would go on for ever.
 fn even_load(world: &mut World<'_>, passed: &mut Vec<(usize, v1::PlannedTransfer)>) {
     let mean =
         world.places.iter().map(|place| place.led as f64).sum::<f64>() / world.places.len().max(1) as f64;
@@ -82,7 +83,8 @@ fn even_load(world: &mut World<'_>, passed: &mut Vec<(usize, v1::PlannedTransfer
     if mean < IDLE || highest <= mean * (1.0 + THRESHOLD) {
         return;
     }
-    let mut busy: Vec<usize> = (0..world.groups.len()).filter(|at| led_of(world, *at) > 0).collect();
+    let is_busy = |at: &usize| led_of(world, *at) as f64 > mean * GOAL;
+    let mut busy: Vec<usize> = (0..world.groups.len()).filter(is_busy).collect();
     busy.sort_by_key(|at| (Reverse(led_of(world, *at)), *at));
     for at in busy {
         let (group, led) = (&world.groups[at], led_of(world, at));
