@@ -45,9 +45,9 @@ use crate::{
 /// Inputs that one turn takes before it submits, so that a flood does not keep the log idle.
 const INPUTS_PER_TURN: usize = 2048;
 
-/// The niceness of threads that read, hash and stage whole states.
+/// How much nicer than the rest of the process threads are that read, hash and stage whole states.
 #[cfg(target_os = "linux")]
-const LOW_PRIORITY: i32 = 10;
+const LOWER_BY: i32 = 10;
 
 /// What is known here of a replica.
 pub(crate) struct Shown {
@@ -195,7 +195,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn give_way() {
     // On Linux a priority belongs to a thread. Elsewhere, or where it is forbidden, the thread competes like any other.
     #[cfg(target_os = "linux")]
-    let _ = rustix::process::setpriority_process(None, LOW_PRIORITY);
+    if let Ok(own) = rustix::process::getpriority_process(None) {
+        let _ = rustix::process::setpriority_process(None, own + LOWER_BY);
+    }
 }
 
 fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {

@@ -32,7 +32,7 @@ pub(super) struct Report {
     pub(super) moves: Vec<Moved>,
     /// As many stretches of time without a move, one before each.
     pub(super) quiet: Vec<Window>,
-    /// How much of all cores was busy in them.
+    /// How much of all cores nodes and writers used in them.
     pub(super) busy: Vec<f64>,
     /// Per move: bytes that the target wrote to its disk beyond what it writes without a move, over the predicate's.
     pub(super) amplification: Vec<f64>,

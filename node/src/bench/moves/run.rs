@@ -102,7 +102,7 @@ async fn half_busy(stage: &Stage, predicates: &[String], most: f64) -> Result<u3
         let paced = (rate as u32).saturating_sub(1_000).max(100);
         let traffic = Traffic::start(&stage.client, predicates, MOVING, paced);
         sleep(TRIAL / 3).await;
-        let mut cores = Cores::new();
+        let mut cores = Cores::of(stage);
         sleep(TRIAL).await;
         let busy = cores.busy();
         traffic.stop().await?;
@@ -113,7 +113,7 @@ async fn half_busy(stage: &Stage, predicates: &[String], most: f64) -> Result<u3
 
 /// Times without a move and with one, in turn.
 async fn pairs(stage: &Stage, moves: u32, report: &mut Report) -> Result<(), Failure> {
-    let mut cores = Cores::new();
+    let mut cores = Cores::of(stage);
     let mut quiet = QUIET.0;
     for at in 0..moves {
         let place = stage.place(MOVING).await?;

@@ -239,31 +239,37 @@ fn at(unix: u64) -> Instant {
     now.checked_sub(ago).unwrap_or(now)
 }
 
-/// How much of all cores was busy since the last look.
+/// How much of all cores the nodes and whoever writes to them have used since the last look; what else runs does not count.
 pub(super) struct Cores {
-    last: (u64, u64),
+    processes: Vec<u32>,
+    last: (Instant, f64),
 }
 
 impl Cores {
-    pub(super) fn new() -> Cores {
-        Cores { last: Cores::read() }
-    }
-
-    /// Busy and all ticks since the machine was started.
-    fn read() -> (u64, u64) {
-        let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let line = text.lines().next().unwrap_or_default();
-        let ticks: Vec<u64> =
-            line.split_whitespace().skip(1).take(8).filter_map(|word| word.parse().ok()).collect();
-        let idle: u64 = ticks.iter().skip(3).take(2).sum();
-        let all: u64 = ticks.iter().sum();
-        (all - idle, all)
+    pub(super) fn of(stage: &Stage) -> Cores {
+        let nodes = (1..=stage.cluster.len() as u64).map(|node| stage.cluster.process(node));
+        let processes: Vec<u32> = nodes.chain([std::process::id()]).collect();
+        let last = (Instant::now(), used(&processes));
+        Cores { processes, last }
     }
 
     pub(super) fn busy(&mut self) -> f64 {
-        let now = Cores::read();
-        let (busy, all) = (now.0 - self.last.0, now.1 - self.last.1);
+        let now = (Instant::now(), used(&self.processes));
+        let (seconds, used) = ((now.0 - self.last.0).as_secs_f64(), now.1 - self.last.1);
         self.last = now;
-        if all == 0 { 0.0 } else { busy as f64 / all as f64 }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        used / seconds.max(0.001) / cores as f64
     }
+}
+
+/// Seconds of processor time that processes have used.
+fn used(processes: &[u32]) -> f64 {
+    let ticks_of = |process: &u32| {
+        let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        // The name, which may hold anything, ends with the last parenthesis; two of what follows are the times.
+        let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+        fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>()
+    };
+    // Linux tells these times in hundredths, whatever its clock does.
+    processes.iter().map(ticks_of).sum::<u64>() as f64 / 100.0
 }
