@@ -64,9 +64,17 @@ fn spread(key: &[u8]) -> u32 {
     key.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
-/// Cuts a view into chunks: at a border key once a chunk holds half of `chunk_bytes`, at any key once it holds all.
+/// Chunks behind the first so many are larger: each costs the receiver several syncs, and in a large state one that is sent
+/// again counts for less.
+const SMALL_CHUNKS: usize = 16;
+/// So many times as large. What a transport takes in one message bounds it.
+const GROWTH: usize = 3;
+
+/// Cuts a view into chunks: at a border key once a chunk holds half of its limit, at any key once it holds all. The limit is
+/// `chunk_bytes`, and [`GROWTH`] times that after [`SMALL_CHUNKS`] times as many bytes.
 fn cut(source: &dyn SnapshotSource, chunk_bytes: usize) -> Result<Vec<v1::ChunkInfo>, MachineError> {
     let mut chunks = Vec::new();
+    let (mut limit, mut cut_off) = (chunk_bytes, 0);
     let mut current = BytesMut::new();
     let mut first_key = Bytes::new();
     let mut close = |current: &mut BytesMut, first_key: &Bytes| {
@@ -78,8 +86,12 @@ fn cut(source: &dyn SnapshotSource, chunk_bytes: usize) -> Result<Vec<v1::ChunkI
         current.clear();
     };
     source.rows(&[], &mut |key, value| {
-        let full = current.len() >= chunk_bytes || (current.len() >= chunk_bytes / 2 && is_border(key));
+        let full = current.len() >= limit || (current.len() >= limit / 2 && is_border(key));
         if full {
+            cut_off += current.len();
+            if cut_off >= SMALL_CHUNKS * chunk_bytes {
+                limit = GROWTH * chunk_bytes;
+            }
             close(&mut current, &first_key);
         }
         if current.is_empty() {
@@ -191,6 +203,17 @@ mod tests {
             assert_eq!(pulled.len(), rows as usize);
             assert!(pulled.iter().zip(&source.0).all(|(a, b)| a.0 == b.0 && a.1 == b.1));
         }
+    }
+
+    #[test]
+    fn chunks_of_a_large_state_grow_behind_the_first_ones() {
+        let chunks = cut(&*source(20_000), 1 << 10).unwrap();
+        let sizes: Vec<u64> = chunks.iter().map(|chunk| chunk.bytes).collect();
+        // A row may go beyond the limit.
+        let small = sizes.iter().take_while(|size| **size <= 1_100).count();
+        assert!((SMALL_CHUNKS..=2 * SMALL_CHUNKS).contains(&small), "{sizes:?}");
+        let (large, last) = (&sizes[small..sizes.len() - 1], sizes.len() - 1);
+        assert!(large.iter().all(|size| (1_536..=3_172).contains(size)), "{:?} of {last}", large);
     }
 
     #[test]
