@@ -100,7 +100,7 @@ impl Latencies {
 /// Tells the runtime whenever clients here begin to suffer from copies, or cease to. Ends with the node.
 pub(crate) async fn watch_foreground(shared: Arc<Shared>) {
     let mut windows: VecDeque<Vec<u32>> = VecDeque::new();
-    let (mut strained, mut turns) = (false, 0);
+    let (mut strained, mut turns) = (false, 0_usize);
     let mut ticks = interval(WINDOW);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stop = shared.stop.subscribe();
@@ -110,7 +110,7 @@ pub(crate) async fn watch_foreground(shared: Arc<Shared>) {
             _ = stop.wait_for(|stop| *stop) => return,
         }
         turns += 1;
-        if turns % WINDOWS == 0 {
+        if turns.is_multiple_of(WINDOWS) {
             shared.meter.turn();
         }
         windows.push_back(shared.foreground.take());

@@ -117,7 +117,7 @@ async fn pairs(stage: &Stage, moves: u32, report: &mut Report) -> Result<(), Fai
     let mut quiet = QUIET.0;
     for at in 0..moves {
         let place = stage.place(MOVING).await?;
-        let leads = at % 2 == 0;
+        let leads = at.is_multiple_of(2);
         let source = if leads { place.leader } else { place.follower() };
         sleep(SETTLE).await;
         cores.busy();
