@@ -20,7 +20,7 @@ use pontoon_node::client::{Client, ClientError, Reads};
 use pontoon_proto::NodeId;
 use pontoon_shard::EngineKind;
 
-pub(crate) use output::{Done, Failure, bytes, percent_bar, print_line};
+pub(crate) use output::{Done, Failure, Say, bytes, percent_bar, print_line, table};
 
 /// What scripts may rely on.
 const EXIT_CODES: &str = "Exit codes:

@@ -18,6 +18,7 @@ use tonic::Status;
 use crate::{
     calls::refused_status,
     map::{holders, member_nodes},
+    preview,
     route::{check_predicate, wrong_kind},
     shared::Shared,
     views::{is_ended, no_such_predicate},
@@ -154,7 +155,22 @@ impl Shared {
             leader_node: leader
                 .and_then(|leader| ReplicaId::new(leader.replica).ok())
                 .map_or(0, |id| id.node().get()),
+            steps: Vec::new(),
+            estimate_ms: 0,
         };
+        if request.dry_run {
+            let learners: Vec<u64> = shard
+                .learners
+                .iter()
+                .filter_map(|&id| ReplicaId::new(id).ok())
+                .map(|id| id.node().get())
+                .collect();
+            let kind = v1::MoveKind::try_from(plan.kind).unwrap_or_default();
+            let budget = self.map.view().budget().unwrap_or_default();
+            let target = plan.target_node;
+            reply.steps = preview::steps(kind, &reply.before, &learners, source_node, target);
+            reply.estimate_ms = preview::estimate(bytes, budget, target != 0).as_millis() as u64;
+        }
         let start = v1::StartMove { bytes_total: bytes, session: fresh(), ..plan };
         reply.r#move = Some(if request.dry_run {
             v1::Move {

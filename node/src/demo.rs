@@ -4,7 +4,6 @@
 //! node is killed; then every record is read back and compared.
 
 mod data;
-mod nodes;
 mod relocate;
 mod traffic;
 mod verify;
@@ -23,8 +22,10 @@ use pontoon_node::{
 use pontoon_proto::v1;
 use serde_json::{Value, json};
 
-use crate::cli::{Context, Done, EngineArgs, Failure, bytes, percent_bar, print_line};
-use nodes::Cluster;
+use crate::{
+    cli::{Context, Done, EngineArgs, Failure, Say, bytes, percent_bar},
+    local::Cluster,
+};
 use relocate::Moved;
 use traffic::Seen;
 use verify::Verified;
@@ -75,21 +76,6 @@ impl Size {
     }
 }
 
-/// Says what goes on: on stdout for people, on stderr when stdout is for a program.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Say {
-    json: bool,
-}
-
-impl Say {
-    pub(crate) fn step(self, text: &str) {
-        match self.json {
-            true => eprintln!("{text}"),
-            false => print_line(text),
-        }
-    }
-}
-
 pub(crate) async fn run(context: &Context, args: DemoArgs) -> Result<Done, Failure> {
     // Whichever way this ends, the cluster is dropped with it and takes its processes along.
     tokio::select! {
@@ -101,7 +87,7 @@ pub(crate) async fn run(context: &Context, args: DemoArgs) -> Result<Done, Failu
 }
 
 async fn demo(context: &Context, args: DemoArgs) -> Result<Done, Failure> {
-    let say = Say { json: context.json };
+    let say = Say::of(context);
     let begun = std::time::Instant::now();
     if let Some(file) = &args.data {
         std::fs::File::open(file).map_err(|error| {

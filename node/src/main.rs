@@ -3,6 +3,7 @@
 mod bench;
 mod cli;
 mod demo;
+mod local;
 
 use std::process::ExitCode;
 

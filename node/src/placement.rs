@@ -15,7 +15,7 @@ use pontoon_raftstore::{Role, SnapshotBudget};
 use pontoon_shard::{
     MetaState,
     mover::needs_hand,
-    planner::{self, GroupSeen, Limits, Seen, Standing},
+    planner::{self, By, GroupSeen, Limits, Seen, Standing},
 };
 use tonic::Status;
 
@@ -33,7 +33,9 @@ impl Shared {
         let groups = if request.groups { self.raft.groups() } else { Vec::new() };
         let groups = groups.into_iter().filter_map(|group| {
             let leads = self.raft.group(group)?.look(|status| status.role == Role::Leader);
-            Some(v1::GroupUsage { group: group.0, bytes: self.machines.usage(group), leads })
+            let (writes_per_s, reads_per_s) = self.meter.rates(group);
+            let bytes = self.machines.usage(group);
+            Some(v1::GroupUsage { group: group.0, bytes, leads, writes_per_s, reads_per_s })
         });
         Ok(v1::UsageReply {
             disk_free_bytes: seen.disk.free,
@@ -63,6 +65,12 @@ impl Shared {
                 sight.bytes = sight.bytes.max(group.bytes);
                 if group.leads {
                     sight.leader = node.get();
+                }
+                if group.writes_per_s + group.reads_per_s > 0 {
+                    // Leadership may have moved within what is smoothed: each has answered its part.
+                    let load = seen.loads.entry(group.group).or_default();
+                    load.writes += group.writes_per_s;
+                    load.reads += group.reads_per_s;
                 }
             }
         }
@@ -175,7 +183,13 @@ impl Shared {
             bytes: if request.max_bytes == 0 { usual.bytes } else { request.max_bytes },
         };
         let running = state.plan.as_ref().map(|plan| plan.id.clone()).unwrap_or_default();
-        let plan = tokio::task::spawn_blocking(move || planner::balance(&state, &seen, limits, unix_ms()))
+        let by = match request.by() {
+            v1::PlanBy::Both => By::Both,
+            v1::PlanBy::Bytes => By::Bytes,
+            v1::PlanBy::Load => By::Load,
+        };
+        let make = move || planner::balance_by(&state, &seen, limits, by, unix_ms());
+        let plan = tokio::task::spawn_blocking(make)
             .await
             .map_err(|error| Status::internal(format!("the plan could not be made: {error}")))?;
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);

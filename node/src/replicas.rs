@@ -1,6 +1,6 @@
 //! What other nodes ask of the replicas on this one. Every call says "ensure", so that each may be repeated.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use pontoon_proto::{GroupId, ReplicaId, v1};
 use pontoon_raftstore::{Error, Group, GroupSpec, Mandate, Rejected};
@@ -57,9 +57,13 @@ impl Shared {
         request: v1::ReplicaStatusRequest,
     ) -> Result<v1::ReplicaStatusReply, Status> {
         let group = GroupId(request.group);
+        let micros = |time: Option<Duration>| time.map_or(0, |time| time.as_micros() as u64);
+        let (p99, level) = self.foreground.seen();
         Ok(v1::ReplicaStatusReply {
             replica: self.raft.group(group).map(|group| self.info(&group)),
             min_replica: self.wal.tombstone(group).unwrap_or(0),
+            foreground_p99_us: micros(p99),
+            foreground_level_us: micros(level),
         })
     }
 

@@ -19,8 +19,8 @@ use tokio::sync::{Mutex, watch};
 use tonic::Status;
 
 use crate::{
-    channels::Channels, machines::NodeMachines, map::MapCache, readers::Readers, space::Space,
-    transport::PeerTransport,
+    channels::Channels, foreground::Latencies, machines::NodeMachines, map::MapCache, meter::Meter,
+    readers::Readers, space::Space, transport::PeerTransport,
 };
 
 /// A running node, without its server.
@@ -37,6 +37,10 @@ pub(crate) struct Shared {
     pub(crate) transport: Arc<PeerTransport>,
     pub(crate) space: Space,
     pub(crate) readers: Readers,
+    /// What clients wait for when they write here.
+    pub(crate) foreground: Latencies,
+    /// How much is asked of each group here.
+    pub(crate) meter: Meter,
     /// Predicates that are being created on behalf of a first write.
     pub(crate) creating: DashMap<String, Arc<Mutex<()>>>,
     /// Plans of moves that this node has made as the leader of the meta group, the latest last.

@@ -198,12 +198,21 @@ impl Shared {
     /// A move with what its replicas say now.
     pub(crate) async fn move_view(self: &Arc<Self>, mv: v1::Move) -> v1::MoveView {
         let mut view = v1::MoveView { bytes_total: mv.bytes_total, ..Default::default() };
-        if matches!(mv.phase(), v1::MovePhase::Done) {
-            view.bytes_done = mv.bytes_total;
-        } else if let Ok(target) = ReplicaId::new(mv.target) {
+        if is_ended(&mv) {
+            view.bytes_done = if mv.phase() == v1::MovePhase::Done { mv.bytes_total } else { 0 };
+        } else {
             let status = v1::ReplicaStatusRequest { group: mv.group };
-            let seen = self.at_within(REPORT_TIMEOUT, target.node(), status).await.ok();
-            if let Some(replica) = seen.and_then(|seen| seen.replica) {
+            let ask = async |replica: u64| {
+                let node = ReplicaId::new(replica).ok()?.node();
+                self.at_within(REPORT_TIMEOUT, node, status).await.ok()
+            };
+            let (target, source) = tokio::join!(ask(mv.target), ask(mv.source));
+            let worse = [&target, &source].into_iter().flatten().max_by_key(|seen| strain_of(seen));
+            if let Some(seen) = worse {
+                view.foreground_p99_us = seen.foreground_p99_us;
+                view.foreground_before_us = seen.foreground_level_us;
+            }
+            if let Some(replica) = target.and_then(|seen| seen.replica) {
                 match replica.pull {
                     // Before the manifest is here nobody knows more than the record does.
                     Some(pull) if pull.bytes_total == 0 => {}
@@ -270,6 +279,11 @@ impl Shared {
             Status::not_found(format!("there is no move {id}; `pontoon move list` shows them"))
         })
     }
+}
+
+/// How much longer writes take on a node than they do without copies, in thousandths.
+fn strain_of(seen: &v1::ReplicaStatusReply) -> u64 {
+    (seen.foreground_p99_us * 1_000).checked_div(seen.foreground_level_us).unwrap_or(0)
 }
 
 /// Whether a move has come to its end, one way or the other.

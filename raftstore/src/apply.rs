@@ -199,6 +199,45 @@ struct Slot {
     verify: bool,
 }
 
+/// A chunk and the stage that takes it, on their way to a thread that may take its time. Whoever has it has the group: the
+/// applier is given nothing of it meanwhile ([`crate::lanes`]).
+pub(crate) struct StageWork {
+    group: GroupId,
+    pull: u64,
+    chunk: u32,
+    hash: Bytes,
+    data: Bytes,
+    stage: Box<dyn SnapshotStage>,
+}
+
+/// A stage on its way back; none if it broke, and its machine's group with it.
+pub(crate) struct StageBack {
+    pub(crate) group: GroupId,
+    pull: u64,
+    stage: Option<Box<dyn SnapshotStage>>,
+}
+
+impl StageWork {
+    /// Stages the chunk. Blocks on the engine.
+    pub(crate) fn run(self) -> (StageBack, ApplyOutcome) {
+        let StageWork { group, pull, chunk, hash, data, mut stage } = self;
+        let staged = catch_unwind(AssertUnwindSafe(|| {
+            let rows = snapshot::open_chunk(&hash, &data)?;
+            // The live generation is untouched: the pull is given up, and comes again.
+            stage.put(chunk, &rows).map_err(|error| error.to_string())
+        }));
+        let (stage, outcome) = match staged {
+            Ok(Ok(())) => (Some(stage), ApplyOutcome::Staged { group, pull, chunk }),
+            Ok(Err(reason)) => (Some(stage), ApplyOutcome::StageFailed { group, pull, reason }),
+            Err(panic) => {
+                let reason = format!("the state machine panicked: {}", panic_text(panic.as_ref()));
+                (None, ApplyOutcome::Failed { group, reason })
+            }
+        };
+        (StageBack { group, pull, stage }, outcome)
+    }
+}
+
 /// The machines of one apply thread.
 pub(crate) struct Applier {
     machines: Arc<dyn Machines>,
@@ -220,6 +259,30 @@ pub(crate) fn weight(entries: &[pb::Entry]) -> u64 {
 impl Applier {
     pub(crate) fn new(machines: Arc<dyn Machines>, session_ttl: std::time::Duration) -> Self {
         Applier { machines, slots: BTreeMap::new(), session_ttl: hybrid::span(session_ttl) }
+    }
+
+    /// What a chunk needs to be staged elsewhere; `None` if its pull was given up. The group is not to be touched until
+    /// [`Applier::take_back`].
+    pub(crate) fn lend(
+        &mut self,
+        group: GroupId,
+        pull: u64,
+        chunk: u32,
+        hash: Bytes,
+        data: Bytes,
+    ) -> Option<StageWork> {
+        let slot = self.slots.get_mut(&group)?;
+        let (pull, stage) = slot.stage.take_if(|(current, _)| *current == pull)?;
+        Some(StageWork { group, pull, chunk, hash, data, stage })
+    }
+
+    /// Takes a stage back that was lent.
+    pub(crate) fn take_back(&mut self, back: StageBack) {
+        match (back.stage, self.slots.get_mut(&back.group)) {
+            (Some(stage), Some(slot)) => slot.stage = Some((back.pull, stage)),
+            (None, _) => drop(self.slots.remove(&back.group)),
+            (Some(_), None) => {}
+        }
     }
 
     /// Runs one task. A panic of the machine, or an error that the engine survives, stops that group only.
@@ -288,6 +351,14 @@ impl Applier {
             ApplyTask::Close { .. } => {
                 self.slots.remove(&group);
             }
+            // Where one thread does everything.
+            ApplyTask::StageChunk { pull, chunk, hash, data, .. } => {
+                if let Some(work) = self.lend(group, pull, chunk, hash, data) {
+                    let (back, outcome) = work.run();
+                    self.take_back(back);
+                    out.push(outcome);
+                }
+            }
             task => {
                 // A slot is missing only after its replica failed; what was still queued for it is dropped.
                 if let Some(slot) = self.slots.get_mut(&group) {
@@ -355,22 +426,6 @@ impl Slot {
                 self.stage = Some((pull, stage));
                 out.push(ApplyOutcome::StageBegun { group, pull, held });
             }
-            ApplyTask::StageChunk { pull, chunk, hash, data, .. } => {
-                let Some((_, stage)) = self.stage.as_mut().filter(|(current, _)| *current == pull) else {
-                    return Ok(());
-                };
-                match snapshot::open_chunk(&hash, &data) {
-                    Ok(rows) => match stage.put(chunk, &rows) {
-                        Ok(()) => out.push(ApplyOutcome::Staged { group, pull, chunk }),
-                        // The live generation is untouched: the pull is given up, and comes again.
-                        Err(error) => {
-                            let reason = error.to_string();
-                            out.push(ApplyOutcome::StageFailed { group, pull, reason });
-                        }
-                    },
-                    Err(reason) => out.push(ApplyOutcome::StageFailed { group, pull, reason }),
-                }
-            }
             ApplyTask::StageAbandon { pull, .. } => {
                 if let Some((_, stage)) = self.stage.take_if(|(current, _)| *current == pull) {
                     stage.abandon().map_err(machine_error)?;
@@ -389,7 +444,10 @@ impl Slot {
                 self.mark = mark.clone();
                 out.push(ApplyOutcome::Installed { group, mark });
             }
-            ApplyTask::Open { .. } | ApplyTask::Destroy { .. } | ApplyTask::Close { .. } => {
+            ApplyTask::Open { .. }
+            | ApplyTask::Destroy { .. }
+            | ApplyTask::Close { .. }
+            | ApplyTask::StageChunk { .. } => {
                 unreachable!("handled by the applier itself")
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! A node receives in many groups at once, and what it receives competes with what its groups write. So a pull waits for
 //! its turn, asks for a chunk when the budget has come that far, and begins only if everything that is still to come, its
-//! own and that of the pulls before it, fits on the disk. Time comes in as ticks: the same inputs give the same turns.
+//! own and that of the pulls before it, fits on the disk. Of a budget with a name that is no promise ([`SnapshotBudget::adapts`]) it
+//! uses as much as clients do not notice ([`crate::pace`]). Time comes in as ticks: the same inputs give the same turns.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -14,15 +15,22 @@ use std::{
     time::Duration,
 };
 
-use pontoon_proto::GroupId;
+use pontoon_proto::{GroupId, NodeId};
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    pace::{Share, WHOLE},
+};
 
 /// What snapshots may take of a node. Changes hold at once, for pulls under way too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnapshotBudget {
-    /// Bytes per second that the node receives; `None` is not limited. What was not taken within a second is lost.
+    /// Bytes per second that the node receives; `None` is not limited. What was not taken within an eighth of a second, or a tick if
+    /// that is longer, is lost.
     pub bytes_per_second: Option<u64>,
+    /// Whether less is used while clients' writes, here or where it comes from, take longer than they do without
+    /// ([`crate::Foreground`]).
+    pub adapts: bool,
     /// States that the node receives at the same time; the others wait. At least 1.
     pub max_pulls: u32,
     /// States that the node gives to others at the same time; who asks for more is sent to another member. At least 1.
@@ -32,15 +40,16 @@ pub struct SnapshotBudget {
 impl SnapshotBudget {
     /// Hardly to be noticed beside what the node does otherwise.
     pub const SLOW: SnapshotBudget =
-        SnapshotBudget { bytes_per_second: Some(8 << 20), max_pulls: 2, max_views: 4 };
+        SnapshotBudget { bytes_per_second: Some(8 << 20), adapts: true, max_pulls: 2, max_views: 4 };
     /// The default.
     pub const NORMAL: SnapshotBudget =
-        SnapshotBudget { bytes_per_second: Some(128 << 20), max_pulls: 16, max_views: 32 };
+        SnapshotBudget { bytes_per_second: Some(128 << 20), adapts: true, max_pulls: 16, max_views: 32 };
     /// For a cluster that has little else to do.
     pub const FAST: SnapshotBudget =
-        SnapshotBudget { bytes_per_second: Some(512 << 20), max_pulls: 64, max_views: 128 };
+        SnapshotBudget { bytes_per_second: Some(512 << 20), adapts: true, max_pulls: 64, max_views: 128 };
     /// As fast as it goes.
-    pub const MAX: SnapshotBudget = SnapshotBudget { bytes_per_second: None, max_pulls: 256, max_views: 512 };
+    pub const MAX: SnapshotBudget =
+        SnapshotBudget { bytes_per_second: None, adapts: false, max_pulls: 256, max_views: 512 };
 }
 
 impl Default for SnapshotBudget {
@@ -60,7 +69,9 @@ impl FromStr for SnapshotBudget {
             "fast" => SnapshotBudget::FAST,
             "max" => SnapshotBudget::MAX,
             number => match number.parse() {
-                Ok(bytes @ 1..) => SnapshotBudget { bytes_per_second: Some(bytes), ..SnapshotBudget::NORMAL },
+                Ok(bytes @ 1..) => {
+                    SnapshotBudget { bytes_per_second: Some(bytes), adapts: false, ..SnapshotBudget::NORMAL }
+                }
                 _ => {
                     let what =
                         format!("{text} is no budget: say slow, normal, fast, max or bytes per second");
@@ -71,12 +82,41 @@ impl FromStr for SnapshotBudget {
     }
 }
 
+/// What the loops of a node have together.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    /// Bytes of room.
+    reserved: AtomicU64,
+    /// Loops that receive or give a state.
+    copying: AtomicU64,
+}
+
+impl Ledger {
+    /// Whether the node receives or gives a state.
+    pub(crate) fn copies(&self) -> bool {
+        self.copying.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// Ticks after a question for which the answer is taken to be on its way.
+const GIVES_TICKS: u64 = 30;
+
 /// The pulls of one loop, and their turns.
 ///
-/// Invariants: a group is in `active` or in `waiting` or in neither; `reserved` is of active groups, and its sum is this
-/// loop's part of `ledger`.
+/// Invariants: a group is in `active` or in `waiting` or in neither; `reserved` and `givers` are of active groups; the sum of
+/// `reserved` is this loop's part of `ledger.reserved`, and it has one part in `ledger.copying` if `is_told`.
 pub(crate) struct Turns {
     budget: SnapshotBudget,
+    /// How much of the budget is used, if it adapts.
+    share: Share,
+    /// Which node gives to an active group.
+    givers: BTreeMap<GroupId, NodeId>,
+    /// Clients here wait longer than they do without copies; the same of other nodes.
+    strained: bool,
+    strained_nodes: BTreeSet<NodeId>,
+    /// Ticks for which something that was asked for counts as being given.
+    gives: u64,
+    is_told: bool,
     /// This loop has one in so many parts of the node's budget.
     lanes: u32,
     tick: Duration,
@@ -87,8 +127,7 @@ pub(crate) struct Turns {
     /// Active ones that have something to ask for and no tokens.
     thirsty: BTreeSet<GroupId>,
     reserved: BTreeMap<GroupId, u64>,
-    /// What all loops of the node have reserved.
-    ledger: Arc<AtomicU64>,
+    ledger: Arc<Ledger>,
     /// What may still be written to the disk, as it was heard last.
     free: Option<u64>,
 }
@@ -97,6 +136,12 @@ impl Turns {
     pub(crate) fn new(budget: SnapshotBudget, lanes: u32, tick: Duration) -> Turns {
         let mut turns = Turns {
             budget,
+            share: Share::new(tick),
+            givers: BTreeMap::new(),
+            strained: false,
+            strained_nodes: BTreeSet::new(),
+            gives: 0,
+            is_told: false,
             lanes: lanes.max(1),
             tick,
             tokens: 0,
@@ -107,28 +152,65 @@ impl Turns {
             ledger: Arc::default(),
             free: None,
         };
-        turns.tokens = turns.per_second().unwrap_or_default();
+        turns.tokens = turns.most_tokens();
         turns
     }
 
     /// Shares what is reserved with the node's other loops. To be called before anything is.
-    pub(crate) fn share(&mut self, ledger: Arc<AtomicU64>) {
+    pub(crate) fn share(&mut self, ledger: Arc<Ledger>) {
         self.ledger = ledger;
     }
 
     pub(crate) fn set_budget(&mut self, budget: SnapshotBudget) {
         self.budget = budget;
-        self.tokens = self.tokens.min(self.per_second().unwrap_or_default());
+        self.tokens = self.tokens.min(self.most_tokens());
+    }
+
+    /// Whether clients here wait longer than they do without copies.
+    pub(crate) fn set_strained(&mut self, strained: bool) {
+        self.strained = strained;
+    }
+
+    /// What is told to other nodes.
+    pub(crate) fn is_strained(&self) -> bool {
+        self.strained
+    }
+
+    /// Another node tells whether it is strained.
+    pub(crate) fn hear_strain(&mut self, node: NodeId, strained: bool) {
+        match strained {
+            true => self.strained_nodes.insert(node),
+            false => self.strained_nodes.remove(&node),
+        };
+    }
+
+    /// A state, or a part of one, is asked of this node.
+    pub(crate) fn note_given(&mut self) {
+        self.gives = GIVES_TICKS;
     }
 
     pub(crate) fn set_free(&mut self, bytes: u64) {
         self.free = Some(bytes);
     }
 
-    /// This loop's part of the bytes per second.
+    /// This loop's part of the bytes per second, as much of it as is used.
     fn per_second(&self) -> Option<i64> {
-        let bytes = self.budget.bytes_per_second? / u64::from(self.lanes);
+        let share = if self.budget.adapts { self.share.get() } else { WHOLE };
+        let bytes = u128::from(self.budget.bytes_per_second?) * u128::from(share);
+        let bytes = bytes / u128::from(WHOLE) / u128::from(self.lanes);
         Some(i64::try_from(bytes).unwrap_or(i64::MAX).max(1))
+    }
+
+    /// What so many ticks bring.
+    fn brought(&self, ticks: u64) -> i64 {
+        let micros = i128::from(ticks) * self.tick.as_micros() as i128;
+        let bytes = i128::from(self.per_second().unwrap_or_default()) * micros / 1_000_000;
+        bytes.clamp(1, i128::from(i64::MAX)) as i64
+    }
+
+    /// More than this is not kept: a burst is felt more than a stream.
+    fn most_tokens(&self) -> i64 {
+        (self.per_second().unwrap_or_default() / 8).max(self.brought(1))
     }
 
     fn most_pulls(&self) -> usize {
@@ -137,11 +219,20 @@ impl Turns {
 
     /// Time goes on.
     pub(crate) fn tick(&mut self, ticks: u64) {
-        let Some(per_second) = self.per_second() else { return };
-        let micros = i128::from(ticks) * self.tick.as_micros() as i128;
-        let more = i128::from(per_second) * micros / 1_000_000;
-        let tokens = i128::from(self.tokens) + more.max(1);
-        self.tokens = tokens.min(i128::from(per_second)) as i64;
+        let receives = !self.active.is_empty();
+        let strained = self.strained || self.givers.values().any(|node| self.strained_nodes.contains(node));
+        self.share.tick(ticks, receives, strained);
+        self.gives = self.gives.saturating_sub(ticks);
+        let copies = receives || self.gives > 0;
+        if std::mem::replace(&mut self.is_told, copies) != copies {
+            match copies {
+                true => self.ledger.copying.fetch_add(1, Ordering::Relaxed),
+                false => self.ledger.copying.fetch_sub(1, Ordering::Relaxed),
+            };
+        }
+        if self.per_second().is_some() {
+            self.tokens = self.tokens.saturating_add(self.brought(ticks)).min(self.most_tokens());
+        }
     }
 
     /// Takes a turn. False: the group waits, and is among [`Turns::take_next`] later.
@@ -167,6 +258,7 @@ impl Turns {
     pub(crate) fn leave(&mut self, group: GroupId) {
         self.release(group, u64::MAX);
         self.active.remove(&group);
+        self.givers.remove(&group);
         self.thirsty.remove(&group);
         self.waiting.retain(|waiting| *waiting != group);
     }
@@ -186,8 +278,11 @@ impl Turns {
         next
     }
 
-    /// Whether so many bytes may be asked for now. False: the group is among [`Turns::take_next`] when they may.
-    pub(crate) fn spend(&mut self, group: GroupId, bytes: u64) -> bool {
+    /// Whether so many bytes may be asked of a node now. False: the group is among [`Turns::take_next`] when they may.
+    pub(crate) fn spend(&mut self, group: GroupId, giver: Option<NodeId>, bytes: u64) -> bool {
+        if let Some(giver) = giver.filter(|_| self.active.contains(&group)) {
+            self.givers.insert(group, giver);
+        }
         if self.per_second().is_none() {
             return true;
         }
@@ -206,7 +301,7 @@ impl Turns {
     pub(crate) fn reserve(&mut self, group: GroupId, bytes: u64) -> Result<(), u64> {
         self.release(group, u64::MAX);
         let free = self.free.unwrap_or(u64::MAX);
-        let taken = self.ledger.fetch_update(Ordering::AcqRel, Ordering::Acquire, |reserved| {
+        let taken = self.ledger.reserved.fetch_update(Ordering::AcqRel, Ordering::Acquire, |reserved| {
             reserved.checked_add(bytes).filter(|all| *all <= free)
         });
         match taken {
@@ -226,7 +321,7 @@ impl Turns {
         if *reserved == 0 {
             self.reserved.remove(&group);
         }
-        self.ledger.fetch_sub(bytes, Ordering::AcqRel);
+        self.ledger.reserved.fetch_sub(bytes, Ordering::AcqRel);
     }
 }
 
@@ -250,29 +345,30 @@ mod tests {
 
     #[test]
     fn over_a_while_no_more_is_asked_for_than_the_budget_allows() {
-        let budget = SnapshotBudget { bytes_per_second: Some(1_000), max_pulls: 9, max_views: 9 };
+        let budget =
+            SnapshotBudget { bytes_per_second: Some(1_000), adapts: false, max_pulls: 9, max_views: 9 };
         let mut turns = turns(budget, 2);
         let group = GroupId(3);
         assert!(turns.enter(group));
         let mut spent = 0;
-        // The first second's part is there at once.
+        // A tick's part is there at once.
         for _ in 0..100 {
-            while turns.spend(group, 70) {
+            while turns.spend(group, None, 70) {
                 spent += 70;
             }
             assert!(turns.take_next().is_empty(), "nothing to spend");
             turns.tick(1);
             drop(turns.take_next());
         }
-        let allowed = 500 + 100 * 50;
+        let allowed = 62 + 100 * 50;
         assert!((allowed - 70..=allowed + 70).contains(&spent), "{spent} of {allowed}");
         turns.set_budget(SnapshotBudget::MAX);
-        assert!((0..1_000).all(|_| turns.spend(group, 1 << 30)));
+        assert!((0..1_000).all(|_| turns.spend(group, None, 1 << 30)));
     }
 
     #[test]
     fn who_comes_when_all_turns_are_taken_waits_in_order() {
-        let budget = SnapshotBudget { bytes_per_second: None, max_pulls: 2, max_views: 1 };
+        let budget = SnapshotBudget { max_pulls: 2, max_views: 1, ..SnapshotBudget::MAX };
         let mut turns = turns(budget, 1);
         assert!(turns.enter(GroupId(1)) && turns.enter(GroupId(2)) && turns.enter(GroupId(1)));
         assert!(!turns.enter(GroupId(3)) && !turns.enter(GroupId(4)) && !turns.enter(GroupId(3)));
@@ -287,7 +383,7 @@ mod tests {
     #[test]
     fn all_pulls_together_fit_on_the_disk() {
         let (mut one, mut other) = (turns(SnapshotBudget::MAX, 2), turns(SnapshotBudget::MAX, 2));
-        let ledger = Arc::new(AtomicU64::new(0));
+        let ledger = Arc::new(Ledger::default());
         for turns in [&mut one, &mut other] {
             turns.share(ledger.clone());
             turns.set_free(100);
@@ -299,6 +395,61 @@ mod tests {
         other.reserve(GroupId(2), 10).unwrap();
         one.leave(GroupId(1));
         other.leave(GroupId(2));
-        assert_eq!(ledger.load(Ordering::Acquire), 0);
+        assert_eq!(ledger.reserved.load(Ordering::Acquire), 0);
+    }
+
+    /// What is asked for in so many ticks.
+    fn asked(turns: &mut Turns, ticks: u32) -> u64 {
+        let mut asked = 0;
+        for _ in 0..ticks {
+            while turns.spend(GroupId(3), NodeId::new(2).ok(), 1_000) {
+                asked += 1_000;
+            }
+            turns.tick(1);
+            drop(turns.take_next());
+        }
+        asked
+    }
+
+    #[test]
+    fn a_named_budget_gives_way_to_clients_on_either_side_and_a_number_does_not() {
+        let node = |id| NodeId::new(id).unwrap();
+        for (budget, adapts) in [("normal", true), ("268435456", false), ("max", false)] {
+            let budget = SnapshotBudget { bytes_per_second: Some(1 << 20), ..budget.parse().unwrap() };
+            assert_eq!(budget.adapts, adapts);
+            let mut turns = turns(budget, 1);
+            assert!(turns.enter(GroupId(3)));
+            asked(&mut turns, 100);
+            let free = asked(&mut turns, 20);
+            turns.hear_strain(node(5), true);
+            assert!(asked(&mut turns, 20).abs_diff(free) <= 2_000, "that node gives nothing");
+            turns.hear_strain(node(2), true);
+            let held_back = asked(&mut turns, 20);
+            assert_eq!(held_back < free * 3 / 4, adapts, "{held_back} after {free}");
+            turns.hear_strain(node(2), false);
+            asked(&mut turns, 100);
+            turns.set_strained(true);
+            assert_eq!(asked(&mut turns, 20) < free * 3 / 4, adapts);
+        }
+    }
+
+    #[test]
+    fn the_node_knows_while_it_receives_or_gives() {
+        let ledger = Arc::new(Ledger::default());
+        let (mut one, mut other) = (turns(SnapshotBudget::MAX, 2), turns(SnapshotBudget::MAX, 2));
+        one.share(ledger.clone());
+        other.share(ledger.clone());
+        let tick = |one: &mut Turns, other: &mut Turns, ticks| {
+            one.tick(ticks);
+            other.tick(ticks);
+            ledger.copies()
+        };
+        assert!(!tick(&mut one, &mut other, 1));
+        one.enter(GroupId(2));
+        other.note_given();
+        assert!(tick(&mut one, &mut other, 1));
+        one.leave(GroupId(2));
+        assert!(tick(&mut one, &mut other, 1), "the other loop gives");
+        assert!(!tick(&mut one, &mut other, GIVES_TICKS));
     }
 }

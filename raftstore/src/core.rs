@@ -19,7 +19,7 @@ mod turn;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
     time::Duration,
 };
 
@@ -35,7 +35,7 @@ use time::Pass;
 
 use crate::{
     apply::{ApplyOutcome, ApplyTask},
-    budget::Turns,
+    budget::{Ledger, Turns},
     effects::{Answer, Effects, Input, Now, Token},
     envelope,
     error::{Error, Rejected},
@@ -291,6 +291,7 @@ impl Core {
             Input::Room(room) => self.on_room(room, fx),
             Input::Shun(shuns) => self.on_shun(shuns, fx),
             Input::Free(bytes) => self.shared.turns.set_free(bytes),
+            Input::Strained(strained) => self.shared.turns.set_strained(strained),
             Input::Budget(budget) => {
                 self.shared.turns.set_budget(budget);
                 fx.serve.push(ServeTask::Budget { max_views: budget.max_views });
@@ -306,8 +307,8 @@ impl Core {
     }
 
     /// Shares the room on the disk with the node's other loops.
-    pub(crate) fn sharing(mut self, reserved: Arc<AtomicU64>) -> Core {
-        self.shared.turns.share(reserved);
+    pub(crate) fn sharing(mut self, ledger: Arc<Ledger>) -> Core {
+        self.shared.turns.share(ledger);
         self
     }
 

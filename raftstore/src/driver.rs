@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!  handles ─┐                  ┌─> transport
-//!  peers ───┼─> loop thread ───┼─> apply threads ──┐
+//!  peers ───┼─> loop thread ───┼─> apply threads ──┬──> stage threads (chunks of received states)
 //!  log sink ┘   (Core)   ^     └─> snapshot thread ─> transport
-//!                        └────────────────┘
+//!                        └─────────────────────────┘
 //! ```
 //!
 //! Clocks and threads live here and nowhere below.
@@ -13,12 +13,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex},
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use dashmap::DashMap;
 use pontoon_proto::{
     GroupId, NodeId,
@@ -28,8 +28,9 @@ use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
-    apply::{Applier, ApplyOutcome, ApplyTask},
+    apply::{Applier, ApplyOutcome, ApplyTask, StageBack, StageWork},
     beats,
+    budget::Ledger,
     core::Core,
     door::{Door, Inbox, ToLoop, door},
     effects::{Answer, Effects, Input, Now, Token},
@@ -43,6 +44,10 @@ use crate::{
 
 /// Inputs that one turn takes before it submits, so that a flood does not keep the log idle.
 const INPUTS_PER_TURN: usize = 2048;
+
+/// How much nicer than the rest of the process threads are that read, hash and stage whole states.
+#[cfg(target_os = "linux")]
+const LOWER_BY: i32 = 10;
 
 /// What is known here of a replica.
 pub(crate) struct Shown {
@@ -166,6 +171,7 @@ impl PersistSink for LoopSink {
 /// The running threads.
 pub(crate) struct Threads {
     pub(crate) board: Arc<Board>,
+    pub(crate) ledger: Arc<Ledger>,
     loops: Mutex<Vec<JoinHandle<()>>>,
     /// The channel ends that keep the other threads alive; dropped to stop them.
     workers: Mutex<Option<Workers>>,
@@ -183,6 +189,15 @@ type Dirty = Arc<Mutex<BTreeMap<GroupId, u64>>>;
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // Nothing under these locks can be left half changed by a panic.
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Lets a thread do its work in what others leave of the cores: nobody waits for it as clients do for theirs.
+fn give_way() {
+    // On Linux a priority belongs to a thread. Elsewhere, or where it is forbidden, the thread competes like any other.
+    #[cfg(target_os = "linux")]
+    if let Ok(own) = rustix::process::getpriority_process(None) {
+        let _ = rustix::process::setpriority_process(None, own + LOWER_BY);
+    }
 }
 
 fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
@@ -215,7 +230,16 @@ pub(crate) fn start(
         apply.push(lane.clone());
         let applier = Applier::new(machines.clone(), config.session_ttl);
         let (board, dirty) = (board.clone(), dirty.clone());
-        handles.push(spawn(format!("apply-{i}"), move || run_applier(applier, &lane, &board, &dirty))?);
+        // One chunk at a time waits per group that receives, and those are bounded by the turns of pulls.
+        let (lent, works) = crossbeam_channel::unbounded();
+        let returned: Returned = Arc::default();
+        handles.push(spawn(format!("stage-{i}"), {
+            let (lane, board, returned) = (lane.clone(), board.clone(), returned.clone());
+            move || run_stager(&works, &returned, &lane, &board)
+        })?);
+        let stager = Stager { lent, returned };
+        let run = move || run_applier(applier, &lane, &stager, &board, &dirty);
+        handles.push(spawn(format!("apply-{i}"), run)?);
     }
     let (serve, serve_tasks) = crossbeam_channel::unbounded();
     let server = SnapshotServer::new(
@@ -232,7 +256,7 @@ pub(crate) fn start(
     handles.push(spawn("flush".to_owned(), move || flusher.run(&stop))?);
 
     let mut loops = Vec::new();
-    let reserved: Arc<AtomicU64> = Arc::default();
+    let ledger: Arc<Ledger> = Arc::default();
     for (i, inputs) in receivers.into_iter().enumerate() {
         let submitter = wal.submitter(Arc::new(LoopSink(board.loops[i].clone())));
         // Read contexts and pull ids of different loops and incarnations never meet.
@@ -246,7 +270,7 @@ pub(crate) fn start(
                 unique,
                 (i as u32, config.core_threads as u32),
             )
-            .sharing(reserved.clone()),
+            .sharing(ledger.clone()),
             inputs,
             apply: apply.clone(),
             serve: serve.clone(),
@@ -260,7 +284,7 @@ pub(crate) fn start(
         loops.push(spawn(format!("raft-{i}"), move || looper.run())?);
     }
     let workers = Workers { apply, serve, flush_stop, handles };
-    Ok(Threads { board, loops: Mutex::new(loops), workers: Mutex::new(Some(workers)) })
+    Ok(Threads { board, ledger, loops: Mutex::new(loops), workers: Mutex::new(Some(workers)) })
 }
 
 impl Threads {
@@ -419,11 +443,49 @@ fn log_event(event: &Event) {
     }
 }
 
-fn run_applier(mut applier: Applier, lane: &Lane, board: &Board, dirty: &Mutex<BTreeMap<GroupId, u64>>) {
+/// Stages that were lent and are back.
+type Returned = Arc<Mutex<Vec<StageBack>>>;
+
+/// An applier's way to the thread that stages for it.
+struct Stager {
+    lent: Sender<StageWork>,
+    returned: Returned,
+}
+
+/// The stage is back before its group is released, and that before anybody hears of the chunk: whatever follows finds it.
+fn run_stager(works: &Receiver<StageWork>, returned: &Returned, lane: &Lane, board: &Board) {
+    give_way();
+    for work in works {
+        let (back, outcome) = work.run();
+        let group = back.group;
+        lock(returned).push(back);
+        lane.release(group);
+        board.door(group).first(Input::Outcome(outcome));
+    }
+}
+
+fn run_applier(
+    mut applier: Applier,
+    lane: &Lane,
+    stager: &Stager,
+    board: &Board,
+    dirty: &Mutex<BTreeMap<GroupId, u64>>,
+) {
     let mut outcomes = Vec::new();
     while let Some(task) = lane.take() {
+        lock(&stager.returned).drain(..).for_each(|back| applier.take_back(back));
         let group = task.group();
-        applier.run(task, &mut outcomes);
+        match task {
+            ApplyTask::StageChunk { pull, chunk, hash, data, .. } => {
+                let work = applier.lend(group, pull, chunk, hash, data);
+                // The other thread outlives this one's end of the channel.
+                if work.is_none_or(|work| stager.lent.send(work).is_err()) {
+                    lane.release(group);
+                }
+                continue;
+            }
+            task => applier.run(task, &mut outcomes),
+        }
         for outcome in outcomes.drain(..) {
             // What a flush reports must be known as applied: the loop hears of it first.
             let mut applied = None;
@@ -454,7 +516,16 @@ fn run_server(
     transport: &dyn Transport,
     board: &Board,
 ) {
-    for task in tasks {
+    give_way();
+    loop {
+        let task = match tasks.try_recv() {
+            Ok(task) => task,
+            Err(TryRecvError::Empty) if server.read_ahead() => continue,
+            Err(_) => match tasks.recv() {
+                Ok(task) => task,
+                Err(_) => return,
+            },
+        };
         match server.run(task) {
             Some(Served::Send(to, message)) => transport.send(to, Class::Snapshot, vec![message]),
             Some(Served::Verified { group, index, hash }) => {

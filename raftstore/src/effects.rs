@@ -139,6 +139,8 @@ pub(crate) enum Input {
     /// Snapshots may take so many bytes of the disk.
     Free(u64),
     Budget(SnapshotBudget),
+    /// Whether clients here wait longer than they do without copies.
+    Strained(bool),
 }
 
 /// What a caller hears.

@@ -177,6 +177,17 @@ impl MultiRaft {
         self.inner.threads.board.input_all(|| Input::Budget(budget));
     }
 
+    /// Tells whether clients of this node wait longer than they do without copies ([`crate::Foreground`] judges). Until the next
+    /// call it stays so; receivers here and elsewhere hold back for it, if their budget adapts.
+    pub fn set_strained(&self, strained: bool) {
+        self.inner.threads.board.input_all(|| Input::Strained(strained));
+    }
+
+    /// Whether this node receives states or gives some to others, or did within the last seconds.
+    pub fn copies(&self) -> bool {
+        self.inner.threads.ledger.copies()
+    }
+
     /// Makes sure that a replica exists here. Durable on return. The same spec may be given again at any time.
     ///
     /// # Errors

@@ -4,11 +4,14 @@
 //! apply delays the others by one piece and no more. Entries that wait are applied as one batch of the engine, however
 //! they came.
 //!
+//! A chunk of a received state takes many times as long as a piece of entries, and goes to another thread. Until that gives the
+//! group back ([`Lane::release`]) nothing else of it is handed out: one thread at a time has a group.
+//!
 //! How much waits is bounded where it comes from: by what a group, and all groups of a core, may have unapplied
 //! ([`crate::Config::max_unapplied_bytes`]).
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Condvar, Mutex, MutexGuard},
 };
 
@@ -24,8 +27,10 @@ const PIECE_BYTES: u64 = 256 << 10;
 struct Queues {
     /// Never empty ones.
     by_group: BTreeMap<GroupId, VecDeque<ApplyTask>>,
-    /// Groups with tasks, each once, in the order of their turns.
+    /// Groups with tasks that are not held, each once, in the order of their turns.
     turns: VecDeque<GroupId>,
+    /// Groups of which a chunk was handed out.
+    held: BTreeSet<GroupId>,
     closed: bool,
 }
 
@@ -63,6 +68,14 @@ impl Lane {
         self.more.notify_one();
     }
 
+    /// The chunk that was handed out is dealt with: the group's other tasks may follow.
+    pub(crate) fn release(&self, group: GroupId) {
+        let mut queues = self.queues();
+        queues.release(group, self.urgent);
+        drop(queues);
+        self.more.notify_all();
+    }
+
     /// No task comes after those that were pushed.
     pub(crate) fn close(&self) {
         self.queues().closed = true;
@@ -81,7 +94,7 @@ impl Lane {
             if let Some(task) = queues.take(self.urgent) {
                 return Some(task);
             }
-            if queues.closed {
+            if queues.closed && queues.held.is_empty() {
                 return None;
             }
             queues = self.more.wait(queues).unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -93,13 +106,24 @@ impl Queues {
     fn push(&mut self, task: ApplyTask, urgent: Option<GroupId>) {
         let group = task.group();
         let queue = self.by_group.entry(group).or_default();
-        if queue.is_empty() {
-            match urgent == Some(group) {
-                true => self.turns.push_front(group),
-                false => self.turns.push_back(group),
-            }
-        }
+        let is_first = queue.is_empty();
         queue.push_back(task);
+        if is_first && !self.held.contains(&group) {
+            self.line_up(group, urgent);
+        }
+    }
+
+    fn line_up(&mut self, group: GroupId, urgent: Option<GroupId>) {
+        match urgent == Some(group) {
+            true => self.turns.push_front(group),
+            false => self.turns.push_back(group),
+        }
+    }
+
+    fn release(&mut self, group: GroupId, urgent: Option<GroupId>) {
+        if self.held.remove(&group) && self.by_group.contains_key(&group) {
+            self.line_up(group, urgent);
+        }
     }
 
     /// The next piece of the group whose turn it is.
@@ -113,12 +137,14 @@ impl Queues {
             }
             other => other,
         };
-        if queue.is_empty() {
+        let more = !queue.is_empty();
+        if !more {
             self.by_group.remove(&group);
-        } else if urgent == Some(group) {
-            self.turns.push_front(group);
-        } else {
-            self.turns.push_back(group);
+        }
+        if matches!(piece, ApplyTask::StageChunk { .. }) {
+            self.held.insert(group);
+        } else if more {
+            self.line_up(group, urgent);
         }
         Some(piece)
     }
@@ -208,6 +234,40 @@ mod tests {
         assert!(pieces.iter().all(|(_, indexes)| indexes.len() <= 3), "{pieces:?}");
         let whole: Vec<u64> = pieces.into_iter().flat_map(|(_, indexes)| indexes).collect();
         assert_eq!(whole, (1..101).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn nothing_of_a_group_follows_a_chunk_before_it_is_given_back() {
+        let lane = Lane::new(None);
+        let (group, hash, data) = (GroupId(1), Default::default(), Default::default());
+        lane.push(ApplyTask::StageChunk { group, pull: 5, chunk: 0, hash, data });
+        lane.push(close(1));
+        lane.push(entries(2, 1..2, 10));
+        assert!(matches!(lane.try_take(), Some(ApplyTask::StageChunk { .. })));
+        assert_eq!(lane.try_take().map(|task| task.group()), Some(GroupId(2)));
+        lane.push(entries(1, 1..2, 10));
+        assert!(lane.try_take().is_none());
+        lane.release(GroupId(2));
+        assert!(lane.try_take().is_none(), "that one was not held");
+        lane.release(group);
+        assert_eq!(drain(&lane), [(1, vec![]), (1, vec![1])]);
+    }
+
+    #[test]
+    fn a_closed_lane_waits_for_what_is_held() {
+        let lane = std::sync::Arc::new(Lane::new(None));
+        let (group, hash, data) = (GroupId(1), Default::default(), Default::default());
+        lane.push(ApplyTask::StageChunk { group, pull: 5, chunk: 0, hash, data });
+        lane.push(close(1));
+        assert!(lane.take().is_some());
+        lane.close();
+        let taker = std::thread::spawn({
+            let lane = lane.clone();
+            move || lane.take().map(|task| task.group())
+        });
+        lane.release(group);
+        assert_eq!(taker.join().unwrap(), Some(group));
+        assert!(lane.take().is_none());
     }
 
     #[test]

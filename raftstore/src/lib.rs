@@ -62,6 +62,7 @@ mod identity;
 mod lanes;
 mod logging;
 mod machine;
+mod pace;
 mod puller;
 mod replica;
 #[doc(hidden)]
@@ -80,6 +81,7 @@ pub use identity::{Identity, PEER_PROTOCOL};
 pub use machine::{
     Command, MachineError, Machines, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
 };
+pub use pace::Foreground;
 pub use stepped::{Output, Stepped};
 pub use transport::{Class, Transport};
 pub use types::{

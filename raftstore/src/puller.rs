@@ -3,7 +3,7 @@
 //! Everything here is "ask again": a question or an answer that is lost, doubled or late does no harm, since a pull's number
 //! changes with each manifest and each chunk is checked against its hash before it is staged.
 
-use pontoon_proto::{GroupId, ReplicaId, v1};
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use v1::peer_message::Body;
 
 use crate::{
@@ -21,6 +21,9 @@ const ASK_AGAIN_TICKS: u64 = 20;
 /// Ticks of silence after which another source is asked. One that is at work on a manifest, which takes a scan of the whole
 /// state, says so whenever it is asked.
 const PATIENCE_TICKS: u64 = 40;
+/// Ticks of silence of a source whose node cannot be reached after which another one is asked. Not at once: a queue that was full
+/// is told of in the same words.
+const GONE_TICKS: u64 = 3;
 /// Ticks without any step forward after which a pull is given up.
 const GIVE_UP_TICKS: u64 = 300;
 /// Ticks for which a receiver without room refuses what it is offered.
@@ -169,7 +172,8 @@ impl Puller {
         while let Some(chunk) = pull.queue.front().copied() {
             let bytes =
                 pull.manifest.as_ref().and_then(|m| m.chunks.get(chunk as usize)).map_or(0, |c| c.bytes);
-            if !shared.turns.spend(self.group, bytes) {
+            let giver = ReplicaId::new(pull.source()).ok().map(ReplicaId::node);
+            if !shared.turns.spend(self.group, giver, bytes) {
                 break;
             }
             pull.queue.pop_front();
@@ -268,6 +272,17 @@ impl Puller {
     ) {
         if self.pull.as_ref().is_some_and(|current| current.id == pull && !current.stepped) {
             self.turn_to_next(shared, reason, fx);
+        }
+    }
+
+    /// A node cannot be reached. If it is the one that gives, nobody waits until it has been silent for long.
+    pub(crate) fn unreachable(&mut self, shared: &mut Shared, node: NodeId, fx: &mut Effects) {
+        let lost = self.pull.as_ref().is_some_and(|pull| {
+            let gives = ReplicaId::new(pull.source()).is_ok_and(|source| source.node() == node);
+            gives && pull.is_owed() && !pull.stepped && pull.idle_ticks >= GONE_TICKS
+        });
+        if lost && !shared.turns.is_waiting(self.group) {
+            self.turn_to_next(shared, format!("{node} cannot be reached"), fx);
         }
     }
 

@@ -550,6 +550,7 @@ impl Replica {
 
     /// The node does not answer: raft stops waiting for it.
     pub(crate) fn unreachable(&mut self, shared: &mut Shared, node: NodeId, fx: &mut Effects) -> Alive<()> {
+        self.puller.unreachable(shared, node, fx);
         if !self.is_leader() || self.installing.is_some() {
             return Ok(());
         }

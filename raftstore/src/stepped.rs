@@ -187,8 +187,10 @@ impl Stepped {
     /// Runs the next task of the state machines; false if there is none.
     pub fn step_apply(&mut self) -> bool {
         let Some(task) = self.apply.try_take() else { return false };
-        let mut outcomes = Vec::new();
+        let (group, mut outcomes) = (task.group(), Vec::new());
         self.applier.run(task, &mut outcomes);
+        // Here chunks are staged in their turn.
+        self.apply.release(group);
         for outcome in outcomes {
             match &outcome {
                 ApplyOutcome::Applied { group, mark, .. } => {
@@ -216,6 +218,9 @@ impl Stepped {
                 self.input(Input::Verified { group, index, hash });
             }
             None => {}
+        }
+        if self.serve.is_empty() {
+            self.server.read_ahead();
         }
         true
     }

@@ -65,7 +65,8 @@ pub struct Config {
     pub max_unapplied_bytes: u64,
     /// The same over all groups of one core thread.
     pub max_unapplied_node_bytes: u64,
-    /// The size that snapshot chunks aim at, in bytes; the same on all nodes, or what was received from one is of no use with
+    /// The size that snapshot chunks aim at, in bytes, the first of a state; those behind them are up to three times as large. At most a
+    /// quarter of what the transport takes in one message; the same on all nodes, or what was received from one is of no use with
     /// another.
     pub chunk_bytes: usize,
     /// Chunks that a receiver has asked for and not made durable: so many are sent again if it is killed. More than one pays

@@ -4,7 +4,7 @@
 //!   Rules ──> Rulebook ──> Rule of a predicate          require · pin (hard)   spread · avoid · prefer (soft)
 //!                            │
 //!   MetaState, Seen ─────────┼──> repairs    lost, lacking > against the rules > draining        begun at once
-//!                            ├──> balance    leaders, then bytes, with the bound beside it       a plan first
+//!                            ├──> balance    bytes with the bound beside it, load, leaders       a plan first
 //!                            └──> explain, check_rules
 //! ```
 //!
@@ -24,7 +24,7 @@ use pontoon_proto::{NodeId, v1};
 use prost::Message;
 
 pub use self::{
-    balance::{GOAL, Limits, THRESHOLD, balance, continue_plan, plan_obstacles},
+    balance::{By, GOAL, Limits, THRESHOLD, balance, balance_by, continue_plan, plan_obstacles},
     explain::{Explanation, Finding, Standing, Verdict, check_rules, explain},
     repair::{elsewhere, placement, repairs, target},
     rules::{RULES_FORMAT, Rule, Rulebook, Selector},
@@ -46,6 +46,15 @@ pub struct GroupSeen {
     pub leader: u64,
 }
 
+/// How much is asked of a group, as smoothed by whoever measures.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Writes per second: each of the group's replicas bears them.
+    pub writes: u64,
+    /// Reads per second that its leader answers.
+    pub reads: u64,
+}
+
 /// What was seen of the cluster beside what the meta group knows. What is missing is taken to be well.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
@@ -59,6 +68,8 @@ pub struct Seen {
     pub disks: BTreeMap<NodeId, u64>,
     /// By group.
     pub groups: BTreeMap<u64, GroupSeen>,
+    /// By group; those that are idle are not in it.
+    pub loads: BTreeMap<u64, Load>,
 }
 
 impl Seen {

@@ -168,6 +168,7 @@ impl World {
         (!self.down.contains(&node)).then(|| v1::ReplicaStatusReply {
             replica: self.info(raw),
             min_replica: self.fences.get(&node).copied().unwrap_or(0),
+            ..Default::default()
         })
     }
 

@@ -77,7 +77,8 @@ impl Stage {
                 .collect(),
             ..info(shard.voters[0], 500)
         };
-        let answers = |info| v1::ReplicaStatusReply { replica: Some(info), min_replica: 0 };
+        let answers =
+            |info| v1::ReplicaStatusReply { replica: Some(info), min_replica: 0, ..Default::default() };
         let seen = Observation {
             leader: Some(leader),
             target: Some(answers(info(target, 500))),
@@ -93,7 +94,8 @@ impl Stage {
         let target = self.mv().target;
         let pull = Some(v1::PullView { bytes_done: done, bytes_total: total, queued: false });
         let info = v1::ReplicaInfo { pull, ..info(target, 0) };
-        self.seen.target = Some(v1::ReplicaStatusReply { replica: Some(info), min_replica: 0 });
+        self.seen.target =
+            Some(v1::ReplicaStatusReply { replica: Some(info), min_replica: 0, ..Default::default() });
         for peer in &mut self.seen.leader.as_mut().unwrap().progress {
             peer.snapshot = peer.replica == target;
         }
@@ -185,7 +187,8 @@ const HELD: [Held; 14] = [
     (
         MovePhase::Learner,
         |stage| {
-            stage.seen.target = Some(v1::ReplicaStatusReply { replica: None, min_replica: u64::MAX });
+            stage.seen.target =
+                Some(v1::ReplicaStatusReply { replica: None, min_replica: u64::MAX, ..Default::default() });
         },
         MoveBlocker::TargetFenced,
     ),
@@ -413,7 +416,8 @@ fn a_new_driver_leaves_what_is_stuck_so_and_begins_to_count() {
         assert!(stage.mv().stuck);
     }
     // The source is back.
-    let fenced = v1::ReplicaStatusReply { replica: None, min_replica: replica(3, 3) + 1 };
+    let fenced =
+        v1::ReplicaStatusReply { replica: None, min_replica: replica(3, 3) + 1, ..Default::default() };
     stage.seen.source = Some(fenced);
     assert_eq!(stage.look().decision, Decision::Advance(MovePhase::Cleanup));
     stage.meta.advance(&stage.mv(), MovePhase::Cleanup, 1).unwrap();

@@ -127,6 +127,61 @@ async fn a_cancelled_move_loses_nothing_and_leaves_nothing_behind() {
     verify(&client, "name", &expected).await;
 }
 
+/// The objects among the lines that a command said.
+fn objects(said: &str) -> Vec<serde_json::Value> {
+    said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_tells_what_may_fail_on_the_way_and_a_watch_how_far_it_is() {
+    let cluster = Cluster::start(PROGRAM, "fjall", 4).await;
+    let client = cluster.client().await;
+    let mut expected = fill(&client, "name", FILL_ROWS, FILL_VALUE_BYTES).await;
+    let (target, source) = target_and_follower(&cluster, "name").await;
+    let (from, to) = (format!("n{}", cluster.id(source)), format!("n{}", cluster.id(target)));
+    let start = ["move", "start", "name", "--from", &from, "--to", &to];
+    let dry = [&start[..], &["--dry-run"]].concat();
+    let words = ["about", "may fail", "with the learner", "joint", "both halves need their majority"];
+    says(&cluster, 0, &dry, 0, &words).await;
+    let said = says(&cluster, 0, &[&dry[..], &["--json"]].concat(), 0, &[]).await;
+    let json = objects(&said).pop().expect("an object");
+    let steps: Vec<(&str, u64, u64)> = json["steps"]
+        .as_array()
+        .expect("steps")
+        .iter()
+        .map(|step| {
+            let number = |name: &str| step[name].as_u64().expect("a number");
+            (step["name"].as_str().expect("a name"), number("quorum"), number("may_fail"))
+        })
+        .collect();
+    assert_eq!(steps, [("now", 2, 1), ("with the learner", 2, 1), ("joint", 2, 1), ("after", 2, 1)]);
+    assert!(json["bytes"].as_u64() > Some(1_000_000) && json["estimate_ms"].as_u64() > Some(0), "{json}");
+    let holders = cluster.voters("name", 3).await;
+    assert!(!holders.contains(&target), "nothing was begun: {holders:?}");
+
+    says(&cluster, 0, &["predicate", "create", "solo", "--replicas", "1"], 0, &[]).await;
+    let at = cluster.voters("solo", 1).await[0];
+    let (from, to) = (format!("n{}", cluster.id(at)), format!("n{}", cluster.id((at + 1) % 4)));
+    let words = ["a one-voter group has no fault tolerance between Joint and RemoveOld"];
+    says(&cluster, 0, &["move", "start", "solo", "--from", &from, "--to", &to, "--dry-run"], 0, &words).await;
+
+    let mut traffic = Traffic::start(&client, "name", 4);
+    traffic.acknowledged(50).await;
+    let id = cluster.start_move("name", source, target).await;
+    let said = says(&cluster, 0, &["move", "watch", &id.to_string(), "--json"], 0, &[]).await;
+    let views = objects(&said);
+    let phases: Vec<&str> = views.iter().map(|view| view["phase"].as_str().expect("a phase")).collect();
+    assert_eq!(phases.last(), Some(&"done"), "{said}");
+    assert!(phases.iter().filter(|phase| **phase == "done").count() == 1, "the end is told once: {said}");
+    for name in
+        ["bytes_done", "bytes_total", "rate", "lag", "eta_ms", "foreground_p99_ms", "foreground_before_ms"]
+    {
+        assert!(views.iter().all(|view| view.get(name).is_some()), "{name} is missing: {said}");
+    }
+    expected.extend(traffic.stop().await);
+    verify(&client, "name", &expected).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_that_has_changed_the_members_is_not_cancelled_and_says_what_it_waits_for() {
     let cluster = Cluster::start(PROGRAM, "fjall", 4).await;

@@ -214,3 +214,26 @@ async fn a_plan_fills_a_new_node_and_is_refused_once_the_map_has_changed() {
         verify(&client, predicate, rows).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_counts_what_is_asked_of_groups_and_says_so() {
+    let cluster = Cluster::start(PROGRAM, "fjall", 3).await;
+    let client = cluster.client().await;
+    let mut traffic = Traffic::start(&client, "busy", 8);
+    traffic.acknowledged(50).await;
+    cluster.voters("busy", 3).await;
+    let plan = until("the nodes to tell how busy they are", async || {
+        let plan = json(&cluster, 0, &["rebalance", "plan", "--by", "load"]).await;
+        let nodes = plan["nodes"].as_array().expect("nodes");
+        nodes.iter().all(|node| node["writes_before"].as_u64() > Some(0)).then(|| plan.clone())
+    })
+    .await;
+    // Each of three nodes bears every write: there is nothing to even.
+    assert_eq!(
+        (plan["load_spread_before"].as_f64(), plan["moves"].as_array().map(Vec::len)),
+        (Some(0.0), Some(0))
+    );
+    says(&cluster, 1, &["rebalance", "plan"], 0, &["writes/s", "of writes"]).await;
+    says(&cluster, 1, &["rebalance", "plan", "--by", "weight"], 2, &["bytes", "load", "both"]).await;
+    traffic.stop().await;
+}

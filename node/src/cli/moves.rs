@@ -19,6 +19,9 @@ use super::{
 /// Between two attempts to follow a move whose node has gone away.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// How often a move in the same phase says how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+
 /// How long the first word about a move may take.
 const FIRST_WORD: Duration = Duration::from_secs(5);
 
@@ -145,6 +148,13 @@ fn started(dry_run: bool, reply: &v1::MoveStartReply) -> Done {
     lines.extend(
         reply.checks.iter().map(|check| format!("  {} {}", if check.ok { "ok " } else { "NOT" }, check.text)),
     );
+    if dry_run {
+        lines.push(format!("about {} while nothing holds it up", duration(reply.estimate_ms)));
+        lines.push(String::new());
+        lines.push(step_table(&reply.steps));
+        let notes = reply.steps.iter().filter(|step| !step.text.is_empty());
+        lines.extend(notes.map(|step| format!("{}: {}", step.name, step.text)));
+    }
     let checks: Vec<Value> =
         reply.checks.iter().map(|check| json!({ "ok": check.ok, "text": check.text })).collect();
     let refused = dry_run && reply.checks.iter().any(|check| !check.ok);
@@ -158,9 +168,48 @@ fn started(dry_run: bool, reply: &v1::MoveStartReply) -> Done {
             "before": reply.before,
             "after": reply.after,
             "checks": checks,
+            "estimate_ms": reply.estimate_ms,
+            "steps": reply.steps.iter().map(step_json).collect::<Vec<_>>(),
         }),
         code: if refused { Failure::REFUSED } else { 0 },
     }
+}
+
+/// Each configuration on the way, and whether the group bears a fault in it.
+fn step_table(steps: &[v1::MoveStep]) -> String {
+    let nodes = |nodes: &[u64]| match nodes {
+        [] => "-".to_owned(),
+        nodes => nodes.iter().map(|node| format!("n{node}")).collect::<Vec<_>>().join(" "),
+    };
+    let rows: Vec<Vec<String>> = steps
+        .iter()
+        .map(|step| {
+            let voters = match step.outgoing.is_empty() {
+                true => nodes(&step.voters),
+                false => format!("{} and {}", nodes(&step.outgoing), nodes(&step.voters)),
+            };
+            vec![
+                step.name.clone(),
+                voters,
+                nodes(&step.learners),
+                step.quorum.to_string(),
+                step.may_fail.to_string(),
+            ]
+        })
+        .collect();
+    table(&["configuration", "voters", "learners", "majority", "may fail"], &rows)
+}
+
+fn step_json(step: &v1::MoveStep) -> Value {
+    json!({
+        "name": step.name,
+        "voters": step.voters,
+        "outgoing": step.outgoing,
+        "learners": step.learners,
+        "quorum": step.quorum,
+        "may_fail": step.may_fail,
+        "text": step.text,
+    })
 }
 
 /// Follows a move over the loss of the node that tells of it.
@@ -169,6 +218,7 @@ async fn watch(context: &Context, client: &Client, id: u64, until: Option<Instan
     let until = until.unwrap_or(far);
     let first = Instant::now() + FIRST_WORD;
     let mut last: Option<v1::MoveView> = None;
+    let mut said: Option<(Instant, u64)> = None;
     loop {
         let mut views = match client.move_watch(id).await {
             Ok(views) => views,
@@ -192,11 +242,16 @@ async fn watch(context: &Context, client: &Client, id: u64, until: Option<Instan
                 Ok(Ok(None) | Err(_)) => break,
             };
             let moved = view.r#move.clone().unwrap_or_default();
-            if !context.json
-                && last.as_ref().and_then(|last| last.r#move.as_ref()).map(|last| last.phase_seq)
-                    != Some(moved.phase_seq)
-            {
-                print_line(&line_of(&view));
+            let news = said.is_none_or(|(at, seq)| seq != moved.phase_seq || at.elapsed() >= SAY_EVERY);
+            if news {
+                said = Some((Instant::now(), moved.phase_seq));
+                let ended = matches!(moved.phase(), v1::MovePhase::Done | v1::MovePhase::Aborted);
+                match context.json {
+                    // The last word is the command's result.
+                    true if ended => {}
+                    true => print_line(&view_json(&view).to_string()),
+                    false => print_line(&line_of(&view)),
+                }
             }
             match moved.phase() {
                 v1::MovePhase::Done => return Ok(Done::new("", view_json(&view))),
@@ -249,10 +304,24 @@ fn line_of(view: &v1::MoveView) -> String {
     if view.rate > 0 {
         line.push_str(&format!(", {}/s, {} left", bytes(view.rate), duration(view.eta_ms)));
     }
+    if view.lag > 0 {
+        line.push_str(&format!(", lacks {} entries", view.lag));
+    }
+    if let Some(now) = millis(view.foreground_p99_us) {
+        line.push_str(&format!(", writes p99 {now:.1} ms"));
+        if let Some(before) = millis(view.foreground_before_us) {
+            line.push_str(&format!(", {before:.1} without copies"));
+        }
+    }
     if !moved.blocked.is_empty() {
         line.push_str(&format!(", held up ({}): {}", blocker_of(&moved), moved.blocked));
     }
     line
+}
+
+/// Microseconds as milliseconds; 0 is not known.
+fn millis(micros: u64) -> Option<f64> {
+    (micros > 0).then(|| micros as f64 / 1_000.0)
 }
 
 fn move_table(moves: &[v1::MoveView]) -> String {
@@ -292,6 +361,8 @@ fn view_json(view: &v1::MoveView) -> Value {
         "lag": view.lag,
         "eta_ms": view.eta_ms,
         "blocker": blocker_of(&moved),
+        "foreground_p99_ms": millis(view.foreground_p99_us),
+        "foreground_before_ms": millis(view.foreground_before_us),
         "blocked": moved.blocked,
         "stuck": moved.stuck,
         "reason": moved.reason,

@@ -5,6 +5,8 @@ use std::{io::Write, process::ExitCode};
 use pontoon_node::{NodeError, client::ClientError, load::LoadError};
 use serde_json::{Value, json};
 
+use super::Context;
+
 /// A command's result, in both forms.
 #[derive(Debug)]
 pub(crate) struct Done {
@@ -103,6 +105,25 @@ impl From<LoadError> for Failure {
     }
 }
 
+/// Says what goes on: on stdout for people, on stderr when stdout is for a program.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Say {
+    json: bool,
+}
+
+impl Say {
+    pub(crate) fn of(context: &Context) -> Say {
+        Say { json: context.json }
+    }
+
+    pub(crate) fn step(self, text: &str) {
+        match self.json {
+            true => eprintln!("{text}"),
+            false => print_line(text),
+        }
+    }
+}
+
 /// Prints a line to stdout. A reader that has gone away is not worth a panic.
 pub(crate) fn print_line(line: &str) {
     let mut out = std::io::stdout().lock();
@@ -131,7 +152,7 @@ pub(crate) fn finish(json: bool, end: Result<Done, Failure>) -> ExitCode {
 }
 
 /// Columns, each as wide as its widest cell. Columns whose cells are all numbers stand to the right.
-pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].chars().count()]).max().unwrap_or(0)

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use pontoon_node::{client::Client, rules};
 use pontoon_proto::{NodeId, v1};
 use serde_json::{Value, json};
@@ -59,6 +59,14 @@ pub(super) struct DrainArgs {
     look: bool,
 }
 
+/// What a plan makes even.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum By {
+    Bytes,
+    Load,
+    Both,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum RebalanceCommand {
     /// Say which moves would use the nodes evenly. Nothing is begun.
@@ -69,6 +77,10 @@ pub(super) enum RebalanceCommand {
         /// At most so many bytes.
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         max_bytes: u64,
+        /// What shall be even: bytes, the load of writes that nodes bear, or both, which is bytes and then load where it differs by
+        /// more than a tenth.
+        #[arg(long, value_enum, default_value_t = By::Both)]
+        by: By,
     },
     /// Carry out a plan, if nothing has changed since it was made.
     Apply {
@@ -234,8 +246,13 @@ fn drain_json(reply: &v1::DrainReply) -> Value {
 pub(super) async fn rebalance(context: &Context, command: RebalanceCommand) -> Result<Done, Failure> {
     let client: Client = context.client().await?;
     match command {
-        RebalanceCommand::Plan { max_moves, max_bytes } => {
-            let request = v1::RebalancePlanRequest { max_moves, max_bytes, hops: 0 };
+        RebalanceCommand::Plan { max_moves, max_bytes, by } => {
+            let by = match by {
+                By::Bytes => v1::PlanBy::Bytes,
+                By::Load => v1::PlanBy::Load,
+                By::Both => v1::PlanBy::Both,
+            };
+            let request = v1::RebalancePlanRequest { max_moves, max_bytes, by: by.into(), hops: 0 };
             let reply = client.rebalance_plan(request).await?;
             let plan = reply.plan.unwrap_or_default();
             let mut text = plan_text(&plan);
@@ -276,12 +293,14 @@ fn plan_text(plan: &v1::Plan) -> String {
                 node.node.to_string(),
                 bytes(node.used_before),
                 bytes(node.used_after),
+                node.writes_before.to_string(),
+                node.writes_after.to_string(),
                 node.leads_before.to_string(),
                 node.leads_after.to_string(),
             ]
         })
         .collect();
-    let mut text = table(&["node", "bytes", "after", "leads", "after"], &nodes);
+    let mut text = table(&["node", "bytes", "after", "writes/s", "after", "leads", "after"], &nodes);
     if !plan.moves.is_empty() {
         let rows: Vec<Vec<String>> = plan
             .moves
@@ -294,9 +313,11 @@ fn plan_text(plan: &v1::Plan) -> String {
         text.push_str(&format!("\n\n{}", table(&["predicate", "from", "to", "bytes", "why"], &rows)));
     }
     text.push_str(&format!(
-        "\n\nspread {} → {}, moves {}, bytes {} (no plan moves fewer than {}), transfers of leadership {}",
+        "\n\nspread {} → {}, of writes {} → {}, moves {}, bytes {} (no plan moves fewer than {}), transfers of leadership {}",
         percent(plan.spread_before),
         percent(plan.spread_after),
+        percent(plan.load_spread_before),
+        percent(plan.load_spread_after),
         plan.moves.len(),
         bytes(plan.bytes),
         bytes(plan.bound_bytes),
@@ -328,6 +349,8 @@ fn plan_json(plan: &v1::Plan) -> Value {
             "capacity_bytes": node.capacity_bytes,
             "used_before": node.used_before,
             "used_after": node.used_after,
+            "writes_before": node.writes_before,
+            "writes_after": node.writes_after,
             "leads_before": node.leads_before,
             "leads_after": node.leads_after,
         })
@@ -336,6 +359,8 @@ fn plan_json(plan: &v1::Plan) -> Value {
         "plan": plan.id,
         "spread_before": f64::from(plan.spread_before) / 1_000.0,
         "spread_after": f64::from(plan.spread_after) / 1_000.0,
+        "load_spread_before": f64::from(plan.load_spread_before) / 1_000.0,
+        "load_spread_after": f64::from(plan.load_spread_after) / 1_000.0,
         "bytes": plan.bytes,
         "bound_bytes": plan.bound_bytes,
         "moves": moves.collect::<Vec<_>>(),

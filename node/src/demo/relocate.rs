@@ -7,11 +7,13 @@ use pontoon_proto::{ReplicaId, v1};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    Say, Source,
-    nodes::Cluster,
+    Source,
     traffic::{Seen, Traffic},
 };
-use crate::cli::Failure;
+use crate::{
+    cli::{Failure, Say},
+    local::Cluster,
+};
 
 /// How long the move may take. It is over in seconds; a cluster that is stuck shall not hang the demo.
 const MOVE: Duration = Duration::from_secs(180);

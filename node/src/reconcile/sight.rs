@@ -11,7 +11,7 @@ use pontoon_proto::{
 };
 use pontoon_shard::{
     MetaState,
-    planner::{self, Limits, Seen, THRESHOLD},
+    planner::{self, By, Limits, Seen, THRESHOLD},
 };
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
@@ -106,10 +106,19 @@ impl Driver {
             }
             let seen = self.shared.look_around(&state, true).await;
             let made = tokio::task::spawn_blocking(move || {
-                planner::balance(&state, &seen, Limits::default(), unix_ms())
+                let uneven = |spread: u32| f64::from(spread) > THRESHOLD * 1_000.0;
+                let plan = planner::balance(&state, &seen, Limits::default(), unix_ms());
+                match (uneven(plan.spread_before), uneven(plan.load_spread_before)) {
+                    (true, _) => (true, plan),
+                    // Bytes that are even enough are not moved for their own sake.
+                    (false, true) => {
+                        (true, planner::balance_by(&state, &seen, Limits::default(), By::Load, unix_ms()))
+                    }
+                    (false, false) => (false, plan),
+                }
             });
-            let Ok(plan) = made.await else { continue };
-            let uneven = f64::from(plan.spread_before) > THRESHOLD * 1_000.0 && !plan.moves.is_empty();
+            let Ok((uneven, plan)) = made.await else { continue };
+            let uneven = uneven && !plan.moves.is_empty();
             if uneven || !plan.transfers.is_empty() {
                 let plan = if uneven { plan } else { v1::Plan { moves: Vec::new(), ..plan } };
                 info!(plan = plan.id, moves = plan.moves.len(), spread = plan.spread_before, "balancing");

@@ -151,12 +151,15 @@ async fn session(
 
 async fn write(
     request: v1::WriteRequest,
-    _: &Shared,
+    shared: &Shared,
     _: &v1::Shard,
     group: Group,
 ) -> Result<v1::WriteReply, Refused> {
-    let ops = request.ops.len();
-    finish(ops, propose(&group, request)?).await
+    let (ops, begun) = (request.ops.len(), Instant::now());
+    let reply = finish(ops, propose(&group, request)?).await?;
+    shared.foreground.note(begun.elapsed());
+    shared.meter.wrote(group.id());
+    Ok(reply)
 }
 
 async fn get(
@@ -167,6 +170,7 @@ async fn get(
 ) -> Result<v1::GetReply, Refused> {
     check_epoch(&group, request.epoch, shard)?;
     let index = group.read_barrier(level_of(request.freshness.as_ref())).await?;
+    shared.meter.read(group.id());
     let reader = map_of(shared, &group)?;
     let row = shared.readers.run(move || reader.get(&request.key)).await.map_err(Refused::Status)??;
     Ok(match row {
@@ -186,6 +190,7 @@ async fn scan(
     check_epoch(&group, request.epoch, shard)?;
     let scan = scan_of(&request)?;
     group.read_barrier(level_of(request.freshness.as_ref())).await?;
+    shared.meter.read(group.id());
     let reader = map_of(shared, &group)?;
     let page = blocking(move || reader.scan(&scan)).await??;
     let row = |row: pontoon_shard::Row| v1::ScanRow { key: row.key, value: row.value, modified: row.index };
@@ -236,8 +241,13 @@ impl Shared {
                 },
             }
         }
+        let begun = Instant::now();
         let local = join_all(here.into_iter().map(async |(at, shard, ops, ticket)| {
             let reply = finish(ops, ticket).await;
+            if reply.is_ok() {
+                self.foreground.note(begun.elapsed());
+                self.meter.wrote(GroupId(shard.group));
+            }
             (at, reply.unwrap_or_else(|refused| v1::WriteRequest::refused(self.explain(refused, shard))))
         }));
         let remote = join_all(elsewhere.into_iter().map(async |(node, ats)| {

@@ -135,6 +135,7 @@ impl Core {
             incarnation: self.shared.wal.incarnation(),
             lane: self.lane.0,
             lanes: self.lane.1,
+            strained: self.shared.turns.is_strained(),
         };
         for node in nodes {
             let body = Some(v1::peer_message::Body::Ping(ping));
@@ -147,6 +148,7 @@ impl Core {
         let had_room = !self.shared.low_peers.contains_key(&from);
         let has_room = ping.room() == v1::NodeRoom::Ample;
         self.shared.hear_room(from, !has_room);
+        self.shared.turns.hear_strain(from, ping.strained);
         // Leaders that sleep tell no longer what is true if a member's node changes.
         if self.shared.neighbours.hear(from, ping) || had_room != has_room {
             self.rouse_node(from);

@@ -180,6 +180,7 @@ impl Replica {
         }
         match body {
             Body::ManifestRequest(request) => {
+                shared.turns.note_given();
                 fx.apply.push(ApplyTask::Checkpoint(SnapshotRequest {
                     group: self.group,
                     peer: from.node(),
@@ -189,13 +190,16 @@ impl Replica {
                     min_index: request.min_index,
                 }));
             }
-            Body::ChunkRequest(request) => fx.serve.push(ServeTask::Read {
-                group: self.group,
-                peer: from.node(),
-                from: self.id.get(),
-                to: from.get(),
-                request,
-            }),
+            Body::ChunkRequest(request) => {
+                shared.turns.note_given();
+                fx.serve.push(ServeTask::Read {
+                    group: self.group,
+                    peer: from.node(),
+                    from: self.id.get(),
+                    to: from.get(),
+                    request,
+                });
+            }
             Body::SnapshotStatus(status) if status.done => {
                 fx.serve.push(ServeTask::Release { group: self.group, receiver: from.get() });
             }

@@ -1,4 +1,4 @@
-//! Plans that use nodes evenly, in bytes and at the least cost, and the bound below which none can be.
+//! Plans that use nodes evenly, in bytes and at the least cost, and the bound below which none can be; then in what is asked of them.
 //!
 //! A node's *utilisation* is what it holds over what it may hold; the *spread* is the difference between the most and the
 //! least used node over the mean. A plan ends at a spread of [`GOAL`] or as near to it as the sizes of replicas and the rules allow.
@@ -11,6 +11,10 @@
 //! **The plan.** Into that window: nodes above it give their largest replicas that fit, to the node that lacks most of those
 //! that the group's rule allows. Where replicas are few and large that is not the best; for those an exhaustive search
 //! ([`super::exact`]) takes over, and what greed leaves uneven is tried replica by replica.
+
+//!
+//! **Load.** What is left of moves makes the writes even that nodes bear, by the same steps with another weight, as far as bytes do not
+//! become so uneven by it that they would be moved back.
 
 use std::collections::BTreeSet;
 
@@ -26,6 +30,8 @@ use crate::meta::MetaState;
 pub const THRESHOLD: f64 = 0.10;
 /// The spread at which a plan ends.
 pub const GOAL: f64 = 0.03;
+/// Nodes that bear fewer writes per second than this are not busy: how they differ is of no interest.
+const IDLE_WRITES: f64 = 10.0;
 /// Improvements that are tried one by one after the first pass.
 const SINGLE_MOVES: usize = 1_000;
 
@@ -42,6 +48,18 @@ impl Default for Limits {
     fn default() -> Self {
         Limits { moves: 10_000, bytes: u64::MAX }
     }
+}
+
+/// What a plan makes even.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum By {
+    /// What nodes hold over what they may hold.
+    Bytes,
+    /// The writes per second that nodes bear, while bytes stay as even as they need be.
+    Load,
+    /// Bytes, and load where it differs by more than [`THRESHOLD`].
+    #[default]
+    Both,
 }
 
 /// A replica that changes its node: of which group, which of its voters, where to.
@@ -98,45 +116,56 @@ pub(super) fn spread(places: &[Place]) -> f64 {
 /// A plan that makes the nodes' use even. Groups that are moved already, frozen or short of a voter are left alone, and none
 /// returns within an hour to a node that it left. At most one move per group.
 pub fn balance(state: &MetaState, seen: &Seen, limits: Limits, now_ms: u64) -> v1::Plan {
+    balance_by(state, seen, limits, By::Both, now_ms)
+}
+
+/// As [`balance`], of what is asked for.
+pub fn balance_by(state: &MetaState, seen: &Seen, limits: Limits, by: By, now_ms: u64) -> v1::Plan {
     let mut world = World::of(state, seen, now_ms);
     let before = world.places.clone();
-    let window = Window::of(&world.places);
-    let spread_before = spread(&world.places);
-    let steps = match exact::search(&world) {
-        Some(steps) => steps,
-        None => greedy(&mut world.clone(), window),
+    let mut plan = v1::Plan::default();
+    let spread_before = spread(&before);
+    if by != By::Load && spread_before > GOAL {
+        let window = Window::of(&before);
+        plan.bound_bytes = window.bound.ceil() as u64;
+        let steps = match exact::search(&world) {
+            Some(steps) => steps,
+            None => greedy(&mut world.clone(), window),
+        };
+        adopt(&mut plan, &mut world, steps, limits, |from, to| {
+            let (from, to) = (&before[from], &before[to]);
+            let share = |place: &Place| share(place, &before);
+            format!(
+                "n{} is used by {:.0} %, n{} by {:.0} % of the mean",
+                from.id,
+                share(from),
+                to.id,
+                share(to)
+            )
+        });
+    }
+    let loads_before = load_spread(&before);
+    let is_due = match by {
+        By::Bytes => false,
+        By::Load => load_spread(&world.places) > GOAL,
+        By::Both => load_spread(&world.places) > THRESHOLD,
     };
-    let mut plan = v1::Plan { bound_bytes: window.bound.ceil() as u64, ..Default::default() };
-    if spread_before <= GOAL {
-        plan.bound_bytes = 0;
-    } else {
-        for step in steps {
-            let group = &world.groups[step.group];
-            let (source, bytes) = (group.voters[step.voter], group.bytes);
-            if plan.moves.len() >= limits.moves || plan.bytes.saturating_add(bytes) > limits.bytes {
-                continue;
-            }
-            plan.bytes += bytes;
-            plan.moves.push(v1::PlannedMove {
-                group: group.id,
-                predicate: group.predicate.to_owned(),
-                source: source.replica,
-                target_node: world.places[step.to].id,
-                bytes,
-                revision: group.revision,
-                reason: format!(
-                    "n{} is used by {:.0} %, n{} by {:.0} % of the mean",
-                    world.places[source.place].id,
-                    share(&before[source.place], &before),
-                    world.places[step.to].id,
-                    share(&before[step.to], &before),
-                ),
-            });
-            world.take(step);
-        }
+    if is_due {
+        let moved: BTreeSet<u64> = plan.moves.iter().map(|mv| mv.group).collect();
+        let even = mean(&world.places);
+        let (low, high) = (even * (1.0 - THRESHOLD / 2.0), even * (1.0 + THRESHOLD / 2.0));
+        let mut weighed = world.by_load(&moved, low, high);
+        let window = Window::of(&weighed.places);
+        let steps = greedy(&mut weighed, window);
+        adopt(&mut plan, &mut world, steps, limits, |from, to| {
+            let (from, to) = (&before[from], &before[to]);
+            format!("n{} bears {} writes/s, n{} {}", from.id, from.writes, to.id, to.writes)
+        });
     }
     (plan.spread_before, plan.spread_after) =
         (thousandths(spread_before), thousandths(spread(&world.places)));
+    (plan.load_spread_before, plan.load_spread_after) =
+        (thousandths(loads_before), thousandths(load_spread(&world.places)));
     plan.transfers = super::leaders::transfers(&mut world);
     plan.nodes = std::iter::zip(&before, &world.places)
         .map(|(before, after)| v1::PlannedNode {
@@ -146,10 +175,51 @@ pub fn balance(state: &MetaState, seen: &Seen, limits: Limits, now_ms: u64) -> v
             used_after: after.used,
             leads_before: before.leads as u64,
             leads_after: after.leads as u64,
+            writes_before: before.writes,
+            writes_after: after.writes,
         })
         .collect();
     plan.id = super::plan_id(&plan);
     plan
+}
+
+/// Takes as many steps into the plan as its limits allow.
+fn adopt(
+    plan: &mut v1::Plan,
+    world: &mut World<'_>,
+    steps: Vec<Step>,
+    limits: Limits,
+    reason: impl Fn(usize, usize) -> String,
+) {
+    for step in steps {
+        let group = &world.groups[step.group];
+        let (source, bytes) = (group.voters[step.voter], group.bytes);
+        if plan.moves.len() >= limits.moves || plan.bytes.saturating_add(bytes) > limits.bytes {
+            continue;
+        }
+        plan.bytes += bytes;
+        plan.moves.push(v1::PlannedMove {
+            group: group.id,
+            predicate: group.predicate.to_owned(),
+            source: source.replica,
+            target_node: world.places[step.to].id,
+            bytes,
+            revision: group.revision,
+            reason: reason(source.place, step.to),
+        });
+        world.take(step);
+    }
+}
+
+/// The spread of the writes that nodes bear, as [`spread`]; 0 where there are hardly any.
+fn load_spread(places: &[Place]) -> f64 {
+    let mean = places.iter().map(|place| place.writes as f64).sum::<f64>() / places.len().max(1) as f64;
+    if mean < IDLE_WRITES {
+        return 0.0;
+    }
+    let writes = places.iter().map(|place| place.writes as f64);
+    let (most, least) = (writes.clone().fold(0.0, f64::max), writes.fold(f64::INFINITY, f64::min));
+    (most - least) / mean
 }
 
 fn share(place: &Place, all: &[Place]) -> f64 {

@@ -7,7 +7,7 @@ use std::{
 
 use pontoon_proto::{NodeId, ReplicaId, v1};
 
-use super::{Rule, Seen, balance::Step};
+use super::{Load, Rule, Seen, balance::Step};
 use crate::meta::MetaState;
 
 /// A replica does not return to a node that it left within this time.
@@ -21,6 +21,10 @@ pub(super) struct Place {
     pub(super) capacity: f64,
     pub(super) used: u64,
     pub(super) leads: usize,
+    /// Writes per second that its replicas bear.
+    pub(super) writes: u64,
+    /// Writes and reads per second of the groups that it leads.
+    pub(super) led: u64,
 }
 
 impl Place {
@@ -46,6 +50,7 @@ pub(super) struct Held<'a> {
     /// Places of learners, which no voter may join.
     pub(super) learners: Vec<usize>,
     pub(super) bytes: u64,
+    pub(super) load: Load,
     /// Which of the voters leads.
     pub(super) leader: Option<usize>,
     /// Whether a plan may move one of its replicas.
@@ -62,6 +67,34 @@ pub(super) struct World<'a> {
     nodes: Vec<&'a v1::Node>,
     /// Per rule that does not let every node do, by its address: the places that it allows.
     allowed: BTreeMap<usize, Vec<bool>>,
+    /// What must stay even while something else is made so.
+    guard: Option<Guard>,
+}
+
+/// The use of nodes in bytes, while groups are weighed by something else.
+#[derive(Debug, Clone)]
+struct Guard {
+    /// Per group.
+    bytes: Vec<u64>,
+    places: Vec<Place>,
+    low: f64,
+    high: f64,
+}
+
+impl Guard {
+    fn allows(&self, group: usize, from: usize, to: usize) -> bool {
+        let bytes = self.bytes[group] as f64;
+        let use_of = |place: usize, by: f64| {
+            let place = &self.places[place];
+            (place.used as f64 + by) / place.capacity
+        };
+        bytes == 0.0 || (use_of(to, bytes) <= self.high && use_of(from, -bytes) >= self.low)
+    }
+
+    fn take(&mut self, group: usize, from: usize, to: usize) {
+        self.places[from].used -= self.bytes[group];
+        self.places[to].used += self.bytes[group];
+    }
 }
 
 impl<'a> World<'a> {
@@ -83,6 +116,8 @@ impl<'a> World<'a> {
                 capacity: if known { seen.capacity_of(node) as f64 } else { 1.0 },
                 used: 0,
                 leads: 0,
+                writes: 0,
+                led: 0,
             })
             .collect();
         let mut left: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
@@ -102,6 +137,7 @@ impl<'a> World<'a> {
         for shard in state.shards.values() {
             let running = state.running_move(shard.group);
             let sight = seen.groups.get(&shard.group).copied().unwrap_or_default();
+            let load = seen.loads.get(&shard.group).copied().unwrap_or_default();
             let member = |id: &u64| Some(Member { replica: *id, place: place_of_replica(*id, place_of)? });
             let voters: Vec<Member> = shard.voters.iter().filter_map(member).collect();
             let learners: Vec<usize> =
@@ -113,6 +149,7 @@ impl<'a> World<'a> {
             for place in rests.chain(learners.iter().copied()).chain(arriving).collect::<BTreeSet<_>>() {
                 if let Some(place) = places.get_mut(place) {
                     place.used += sight.bytes;
+                    place.writes += load.writes;
                 }
             }
             let rule = state.rulebook().of(&shard.predicate);
@@ -121,6 +158,7 @@ impl<'a> World<'a> {
                 .position(|member| places.get(member.place).is_some_and(|place| place.id == sight.leader));
             if let Some(leader) = leader {
                 places[voters[leader].place].leads += 1;
+                places[voters[leader].place].led += load.writes + load.reads;
             }
             let whole = voters.iter().all(|member| member.place < nowhere);
             groups.push(Held {
@@ -132,6 +170,7 @@ impl<'a> World<'a> {
                 voters,
                 learners,
                 bytes: sight.bytes,
+                load,
                 leader,
                 left: left.remove(&shard.group).unwrap_or_default(),
             });
@@ -145,7 +184,28 @@ impl<'a> World<'a> {
                     .collect::<Vec<bool>>()
             });
         }
-        World { places, groups, nodes, allowed }
+        World { places, groups, nodes, allowed, guard: None }
+    }
+
+    /// The same nodes and groups, weighed by the writes that replicas bear. Groups of `moved` stay where they are; nobody holds
+    /// less than `low` of its capacity in bytes afterwards, nor more than `high`, by a move of this world.
+    pub(super) fn by_load(&self, moved: &BTreeSet<u64>, low: f64, high: f64) -> World<'a> {
+        let mut world = self.clone();
+        let guard = Guard {
+            bytes: self.groups.iter().map(|group| group.bytes).collect(),
+            places: self.places.clone(),
+            low,
+            high,
+        };
+        world.guard = Some(guard);
+        for place in &mut world.places {
+            (place.used, place.capacity) = (place.writes, 1.0);
+        }
+        for group in &mut world.groups {
+            group.bytes = group.load.writes;
+            group.movable &= !moved.contains(&group.id);
+        }
+        world
     }
 
     /// The node at a place.
@@ -170,6 +230,9 @@ impl<'a> World<'a> {
         if rule.dislike(self.nodes[to]) > rule.dislike(self.nodes[from]) {
             return false;
         }
+        if self.guard.as_ref().is_some_and(|guard| !guard.allows(group, from, to)) {
+            return false;
+        }
         if rule.spread.is_empty() {
             return true;
         }
@@ -187,11 +250,19 @@ impl<'a> World<'a> {
         held.voters[step.voter].place = step.to;
         self.places[from].used -= held.bytes;
         self.places[step.to].used += held.bytes;
+        self.places[from].writes -= held.load.writes;
+        self.places[step.to].writes += held.load.writes;
+        if let Some(guard) = &mut self.guard {
+            guard.take(step.group, from, step.to);
+        }
+        let led = held.load.writes + held.load.reads;
         if held.leader == Some(step.voter) {
             self.places[from].leads -= 1;
+            self.places[from].led -= led;
             held.leader = (0..held.voters.len()).find(|voter| *voter != step.voter).or(Some(step.voter));
             if let Some(leader) = held.leader {
                 self.places[held.voters[leader].place].leads += 1;
+                self.places[held.voters[leader].place].led += led;
             }
         }
     }

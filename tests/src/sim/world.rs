@@ -356,6 +356,7 @@ impl World {
                 let status = v1::ReplicaStatusReply {
                     replica: running.stepped.status(group).as_ref().map(orders::replica_info),
                     min_replica: running.wal.tombstone(group).unwrap_or(0),
+                    ..Default::default()
                 };
                 return self.send(
                     Some(id),

@@ -1,4 +1,4 @@
-//! The demo's node processes.
+//! A cluster of node processes on this machine, for the demo and for measurements.
 
 use std::{
     fs::File,
@@ -23,7 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The processes. Dropping this kills them, unless they are to be kept.
 #[derive(Debug)]
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     binary: PathBuf,
     dir: PathBuf,
     engine: Option<EngineKind>,
@@ -33,28 +33,37 @@ pub(super) struct Cluster {
 }
 
 #[derive(Debug)]
-pub(super) struct NodeProcess {
-    pub(super) address: String,
+pub(crate) struct NodeProcess {
+    pub(crate) address: String,
     child: Child,
 }
 
 impl Cluster {
-    pub(super) fn new(dir: &Path, engine: Option<EngineKind>, keep: bool) -> Result<Self, Failure> {
+    pub(crate) fn new(dir: &Path, engine: Option<EngineKind>, keep: bool) -> Result<Self, Failure> {
         let binary = std::env::current_exe()
             .map_err(|error| Failure::error(format!("where this program lies cannot be told: {error}")))?;
         Ok(Cluster { binary, dir: dir.to_owned(), engine, keep, nodes: Vec::new() })
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    pub(super) fn addresses(&self) -> Vec<String> {
+    /// The operating system's number of a node's process.
+    pub(crate) fn process(&self, number: u64) -> u32 {
+        self.nodes[number as usize - 1].child.id()
+    }
+
+    pub(crate) fn address(&self, number: u64) -> String {
+        self.nodes[number as usize - 1].address.clone()
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<String> {
         self.nodes.iter().map(|node| node.address.clone()).collect()
     }
 
     /// Starts the next node: the first founds the cluster, the others join it.
-    pub(super) async fn start(&mut self) -> Result<&NodeProcess, Failure> {
+    pub(crate) async fn start(&mut self) -> Result<&NodeProcess, Failure> {
         let number = self.nodes.len() + 1;
         let join = self.nodes.first().map(|node| node.address.clone());
         let node = self.spawn(number, "127.0.0.1:0", join.as_deref()).await?;
@@ -63,7 +72,7 @@ impl Cluster {
     }
 
     /// Kills a node as a loss of power of its process would: SIGKILL, no word to anybody.
-    pub(super) fn kill(&mut self, number: u64) -> Result<(), Failure> {
+    pub(crate) fn kill(&mut self, number: u64) -> Result<(), Failure> {
         let child = &mut self.nodes[number as usize - 1].child;
         child
             .kill()
@@ -73,7 +82,7 @@ impl Cluster {
     }
 
     /// Starts a killed node where it was.
-    pub(super) async fn restart(&mut self, number: u64) -> Result<(), Failure> {
+    pub(crate) async fn restart(&mut self, number: u64) -> Result<(), Failure> {
         let address = self.nodes[number as usize - 1].address.clone();
         self.nodes[number as usize - 1] = self.spawn(number as usize, &address, None).await?;
         Ok(())
@@ -138,7 +147,7 @@ impl Cluster {
     }
 
     /// Waits until the cluster lists so many nodes that answer.
-    pub(super) async fn await_nodes(&self, client: &Client, count: usize) -> Result<(), Failure> {
+    pub(crate) async fn await_nodes(&self, client: &Client, count: usize) -> Result<(), Failure> {
         let until = Instant::now() + START;
         loop {
             let nodes = client.nodes(v1::NodesRequest {}).await?.nodes;
@@ -158,7 +167,7 @@ impl Cluster {
     }
 
     /// Ends the processes as an operator would, and those that do not end by force.
-    pub(super) async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         for node in &self.nodes {
             if let Some(id) = rustix::process::Pid::from_raw(node.child.id() as i32) {
                 // One that has ended already is as good.
@@ -175,7 +184,7 @@ impl Cluster {
     }
 
     /// Leaves the processes running and says how to talk to them.
-    pub(super) fn keep(mut self, dir: &Path) -> String {
+    pub(crate) fn keep(mut self, dir: &Path) -> String {
         let mut text = format!("\nthe cluster goes on, its data is in {}:", dir.display());
         for (at, mut node) in std::mem::take(&mut self.nodes).into_iter().enumerate() {
             text.push_str(&format!("\n  node {} at {}, process {}", at + 1, node.address, node.child.id()));
