@@ -162,13 +162,12 @@ pub fn from_json(text: &str) -> Result<v1::RecoveryPlan, String> {
 
 /// What a step gives up, in words.
 pub fn may_be_lost(step: &v1::RecoveryStep) -> String {
-    format!(
-        "whatever was acknowledged after entry {} of term {}; entries {} to {} are kept whether they were acknowledged or not",
-        step.last_index,
-        step.last_term,
-        step.commit + 1,
-        step.last_index
-    )
+    let (last, term, commit) = (step.last_index, step.last_term, step.commit);
+    let lost = format!("whatever was acknowledged after entry {last} of term {term}");
+    match commit < last {
+        true => format!("{lost}; entries {} to {last} are kept, acknowledged or not", commit + 1),
+        false => lost,
+    }
 }
 
 fn name(id: u64) -> String {

@@ -18,7 +18,8 @@ pub enum ClientError {
     },
     /// A node answers, but nobody in the cluster can decide.
     #[error(
-        "{address} answers but cannot ask the meta group ({reason}); `pontoon status` shows which nodes are missing, start them"
+        "{address} answers but cannot ask the meta group ({reason}); `pontoon status` shows which nodes are missing, start them; \
+         if they are lost for good, see `pontoon recover plan --help`"
     )]
     NoMetaLeader {
         /// Who was asked.
