@@ -182,10 +182,11 @@ impl Session {
             }
             ["tick", count] => {
                 for _ in 0..count.parse().expect("a number") {
-                    self.clock.0.fetch_add(100, Ordering::Relaxed);
+                    let now = self.clock.0.fetch_add(100, Ordering::Relaxed) + 100;
                     for node in self.nodes.values_mut() {
                         if let Some((stepped, _)) = &mut node.running {
-                            stepped.set_wall_ms(self.clock.0.load(Ordering::Relaxed));
+                            stepped.set_wall_ms(now);
+                            stepped.set_clock(Duration::from_millis(now));
                             stepped.tick(1);
                         }
                     }

@@ -5,11 +5,13 @@
 //!
 //! [`balance`] tells how long it takes until nodes are evenly used, in virtual time.
 //!
-//! [`cluster`] is one of real processes, killed for real, and [`traffic`] the writers and readers that know what must
+//! [`cluster`] is one of real processes, killed for real, and [`traffic`] and [`history`] the writers and readers that know what must
 //! be true of it.
 
 pub mod balance;
 pub mod cluster;
+pub mod films;
+pub mod history;
 pub mod linear;
 pub mod process;
 mod rng;

@@ -1,58 +1,18 @@
 //! Real data: films loaded into three processes by a loader that is killed on the way, then `name` moved to a fourth
 //! under writes with its source killed, then every triple compared.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{BufRead, BufReader},
-    path::Path,
-};
+use std::{collections::BTreeSet, path::Path};
 
-use flate2::read::MultiGzDecoder;
-use pontoon_node::load::subject_of;
 use pontoon_proto::v1::MovePhase;
 use pontoon_tests::{
     cluster::{Cluster, within},
+    films::{FILMS, films, triples_of},
     process::{Process, Program},
-    traffic::{Rows, Traffic, read_all},
+    traffic::{Traffic, read_all},
 };
 
 const PROGRAM: Program =
     Program { exe: env!("CARGO_BIN_EXE_pontoon-under-test"), scratch: env!("CARGO_TARGET_TMPDIR") };
-
-/// Beside the checkout, where it was put; it is not part of it.
-const FILMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/films-200k.rdf.gz");
-
-/// Subject and object.
-type Triples = BTreeSet<(String, String)>;
-
-/// The file, read in the simplest way that fits it: four columns between tabs.
-fn films() -> BTreeMap<String, Triples> {
-    let mut films: BTreeMap<String, Triples> = BTreeMap::new();
-    for line in BufReader::new(MultiGzDecoder::new(File::open(FILMS).unwrap())).lines() {
-        let line = line.unwrap();
-        let columns: Vec<&str> = line.split('\t').collect();
-        let [subject, predicate, object, "."] = columns[..] else { panic!("not four columns: {line}") };
-        let predicate = predicate.trim_start_matches('<').trim_end_matches('>');
-        films.entry(predicate.to_owned()).or_default().insert((subject.to_owned(), object.to_owned()));
-    }
-    films
-}
-
-/// Splits what a predicate holds into triples and other rows.
-fn triples_of(rows: Rows) -> (Triples, Rows) {
-    let (mut triples, mut others) = (Triples::new(), Rows::new());
-    for (key, value) in rows {
-        match subject_of(&key) {
-            Some(subject) => {
-                let new = triples.insert((subject, String::from_utf8(value.to_vec()).unwrap()));
-                assert!(new, "a triple lies under two keys, the second is {key:?}");
-            }
-            None => drop(others.insert(key, value)),
-        }
-    }
-    (triples, others)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_film_survives_a_killed_loader_and_a_move_whose_source_is_killed() {
