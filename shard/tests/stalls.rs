@@ -456,3 +456,39 @@ fn a_target_is_given_up_on_the_way_back_only_and_never_for_an_operator() {
     let fence = Action::Fence { node: NodeId::new(4).unwrap(), replica: ReplicaId::new(mv.target).unwrap() };
     assert_eq!(stage.look().decision, Decision::Act(vec![fence]));
 }
+
+/// On the way back the members are asked for at every second look: that is no other thing to wait for.
+#[test]
+fn a_question_that_is_answered_takes_no_blame_from_a_silent_node() {
+    let mut stage = Stage::in_phase(5, MovePurpose::Operator, MovePhase::Snapshot);
+    let mv = stage.mv();
+    stage.meta.ask(Ask::CancelMove(v1::CancelMove { id: mv.id, ..Default::default() })).unwrap();
+    let mv = stage.mv();
+    stage.meta.advance(&mv, MovePhase::Aborting, 1).unwrap();
+    stage.seen.target = None;
+    let conf = stage.seen.leader.as_mut().unwrap().conf_state.as_mut().unwrap();
+    conf.learners.clear();
+    let mut looks = 0;
+    while !stage.mv().stuck {
+        looks += 1;
+        assert!(looks < 90, "a minute and a little: {:?}", stage.mv());
+        let judged = stage.look();
+        stage.seen.confirmed = judged.decision == Decision::Act(vec![Action::ConfirmRemoved]);
+        assert!(
+            [MoveBlocker::None, MoveBlocker::TargetSilent].contains(&stage.mv().blocker()),
+            "{:?}",
+            stage.mv()
+        );
+    }
+    assert!(looks >= 60, "not before its time: {looks}");
+    // Whoever gets no answer says so.
+    let mut stage = Stage::in_phase(5, MovePurpose::Operator, MovePhase::Snapshot);
+    let mv = stage.mv();
+    stage.meta.advance(&mv, MovePhase::Aborting, 1).unwrap();
+    let conf = stage.seen.leader.as_mut().unwrap().conf_state.as_mut().unwrap();
+    conf.learners.clear();
+    for _ in 0..5 {
+        stage.look();
+    }
+    assert_eq!(stage.mv().blocker(), MoveBlocker::NoMajority);
+}

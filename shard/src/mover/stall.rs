@@ -117,6 +117,8 @@ pub struct Watch {
     held_by: Option<MoveBlocker>,
     /// Whether another source was asked for since.
     turned: bool,
+    /// The last decision was to ask who is a member.
+    asks: bool,
     /// What was ordered last and failed.
     failure: Option<(MoveBlocker, String)>,
     /// When it was last seen not to get on.
@@ -145,6 +147,12 @@ impl Watch {
         decision: Decision,
         elsewhere: impl FnOnce() -> bool,
     ) -> Judged {
+        // A question that every second look asks holds nothing up; one whose answer does not come does.
+        let asks = decision == Decision::Act(vec![Action::ConfirmRemoved]);
+        let asked = std::mem::replace(&mut self.asks, asks);
+        if asks && !asked && self.failure.is_none() {
+            return Judged { note: None, decision };
+        }
         let failure = self.failure.take();
         let (blocker, reason) = match &decision {
             Decision::Wait { blocker, reason } => (*blocker, reason.clone()),
