@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 use v1::meta_command::Body;
 
-use crate::{clock::unix_ms, shared::Shared};
+use crate::{clock::unix_ms, replicas::replica_id, shared::Shared};
 
 /// How long a node may take to say what it has.
 const LOOK: Duration = Duration::from_secs(5);
@@ -170,7 +170,8 @@ pub fn may_be_lost(step: &v1::RecoveryStep) -> String {
     }
 }
 
-fn name(id: u64) -> String {
+/// A replica's id as people read it.
+pub fn name(id: u64) -> String {
     ReplicaId::new(id).map_or_else(|_| id.to_string(), |replica| replica.to_string())
 }
 
@@ -202,7 +203,7 @@ impl Shared {
     /// What every node has that is not lost, and the latest map of any of them, which this node takes over.
     async fn all_remains(self: &Arc<Self>, lost: &BTreeSet<u64>) -> Result<Remains, Status> {
         let view = self.map.view();
-        for &id in lost {
+        let named = lost.iter().map(async |&id| {
             let node = NodeId::new(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
             if view.node(node).is_none() {
                 return Err(Status::not_found(format!(
@@ -214,7 +215,9 @@ impl Shared {
                     "{node} answers: it is not lost, leave it out"
                 )));
             }
-        }
+            Ok(())
+        });
+        join_all(named).await.into_iter().collect::<Result<(), Status>>()?;
         // A map that comes with an answer may name more nodes.
         loop {
             let view = self.map.view();
@@ -313,7 +316,7 @@ impl Shared {
     }
 
     async fn recover_one(self: &Arc<Self>, step: v1::RecoveryStep) -> Result<(), Status> {
-        let node = replica(step.from)?.node();
+        let node = replica_id(step.from)?.node();
         self.at(node, v1::RecoverReplicaRequest { step: Some(step) }).await.map(drop)
     }
 
@@ -322,7 +325,7 @@ impl Shared {
         step: v1::RecoveryStep,
         record: v1::RecoverRecordRequest,
     ) -> Result<(), Status> {
-        let node = replica(step.from)?.node();
+        let node = replica_id(step.from)?.node();
         self.recover_one(step).await?;
         let until = Instant::now() + ELECTION;
         // Its node leads as soon as it has opened again.
@@ -343,7 +346,7 @@ impl Shared {
         request: v1::RecoverReplicaRequest,
     ) -> Result<v1::RecoverReplicaReply, Status> {
         let step = request.step.unwrap_or_default();
-        let (from, to) = (replica(step.from)?, replica(step.to)?);
+        let (from, to) = (replica_id(step.from)?, replica_id(step.to)?);
         // Whoever leads without a quorum, or follows one who is gone, notices within an election timeout.
         if let Some(group) = self.raft.group(GroupId(step.group)) {
             let mut status = group.status();
@@ -380,10 +383,6 @@ impl Shared {
         self.meta_done(Body::RecoverCluster(v1::RecoverCluster { plan: request.plan })).await?;
         Ok(v1::RecoverRecordReply {})
     }
-}
-
-fn replica(id: u64) -> Result<ReplicaId, Status> {
-    ReplicaId::new(id).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 #[cfg(test)]

@@ -187,6 +187,6 @@ fn mandate(mandate: Option<v1::Mandate>) -> Result<Mandate, Status> {
     mandate.map(orders::to_mandate).ok_or_else(|| Status::invalid_argument(missing))
 }
 
-fn replica_id(value: u64) -> Result<ReplicaId, Status> {
+pub(crate) fn replica_id(value: u64) -> Result<ReplicaId, Status> {
     ReplicaId::new(value).map_err(|error| Status::invalid_argument(error.to_string()))
 }

@@ -1,41 +1,18 @@
 //! Plans that count what is asked of groups.
 
+#[path = "support/meta.rs"]
+#[allow(dead_code, reason = "shared by several tests")]
+mod support;
+
 use pontoon_proto::{
-    NodeId, ReplicaId,
+    ReplicaId,
     v1::{self, MovePhase},
 };
 use pontoon_shard::{
     MetaState,
-    planner::{self, By, GroupSeen, Limits, Load, Seen},
+    planner::{self, By, Limits, Load, Seen},
 };
-
-fn replica(node: u64, ordinal: u32) -> u64 {
-    ReplicaId::on(NodeId::new(node).unwrap(), ordinal).get()
-}
-
-/// A cluster of nodes with capacities (0: unknown), and of groups with a size and the nodes of their voters.
-fn cluster(capacities: &[u64], groups: &[(u64, &[u64])]) -> (MetaState, Seen) {
-    let nodes = capacities.iter().zip(1..).map(|(capacity, id)| v1::Node {
-        id,
-        address: format!("127.0.0.1:{id}"),
-        capacity_bytes: *capacity,
-        ..Default::default()
-    });
-    let shards = groups.iter().zip(2..).map(|((_, voters), group)| v1::Shard {
-        group,
-        predicate: format!("p{group}"),
-        state: v1::ShardState::Live.into(),
-        voters: voters.iter().zip(1..).map(|(node, ordinal)| replica(*node, ordinal)).collect(),
-        replicas_wanted: voters.len() as u32,
-        revision: group,
-        ..Default::default()
-    });
-    let map = v1::ClusterMap { nodes: nodes.collect(), shards: shards.collect(), ..Default::default() };
-    let sights = groups.iter().zip(2..).map(|((bytes, voters), group)| {
-        (group, GroupSeen { bytes: *bytes, leader: voters.first().copied().unwrap_or(0) })
-    });
-    (MetaState::of_map(map), Seen { groups: sights.collect(), ..Default::default() })
-}
+use support::{cluster, replica};
 
 /// The same groups with writes and reads per second.
 fn with_loads(seen: Seen, loads: &[(u64, u64)]) -> Seen {

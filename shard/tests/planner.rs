@@ -16,7 +16,7 @@ use pontoon_shard::{
     planner::{self, GOAL, GroupSeen, Limits, Seen, Standing},
 };
 use proptest::prelude::*;
-use support::{Meta, register, replica};
+use support::{Meta, cluster, register, replica};
 
 fn words(words: &[&str]) -> Option<v1::Words> {
     Some(v1::Words { words: words.iter().map(|word| (*word).to_owned()).collect() })
@@ -275,30 +275,6 @@ fn each_node_is_told_what_it_is_to_a_predicate() {
     assert_eq!(first(2).text, "require !zone=c");
     assert!(first(3).text.contains("zone=a") && !first(3).hard, "{:?}", first(3));
     assert!(first(4).text.contains("nearly full") && !first(4).fix.is_empty());
-}
-
-/// A cluster of nodes with capacities (0: unknown), and of groups with a size and the nodes of their voters.
-fn cluster(capacities: &[u64], groups: &[(u64, &[u64])]) -> (MetaState, Seen) {
-    let nodes = capacities.iter().zip(1..).map(|(capacity, id)| v1::Node {
-        id,
-        address: format!("127.0.0.1:{id}"),
-        capacity_bytes: *capacity,
-        ..Default::default()
-    });
-    let shards = groups.iter().zip(2..).map(|((_, voters), group)| v1::Shard {
-        group,
-        predicate: format!("p{group}"),
-        state: v1::ShardState::Live.into(),
-        voters: voters.iter().zip(1..).map(|(node, ordinal)| replica(*node, ordinal)).collect(),
-        replicas_wanted: voters.len() as u32,
-        revision: group,
-        ..Default::default()
-    });
-    let map = v1::ClusterMap { nodes: nodes.collect(), shards: shards.collect(), ..Default::default() };
-    let sights = groups.iter().zip(2..).map(|((bytes, voters), group)| {
-        (group, GroupSeen { bytes: *bytes, leader: voters.first().copied().unwrap_or(0) })
-    });
-    (MetaState::of_map(map), Seen { groups: sights.collect(), ..Default::default() })
 }
 
 fn spread_of(plan: &v1::Plan, used: impl Fn(&v1::PlannedNode) -> u64) -> f64 {

@@ -153,6 +153,21 @@ impl Cluster {
         member.process = Some(Process::start(self.program, &format!("node {at}"), &log, &arguments));
     }
 
+    /// Runs a command against a node, and returns what it said.
+    ///
+    /// # Panics
+    /// If it ends with another exit code, does not say all of `words`, or panics.
+    pub async fn says(&self, at: usize, command: &[&str], code: i32, words: &[&str]) -> String {
+        let arguments = [&["--addr", self.address(at)], command].concat();
+        let (exit, said) = self.program.run(&arguments).await;
+        assert_eq!(exit.code(), Some(code), "{command:?}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{command:?} does not say {word:?}: {said}");
+        }
+        assert!(!said.contains("panicked"), "{said}");
+        said
+    }
+
     /// Waits until a node answers and knows who leads the meta group.
     async fn serving(&mut self, at: usize) -> v1::StatusReply {
         let address = self.address(at).to_owned();

@@ -14,18 +14,6 @@ const PROGRAM: Program =
 const FILL_ROWS: usize = 20_000;
 const FILL_VALUE_BYTES: usize = 300;
 
-/// Runs a command against a node and checks its exit code and that it says all of `words`.
-async fn says(cluster: &Cluster, at: usize, command: &[&str], code: i32, words: &[&str]) -> String {
-    let arguments = [&["--addr", cluster.address(at)], command].concat();
-    let (exit, said) = PROGRAM.run(&arguments).await;
-    assert_eq!(exit.code(), Some(code), "{command:?}: {said}");
-    for word in words {
-        assert!(said.contains(word), "{command:?} does not say {word:?}: {said}");
-    }
-    assert!(!said.contains("panicked"), "{said}");
-    said
-}
-
 /// Which of four nodes holds no replica, and one that holds one but does not lead.
 async fn target_and_follower(cluster: &Cluster, predicate: &str) -> (usize, usize) {
     let holders = cluster.voters(predicate, 3).await;
@@ -92,18 +80,18 @@ async fn a_cancelled_move_loses_nothing_and_leaves_nothing_behind() {
     let (id, source, target) = move_held_up(&cluster, |_, target| target).await;
     let other = source;
     let number = id.to_string();
-    says(&cluster, other, &["move", "cancel", &number], 0, &["asked to go back", "pontoon move watch"]).await;
+    cluster.says(other, &["move", "cancel", &number], 0, &["asked to go back", "pontoon move watch"]).await;
     traffic.acknowledged(20).await;
     blocked(&cluster, id, MovePhase::Aborting).await;
-    says(&cluster, other, &["move", "list"], 0, &["target-silent", "does not answer"]).await;
+    cluster.says(other, &["move", "list"], 0, &["target-silent", "does not answer"]).await;
     let words = ["\"blocker\":\"target-silent\"", "\"stuck\":false"];
-    says(&cluster, other, &["move", "list", "--json"], 0, &words).await;
+    cluster.says(other, &["move", "list", "--json"], 0, &words).await;
     let words = ["stuck in phase aborting", "does not answer", "pontoon decommission"];
-    says(&cluster, other, &["move", "watch", &number, "--for-seconds", "0"], 3, &words).await;
+    cluster.says(other, &["move", "watch", &number, "--for-seconds", "0"], 3, &words).await;
     cluster.resume(target);
     assert_eq!(cluster.moved(id).await.phase(), MovePhase::Aborted);
-    says(&cluster, other, &["move", "watch", &number], 1, &["has gone back"]).await;
-    says(&cluster, other, &["move", "cancel", &number], 0, &["has gone back already"]).await;
+    cluster.says(other, &["move", "watch", &number], 1, &["has gone back"]).await;
+    cluster.says(other, &["move", "cancel", &number], 0, &["has gone back already"]).await;
     traffic.acknowledged(20).await;
 
     // No trace of the target: not in the group's configuration, not on its node.
@@ -142,8 +130,8 @@ async fn a_dry_run_tells_what_may_fail_on_the_way_and_a_watch_how_far_it_is() {
     let start = ["move", "start", "name", "--from", &from, "--to", &to];
     let dry = [&start[..], &["--dry-run"]].concat();
     let words = ["about", "may fail", "with the learner", "joint", "both halves need their majority"];
-    says(&cluster, 0, &dry, 0, &words).await;
-    let said = says(&cluster, 0, &[&dry[..], &["--json"]].concat(), 0, &[]).await;
+    cluster.says(0, &dry, 0, &words).await;
+    let said = cluster.says(0, &[&dry[..], &["--json"]].concat(), 0, &[]).await;
     let json = objects(&said).pop().expect("an object");
     let steps: Vec<(&str, u64, u64)> = json["steps"]
         .as_array()
@@ -159,16 +147,16 @@ async fn a_dry_run_tells_what_may_fail_on_the_way_and_a_watch_how_far_it_is() {
     let holders = cluster.voters("name", 3).await;
     assert!(!holders.contains(&target), "nothing was begun: {holders:?}");
 
-    says(&cluster, 0, &["predicate", "create", "solo", "--replicas", "1"], 0, &[]).await;
+    cluster.says(0, &["predicate", "create", "solo", "--replicas", "1"], 0, &[]).await;
     let at = cluster.leader("solo").await;
     let (from, to) = (format!("n{}", cluster.id(at)), format!("n{}", cluster.id((at + 1) % 4)));
     let words = ["a one-voter group has no fault tolerance between Joint and RemoveOld"];
-    says(&cluster, 0, &["move", "start", "solo", "--from", &from, "--to", &to, "--dry-run"], 0, &words).await;
+    cluster.says(0, &["move", "start", "solo", "--from", &from, "--to", &to, "--dry-run"], 0, &words).await;
 
     let mut traffic = Traffic::start(&client, "name", 4);
     traffic.acknowledged(50).await;
     let id = cluster.start_move("name", source, target).await;
-    let said = says(&cluster, 0, &["move", "watch", &id.to_string(), "--json"], 0, &[]).await;
+    let said = cluster.says(0, &["move", "watch", &id.to_string(), "--json"], 0, &[]).await;
     let views = objects(&said);
     let phases: Vec<&str> = views.iter().map(|view| view["phase"].as_str().expect("a phase")).collect();
     assert_eq!(phases.last(), Some(&"done"), "{said}");
@@ -195,19 +183,18 @@ async fn a_move_that_has_changed_the_members_is_not_cancelled_and_says_what_it_w
     let (other, number) = (target, id.to_string());
     cluster.phase(id, MovePhase::Fence).await;
     let words = ["the wait has ended", "fence", "watch it again"];
-    says(&cluster, other, &["move", "watch", &number, "--for-seconds", "0"], 4, &words).await;
-    says(&cluster, other, &["move", "cancel", &number], 2, &["goes on to its end", "pontoon move watch"])
-        .await;
+    cluster.says(other, &["move", "watch", &number, "--for-seconds", "0"], 4, &words).await;
+    cluster.says(other, &["move", "cancel", &number], 2, &["goes on to its end", "pontoon move watch"]).await;
     blocked(&cluster, id, MovePhase::Fence).await;
-    says(&cluster, other, &["move", "list"], 0, &["source-silent", "does not answer"]).await;
+    cluster.says(other, &["move", "list"], 0, &["source-silent", "does not answer"]).await;
     let words = ["stuck in phase fence", "does not answer", "pontoon decommission"];
-    says(&cluster, other, &["move", "watch", &number, "--for-seconds", "0"], 3, &words).await;
+    cluster.says(other, &["move", "watch", &number, "--for-seconds", "0"], 3, &words).await;
     traffic.acknowledged(20).await;
     cluster.resume(source);
     assert_eq!(cluster.moved(id).await.phase(), MovePhase::Done);
-    says(&cluster, other, &["move", "watch", &number], 0, &["done"]).await;
-    says(&cluster, other, &["move", "cancel", &number], 2, &["is done", "start one back"]).await;
-    says(&cluster, other, &["move", "cancel", "99"], 2, &["99", "pontoon move list"]).await;
+    cluster.says(other, &["move", "watch", &number], 0, &["done"]).await;
+    cluster.says(other, &["move", "cancel", &number], 2, &["is done", "start one back"]).await;
+    cluster.says(other, &["move", "cancel", "99"], 2, &["99", "pontoon move list"]).await;
     expected.extend(traffic.stop().await);
     verify(&client, "name", &expected).await;
     no_problem(&cluster).await;
@@ -226,8 +213,7 @@ async fn a_lost_disk_is_replaced_with_all_that_it_held() {
     cluster.kill(2).await;
     traffic.acknowledged(20).await;
     let decommission = format!("pontoon decommission n{lost}");
-    says(&cluster, 0, &["groups", "--problem"], 0, &["name", "@meta", "does not answer", &decommission])
-        .await;
+    cluster.says(0, &["groups", "--problem"], 0, &["name", "@meta", "does not answer", &decommission]).await;
 
     let old = cluster.replace(2).await;
     // Both groups: the predicate's and the meta group.
@@ -268,21 +254,21 @@ async fn a_lost_node_is_decommissioned_only_when_it_is_silent_and_the_others_suf
     let mut traffic = Traffic::start(&client, "name", 2);
     cluster.voters("name", 3).await;
     traffic.acknowledged(20).await;
-    says(&cluster, 0, &["predicate", "create", "solo", "--replicas", "1"], 0, &["solo"]).await;
+    cluster.says(0, &["predicate", "create", "solo", "--replicas", "1"], 0, &["solo"]).await;
     let at = cluster.voters("solo", 1).await[0];
     let other = (at + 1) % 4;
     let (id, lost) = (cluster.id(at), format!("n{}", cluster.id(at)));
 
-    says(&cluster, other, &["decommission", &lost], 2, &[&lost, "answers", "pontoon drain"]).await;
-    says(&cluster, other, &["decommission", "n9"], 2, &["n9", "pontoon nodes"]).await;
+    cluster.says(other, &["decommission", &lost], 2, &[&lost, "answers", "pontoon drain"]).await;
+    cluster.says(other, &["decommission", "n9"], 2, &["n9", "pontoon nodes"]).await;
     cluster.kill(at).await;
     let words = ["of the 1 replicas of solo", "only 0 answer", "start it"];
-    says(&cluster, other, &["decommission", &lost], 2, &words).await;
+    cluster.says(other, &["decommission", &lost], 2, &words).await;
     traffic.acknowledged(20).await;
 
-    says(&cluster, other, &["predicate", "drop", "solo"], 0, &["solo is dropped"]).await;
+    cluster.says(other, &["predicate", "drop", "solo"], 0, &["solo is dropped"]).await;
     let words = [lost.as_str(), "is removed", "pontoon groups --problem"];
-    says(&cluster, other, &["decommission", &lost], 0, &words).await;
+    cluster.says(other, &["decommission", &lost], 0, &words).await;
     for predicate in ["@meta", "name"] {
         cluster
             .map_until(&format!("{predicate} to have three voters without {lost}"), |map| {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs};
 
 use pontoon_proto::{ReplicaId, v1};
 use pontoon_tests::{
-    cluster::{Cluster, until, within},
+    cluster::{Cluster, until},
     process::Program,
     traffic::{Traffic, fill, verify},
 };
@@ -16,25 +16,15 @@ const PROGRAM: Program =
 const ROWS: usize = 300;
 const VALUE_BYTES: usize = 300;
 
-async fn says(cluster: &Cluster, at: usize, command: &[&str], code: i32, words: &[&str]) -> String {
-    let arguments = [&["--addr", cluster.address(at)], command].concat();
-    let (exit, said) = within(&format!("{command:?}"), PROGRAM.run(&arguments)).await;
-    assert_eq!(exit.code(), Some(code), "{command:?}: {said}");
-    for word in words {
-        assert!(said.contains(word), "{command:?} does not say {word:?}: {said}");
-    }
-    said
-}
-
 async fn json(cluster: &Cluster, at: usize, command: &[&str]) -> Value {
-    let said = says(cluster, at, &[command, &["--json"]].concat(), 0, &[]).await;
+    let said = cluster.says(at, &[command, &["--json"]].concat(), 0, &[]).await;
     serde_json::from_str(said.trim().lines().last().expect("an object")).expect("it is JSON")
 }
 
 async fn set_rules(cluster: &Cluster, rules: &str, code: i32, words: &[&str]) {
     let file = cluster.dir(0).with_extension("rules");
     fs::write(&file, rules).unwrap();
-    says(cluster, 0, &["rules", "set", file.to_str().expect("a path")], code, words).await;
+    cluster.says(0, &["rules", "set", file.to_str().expect("a path")], code, words).await;
 }
 
 /// The nodes of a predicate's voters, by their ids.
@@ -83,17 +73,12 @@ async fn rules_place_predicates_and_move_what_lies_against_them() {
 
     let name = id(3).to_string();
     let words = ["cannot take one", "NO  require !zone=c", "pontoon rules show"];
-    says(&cluster, 1, &["explain", "name", "--node", &name], 0, &words).await;
-    says(
-        &cluster,
-        1,
-        &["move", "start", "name", "--to", &name],
-        2,
-        &["require !zone=c", "pontoon explain name"],
-    )
-    .await;
-    says(&cluster, 1, &["rules", "check"], 0, &[]).await;
-    says(&cluster, 1, &["rules", "show"], 0, &["[predicate.name]", "!zone=c"]).await;
+    cluster.says(1, &["explain", "name", "--node", &name], 0, &words).await;
+    cluster
+        .says(1, &["move", "start", "name", "--to", &name], 2, &["require !zone=c", "pontoon explain name"])
+        .await;
+    cluster.says(1, &["rules", "check"], 0, &[]).await;
+    cluster.says(1, &["rules", "show"], 0, &["[predicate.name]", "!zone=c"]).await;
     let mut expected = rows;
     expected.extend(traffic.stop().await);
     verify(&client, "name", &expected).await;
@@ -113,8 +98,8 @@ async fn a_drained_node_is_empty_leads_nothing_and_may_go() {
     let mut traffic = Traffic::start(&client, "one", 2);
     traffic.acknowledged(20).await;
     let name = format!("n{}", cluster.id(victim));
-    says(&cluster, other, &["decommission", &name], 2, &["answers", &format!("pontoon drain {name}")]).await;
-    says(&cluster, other, &["drain", &name, "--wait"], 0, &["is empty", "pontoon decommission"]).await;
+    cluster.says(other, &["decommission", &name], 2, &["answers", &format!("pontoon drain {name}")]).await;
+    cluster.says(other, &["drain", &name, "--wait"], 0, &["is empty", "pontoon decommission"]).await;
     let looked = json(&cluster, other, &["drain", &name, "--look"]).await;
     assert_eq!((looked["replicas"].as_u64(), looked["leaders"].as_u64()), (Some(0), Some(0)), "{looked}");
     traffic.acknowledged(20).await;
@@ -126,7 +111,7 @@ async fn a_drained_node_is_empty_leads_nothing_and_may_go() {
             nodes?.iter().all(|nodes| nodes.len() == 3 && !nodes.contains(&id)).then_some(())
         })
         .await;
-    says(&cluster, other, &["decommission", &name], 0, &[]).await;
+    cluster.says(other, &["decommission", &name], 0, &[]).await;
     cluster.kill(victim).await;
     traffic.acknowledged(20).await;
     rows[0].extend(traffic.stop().await);
@@ -166,7 +151,8 @@ async fn a_node_that_is_silent_for_too_long_is_replaced_and_fenced_when_it_retur
     // It is a node like any other again.
     let source = format!("n{}", cluster.id(leader));
     let target = format!("n{id}");
-    says(&cluster, asked, &["move", "start", "name", "--from", &source, "--to", &target, "--wait"], 0, &[])
+    cluster
+        .says(asked, &["move", "start", "name", "--from", &source, "--to", &target, "--wait"], 0, &[])
         .await;
     verify(&client, "name", &rows).await;
 }
@@ -190,12 +176,12 @@ async fn a_plan_fills_a_new_node_and_is_refused_once_the_map_has_changed() {
     let moved = moves[0]["predicate"].as_str().expect("a name");
     let to = cluster.id(new).to_string();
     let from = moves[0]["from"].to_string();
-    says(&cluster, 1, &["move", "start", moved, "--from", &from, "--to", &to, "--wait"], 0, &[]).await;
-    says(&cluster, 1, &["rebalance", "apply", &id], 2, &["has changed since", "rebalance plan"]).await;
-    says(&cluster, 1, &["rebalance", "apply", "unknown"], 2, &["no plan unknown"]).await;
+    cluster.says(1, &["move", "start", moved, "--from", &from, "--to", &to, "--wait"], 0, &[]).await;
+    cluster.says(1, &["rebalance", "apply", &id], 2, &["has changed since", "rebalance plan"]).await;
+    cluster.says(1, &["rebalance", "apply", "unknown"], 2, &["no plan unknown"]).await;
     let plan = json(&cluster, 2, &["rebalance", "plan"]).await;
     let id = plan["plan"].as_str().expect("an id").to_owned();
-    says(&cluster, 1, &["rebalance", "apply", &id], 0, &["begins"]).await;
+    cluster.says(1, &["rebalance", "apply", &id], 0, &["begins"]).await;
     let client = cluster.client().await;
     until("the plan to be over", async || {
         let events =
@@ -233,7 +219,7 @@ async fn a_plan_counts_what_is_asked_of_groups_and_says_so() {
         (plan["load_spread_before"].as_f64(), plan["moves"].as_array().map(Vec::len)),
         (Some(0.0), Some(0))
     );
-    says(&cluster, 1, &["rebalance", "plan"], 0, &["writes/s", "of writes"]).await;
-    says(&cluster, 1, &["rebalance", "plan", "--by", "weight"], 2, &["bytes", "load", "both"]).await;
+    cluster.says(1, &["rebalance", "plan"], 0, &["writes/s", "of writes"]).await;
+    cluster.says(1, &["rebalance", "plan", "--by", "weight"], 2, &["bytes", "load", "both"]).await;
     traffic.stop().await;
 }

@@ -14,17 +14,6 @@ const PROGRAM: Program =
 const ROWS: usize = 500;
 const VALUE_BYTES: usize = 300;
 
-async fn says(cluster: &Cluster, at: usize, command: &[&str], code: i32, words: &[&str]) -> String {
-    let arguments = [&["--addr", cluster.address(at)], command].concat();
-    let (exit, said) = within(&format!("{command:?}"), PROGRAM.run(&arguments)).await;
-    assert_eq!(exit.code(), Some(code), "{command:?}: {said}");
-    for word in words {
-        assert!(said.contains(word), "{command:?} does not say {word:?}: {said}");
-    }
-    assert!(!said.contains("panicked"), "{said}");
-    said
-}
-
 /// Writes some rows and waits for each.
 async fn write_more(cluster: &Cluster, prefix: &str, expected: &mut Rows) {
     let client = cluster.client().await;
@@ -61,32 +50,33 @@ async fn one_of_three_nodes_goes_on_with_what_it_has() {
     let (file, later) = (scratch.join("first.json"), scratch.join("later.json"));
 
     let plan = ["recover", "plan", "--out", path(&file), "--lost"];
-    says(&cluster, stays, &[&plan[..], &[&one]].concat(), 2, &["answers: it is not lost"]).await;
+    cluster.says(stays, &[&plan[..], &[&one]].concat(), 2, &["answers: it is not lost"]).await;
     cluster.kill(first).await;
     let words = ["every group has its quorum without", "pontoon decommission"];
-    says(&cluster, stays, &[&plan[..], &[&one]].concat(), 0, &words).await;
+    cluster.says(stays, &[&plan[..], &[&one]].concat(), 0, &words).await;
     cluster.kill(second).await;
     let words = ["does not answer", "if it is lost for good, too, say so: --lost"];
-    says(&cluster, stays, &[&plan[..], &[&one]].concat(), 2, &words).await;
-    says(&cluster, stays, &[&plan[..], &["n77"]].concat(), 2, &["there is no node n77"]).await;
+    cluster.says(stays, &[&plan[..], &[&one]].concat(), 2, &words).await;
+    cluster.says(stays, &[&plan[..], &["n77"]].concat(), 2, &["there is no node n77"]).await;
     assert!(!file.exists(), "nothing was planned");
     let words = ["the meta group", "name", "goes on", "is lost", "pontoon recover apply"];
-    says(&cluster, stays, &[&plan[..], &[&both]].concat(), 0, &words).await;
-    says(&cluster, stays, &[&plan[..], &[&both]].concat(), 2, &["is not written", "--out"]).await;
-    says(&cluster, stays, &["recover", "verify", path(&file)], 3, &["does not serve"]).await;
+    cluster.says(stays, &[&plan[..], &[&both]].concat(), 0, &words).await;
+    cluster.says(stays, &[&plan[..], &[&both]].concat(), 2, &["is not written", "--out"]).await;
+    cluster.says(stays, &["recover", "verify", path(&file)], 3, &["does not serve"]).await;
 
     // One of the two comes back after all: there is a quorum again, and it goes on.
     cluster.restart(first).await;
-    says(&cluster, stays, &["recover", "apply", path(&file)], 2, &["answers: it is not lost"]).await;
+    cluster.says(stays, &["recover", "apply", path(&file)], 2, &["answers: it is not lost"]).await;
     write_more(&cluster, "again", &mut expected).await;
     // A write is acknowledged by two of three, and these are the two: the one that stays has it, whoever leads.
     cluster.kill(first).await;
     let words = ["nothing was done", "has gone on since", "make a new plan"];
-    says(&cluster, stays, &["recover", "apply", path(&file)], 2, &words).await;
+    cluster.says(stays, &["recover", "apply", path(&file)], 2, &words).await;
 
     let plan = ["recover", "plan", "--out", path(&later), "--lost", &both];
-    says(&cluster, stays, &plan, 0, &[]).await;
-    says(&cluster, stays, &["recover", "apply", path(&later)], 0, &["2 groups go on", "removed for ever"])
+    cluster.says(stays, &plan, 0, &[]).await;
+    cluster
+        .says(stays, &["recover", "apply", path(&later)], 0, &["2 groups go on", "removed for ever"])
         .await;
     until("both groups to serve", async || {
         let command = ["--addr", cluster.address(stays), "recover", "verify", path(&later)];
@@ -108,11 +98,11 @@ async fn one_of_three_nodes_goes_on_with_what_it_has() {
     cluster.add().await;
     cluster.add().await;
     let verify_whole = ["recover", "verify", path(&later), "--wait", "60"];
-    says(&cluster, stays, &verify_whole, 0, &["3 of 3"]).await;
-    says(&cluster, stays, &["recover", "apply", path(&later)], 0, &["2 groups go on"]).await;
+    cluster.says(stays, &verify_whole, 0, &["3 of 3"]).await;
+    cluster.says(stays, &["recover", "apply", path(&later)], 0, &["2 groups go on"]).await;
     write_more(&cluster, "whole", &mut expected).await;
     verify(&client, "name", &expected).await;
-    let events = says(&cluster, stays, &["events", "--limit", "1000"], 0, &["goes on with", "alone"]).await;
+    let events = cluster.says(stays, &["events", "--limit", "1000"], 0, &["goes on with", "alone"]).await;
     assert!(events.contains("counts it as lost"), "{events}");
 }
 
@@ -136,13 +126,13 @@ async fn a_predicate_is_recovered_while_the_cluster_lives() {
         cluster.kill(node).await;
     }
     let words = ["no majority", "pontoon recover plan"];
-    says(&cluster, stays, &["decommission", &names[0]], 2, &words).await;
+    cluster.says(stays, &["decommission", &names[0]], 2, &words).await;
     let file = cluster.dir(0).with_extension("plan");
     let plan = ["recover", "plan", "--out", path(&file), "--lost", &names.join(",")];
-    let said = says(&cluster, stays, &plan, 0, &["name"]).await;
+    let said = cluster.says(stays, &plan, 0, &["name"]).await;
     assert!(!said.contains("the meta group"), "a quorum of it lives: {said}");
-    says(&cluster, stays, &["recover", "apply", path(&file)], 0, &["1 groups go on"]).await;
+    cluster.says(stays, &["recover", "apply", path(&file)], 0, &["1 groups go on"]).await;
     let verify_whole = ["recover", "verify", path(&file), "--wait", "60"];
-    says(&cluster, stays, &verify_whole, 0, &["serves", "3 of 3"]).await;
+    cluster.says(stays, &verify_whole, 0, &["serves", "3 of 3"]).await;
     verify(&cluster.client().await, "name", &expected).await;
 }

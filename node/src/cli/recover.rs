@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
-use pontoon_node::{client::Client, recover};
+use pontoon_node::{
+    client::Client,
+    recover::{self, name},
+};
 use pontoon_proto::{NodeId, ReplicaId, v1};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -216,10 +219,6 @@ async fn look(client: &Client, plan: &v1::RecoveryPlan) -> Result<Vec<Fares>, Fa
         }
     });
     Ok(fares.collect())
-}
-
-fn name(id: u64) -> String {
-    ReplicaId::new(id).map_or_else(|_| id.to_string(), |replica| replica.to_string())
 }
 
 fn replicas(ids: &[u64]) -> String {

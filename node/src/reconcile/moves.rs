@@ -82,7 +82,7 @@ impl Driver {
 
     async fn carry_on(&self, step: &mut Step, seen: &Observation, decision: Decision) {
         let id = step.record.id;
-        let next = advance(&step.record, self.term);
+        let next = orders::advance(&step.record, self.term);
         let next = match decision {
             Decision::Wait { .. } => return self.pause(step).await,
             Decision::Act(actions) => {
@@ -135,7 +135,7 @@ impl Driver {
             blocked: reason,
             stuck,
             attempt: blocker != v1::MoveBlocker::None,
-            ..advance(&step.record, self.term)
+            ..orders::advance(&step.record, self.term)
         };
         self.advance(step, told).await.is_ok()
     }
@@ -237,15 +237,6 @@ impl Driver {
             )));
         }
         Ok(())
-    }
-}
-
-fn advance(record: &v1::Move, term: u64) -> v1::AdvanceMove {
-    v1::AdvanceMove {
-        id: record.id,
-        expect_phase_seq: record.phase_seq,
-        driver_term: term,
-        ..Default::default()
     }
 }
 

@@ -35,6 +35,11 @@ pub enum Order {
     Confirm,
 }
 
+/// The change of a move's record that changes nothing yet, by a driver of this term: it holds for the record as it is.
+pub fn advance(record: &v1::Move, driver_term: u64) -> v1::AdvanceMove {
+    v1::AdvanceMove { id: record.id, expect_phase_seq: record.phase_seq, driver_term, ..Default::default() }
+}
+
 fn node_of(replica: u64) -> Option<NodeId> {
     ReplicaId::new(replica).ok().map(ReplicaId::node)
 }

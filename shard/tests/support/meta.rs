@@ -12,6 +12,7 @@ use pontoon_shard::{
     MetaState, ShardMachines, decode_meta_reply,
     engine::{Engine, MemoryDisk, MemoryEngine},
     meta_command,
+    planner::{GroupSeen, Seen},
 };
 use prost::Message;
 
@@ -146,4 +147,28 @@ impl Meta {
             other => panic!("a move, not {other:?}"),
         })
     }
+}
+
+/// A cluster of nodes with capacities (0: unknown), and of groups with a size and the nodes of their voters.
+pub(crate) fn cluster(capacities: &[u64], groups: &[(u64, &[u64])]) -> (MetaState, Seen) {
+    let nodes = capacities.iter().zip(1..).map(|(capacity, id)| v1::Node {
+        id,
+        address: format!("127.0.0.1:{id}"),
+        capacity_bytes: *capacity,
+        ..Default::default()
+    });
+    let shards = groups.iter().zip(2..).map(|((_, voters), group)| v1::Shard {
+        group,
+        predicate: format!("p{group}"),
+        state: v1::ShardState::Live.into(),
+        voters: voters.iter().zip(1..).map(|(node, ordinal)| replica(*node, ordinal)).collect(),
+        replicas_wanted: voters.len() as u32,
+        revision: group,
+        ..Default::default()
+    });
+    let map = v1::ClusterMap { nodes: nodes.collect(), shards: shards.collect(), ..Default::default() };
+    let sights = groups.iter().zip(2..).map(|((bytes, voters), group)| {
+        (group, GroupSeen { bytes: *bytes, leader: voters.first().copied().unwrap_or(0) })
+    });
+    (MetaState::of_map(map), Seen { groups: sights.collect(), ..Default::default() })
 }

@@ -324,7 +324,7 @@ impl World {
             blocker: blocker.into(),
             blocked: reason,
             stuck,
-            ..advance(&work.record, term)
+            ..orders::advance(&work.record, term)
         };
         work.after = Some((seen, decision));
         work.doing = self.commit(i, term, subject, Body::AdvanceMove(told));
@@ -341,7 +341,7 @@ impl World {
         seen: Box<Observation>,
         decision: Decision,
     ) {
-        let next = advance(&work.record, term);
+        let next = orders::advance(&work.record, term);
         let next = match decision {
             Decision::Act(actions) => return self.act(i, term, work, state, actions.into(), seen),
             Decision::Wait { reason, .. } => {
@@ -485,13 +485,4 @@ fn subjects_of(state: &MetaState, silent: &BTreeSet<NodeId>) -> Vec<Subject> {
     let debts = state.debts.iter().filter(|(_, replica)| hears(*replica));
     let debts = debts.map(|(group, replica)| Subject::Debt(*group, *replica));
     creating.map(|shard| Subject::Create(shard.group)).chain(moves).chain(debts).collect()
-}
-
-fn advance(record: &v1::Move, term: u64) -> v1::AdvanceMove {
-    v1::AdvanceMove {
-        id: record.id,
-        expect_phase_seq: record.phase_seq,
-        driver_term: term,
-        ..Default::default()
-    }
 }
