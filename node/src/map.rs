@@ -74,9 +74,13 @@ impl MapView {
         shard.voters.len() - self.lost_voters(shard).len() < self.wanted(shard)
     }
 
-    /// How many voters a shard should have.
+    /// How many voters a shard should have. The meta group grows with the cluster: that it does not have more than there are
+    /// nodes for is nothing to complain of.
     pub(crate) fn wanted(&self, shard: &v1::Shard) -> usize {
-        self.rulebook.of(&shard.predicate).voters.unwrap_or(shard.replicas_wanted) as usize
+        let wanted = self.rulebook.of(&shard.predicate).voters.unwrap_or(shard.replicas_wanted) as usize;
+        let present = self.present().count();
+        let odd = if present.is_multiple_of(2) { present.saturating_sub(1) } else { present };
+        if shard.group == GroupId::META.0 { wanted.min(odd.max(1)) } else { wanted }
     }
 
     /// What received states may take of a node, if a rule says so.

@@ -53,8 +53,8 @@ use crate::{
     transport::PeerTransport,
 };
 
-/// How many members the meta group grows to.
-const META_REPLICAS: u32 = 3;
+/// How many members the meta group grows to, as far as there are nodes; always an odd number.
+const META_REPLICAS: u32 = 5;
 /// How long a joiner tries to reach the node that it was told of.
 const REACH_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a joiner waits for a cluster that answers but has no leader yet.

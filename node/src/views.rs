@@ -307,6 +307,7 @@ fn describe(mut group: v1::GroupView, view: &crate::map::MapView, local: bool) -
     );
     group.leader_node = ReplicaId::new(named).map_or(0, |replica| replica.node().get());
     group.problems = problems(&group, shard.as_ref(), leader, (!local).then_some(view));
+    group.wanted = shard.as_ref().map_or(0, |shard| view.wanted(shard)) as u32;
     group.shard = shard;
     group
 }

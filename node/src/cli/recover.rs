@@ -213,7 +213,7 @@ async fn look(client: &Client, plan: &v1::RecoveryPlan) -> Result<Vec<Fares>, Fa
         Fares {
             serves: recovered,
             voters: conf.voters.len(),
-            wanted: group.shard.as_ref().map_or(1, |shard| shard.replicas_wanted as usize),
+            wanted: (group.wanted as usize).max(1),
             problems: group.problems.clone(),
             step: step.clone(),
         }

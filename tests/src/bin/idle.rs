@@ -27,6 +27,10 @@ use pontoon_shard::{EngineKind, MapCommand, ShardMachines, engine};
 use pontoon_wal::{Options, Wal};
 use prost::Message;
 
+/// That of the program.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How often a node looks whether its groups are where they should be.

@@ -229,9 +229,10 @@ impl World {
             let gone = self.at(node).is_none_or(|i| self.nodes[i].gone);
             node != id && !gone && !self.dead.contains(&(group, node))
         };
-        self.seen.values().all(|status| {
-            let group = status.group;
-            [&status.conf_state.voters, &status.conf_state.voters_outgoing].into_iter().all(|voters| {
+        let seen = self.seen.iter().map(|((group, _), status)| (*group, &status.conf_state));
+        let held = self.held.iter().map(|((group, _), conf)| (*group, conf));
+        seen.chain(held).all(|(group, conf)| {
+            [&conf.voters, &conf.voters_outgoing].into_iter().all(|voters| {
                 let left = voters.iter().filter(|replica| stays(group, replica)).count();
                 voters.is_empty() || left * 2 > voters.len()
             })
@@ -327,7 +328,7 @@ impl World {
         self.end(i, true, 0);
         self.nodes[i].gone = true;
         self.dead.retain(|(_, node)| *node != id);
-        self.seen.retain(|(_, node), _| *node != id);
+        self.held.retain(|(_, node), _| *node != id);
         self.injury = Some(Injury { node: id, retire_at: u64::MAX });
         self.say(format!("{id} is lost"));
         self.replace_node(id);

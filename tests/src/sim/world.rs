@@ -55,6 +55,8 @@ pub(super) struct World {
     pub(super) next_call: u64,
     /// The newest word of each replica.
     pub(super) seen: BTreeMap<(GroupId, NodeId), GroupStatus>,
+    /// The last word of the replicas of processes that ended, until they are heard again: they hold their configurations yet.
+    pub(super) held: BTreeMap<(GroupId, NodeId), v1::ConfState>,
     pub(super) checks: Checks,
     pub(super) book: Book,
     /// The meta group's state, as the node has it that has applied most.
@@ -90,6 +92,7 @@ impl World {
             waits: BTreeMap::new(),
             next_call: 0,
             seen: BTreeMap::new(),
+            held: BTreeMap::new(),
             checks: Checks::default(),
             book: Book::default(),
             meta: Arc::default(),
@@ -229,6 +232,12 @@ impl World {
             running.is_some_and(|running| running.stepped.status(*group).is_some())
         });
         self.seen = seen;
+        let mut held = std::mem::take(&mut self.held);
+        held.retain(|(group, node), _| {
+            let running = self.at(*node).and_then(|i| self.nodes[i].running.as_ref());
+            running.is_none_or(|running| running.wal.group(*group).is_some())
+        });
+        self.held = held;
         let meta = self.meta.clone();
         for shard in meta.shards.values().filter(|shard| shard.state() == v1::ShardState::Live) {
             for replica in shard.initial.iter().filter(|id| shard.voters.contains(id)) {
@@ -450,6 +459,7 @@ impl World {
                 self.lie_in_wait(id);
             }
             let sleeps = status.sleeping;
+            self.held.remove(&(status.group, id));
             let before = self.seen.insert((status.group, id), status);
             self.tally.slept += u64::from(sleeps && before.is_some_and(|before| !before.sleeping));
         }
@@ -518,6 +528,7 @@ impl World {
                     (Asked::Plain, Answer::Index(Ok(_))) => Reply::Done,
                     (Asked::Fence(group, replica), Answer::Destroyed(Ok(()))) => {
                         self.seen.remove(&(*group, id));
+                        self.held.remove(&(*group, id));
                         self.dead.remove(&(*group, id));
                         self.say(format!("{replica} of {group} is gone from {id}"));
                         Reply::Done
@@ -565,7 +576,8 @@ impl World {
         node.end(power_cut, &groups, &mut self.rng);
         node.down_until = self.now + down_for;
         self.waits.retain(|(at, _, _), _| *at != id);
-        self.seen.retain(|(_, at), _| *at != id);
+        let ended = self.seen.extract_if(.., |(_, at), _| *at == id);
+        self.held.extend(ended.map(|(at, status)| (at, status.conf_state)));
         self.checks.forget(id);
         for other in 0..self.nodes.len() {
             if self.rng.chance(500)
