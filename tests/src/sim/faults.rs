@@ -6,7 +6,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use pontoon_proto::{NodeId, ReplicaId, v1};
+use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use pontoon_raftstore::Room;
 use pontoon_wal::{
     sim::{Fault, OpKind},
@@ -229,14 +229,22 @@ impl World {
             let gone = self.at(node).is_none_or(|i| self.nodes[i].gone);
             node != id && !gone && !self.dead.contains(&(group, node))
         };
+        let has_majority = |group, voters: &[u64]| {
+            let left = voters.iter().filter(|replica| stays(group, replica)).count();
+            voters.is_empty() || left * 2 > voters.len()
+        };
         let seen = self.seen.iter().map(|((group, _), status)| (*group, &status.conf_state));
         let held = self.held.iter().map(|((group, _), conf)| (*group, conf));
+        // What a move changes next may stand in logs already and be applied by nobody.
+        let mut next =
+            self.meta.running_moves().filter(|mv| mv.phase() >= v1::MovePhase::CatchUp).filter_map(|mv| {
+                let shard = self.meta.shards.values().find(|shard| shard.group == mv.group)?;
+                let stay = shard.voters.iter().copied().filter(|id| *id != mv.source && *id != mv.target);
+                Some((GroupId(mv.group), stay.chain([mv.target]).collect::<Vec<u64>>()))
+            });
         seen.chain(held).all(|(group, conf)| {
-            [&conf.voters, &conf.voters_outgoing].into_iter().all(|voters| {
-                let left = voters.iter().filter(|replica| stays(group, replica)).count();
-                voters.is_empty() || left * 2 > voters.len()
-            })
-        })
+            has_majority(group, &conf.voters) && has_majority(group, &conf.voters_outgoing)
+        }) && next.all(|(group, voters)| has_majority(group, &voters))
     }
 
     /// Ends the process, then flips bits of its log. Everything was proven durable by then: only the rot is to be seen.
