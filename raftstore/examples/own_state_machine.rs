@@ -87,7 +87,7 @@ impl SnapshotSource for Sum {
 }
 
 impl SnapshotStage for Sum {
-    fn put(&mut self, _chunk: u32, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError> {
+    fn put(&mut self, _chunk: u32, rows: &[(Bytes, Bytes)], _hurry: bool) -> Result<(), MachineError> {
         for (_, value) in rows {
             self.0 = u64::from_be_bytes(value.as_ref().try_into()?);
         }

@@ -79,10 +79,7 @@ pub(crate) enum ApplyTask {
     },
     StageChunk {
         group: GroupId,
-        pull: u64,
-        chunk: u32,
-        hash: Bytes,
-        data: Bytes,
+        chunk: StageChunk,
     },
     StageAbandon {
         group: GroupId,
@@ -118,6 +115,16 @@ impl ApplyTask {
             ApplyTask::Checkpoint(request) => request.group,
         }
     }
+}
+
+/// A chunk of a state that is received.
+pub(crate) struct StageChunk {
+    pub(crate) pull: u64,
+    pub(crate) chunk: u32,
+    pub(crate) hash: Bytes,
+    pub(crate) data: Bytes,
+    /// Others of the node may wait for it.
+    pub(crate) hurry: bool,
 }
 
 /// What became of one entry, for its proposer.
@@ -203,10 +210,7 @@ struct Slot {
 /// applier is given nothing of it meanwhile ([`crate::lanes`]).
 pub(crate) struct StageWork {
     group: GroupId,
-    pull: u64,
-    chunk: u32,
-    hash: Bytes,
-    data: Bytes,
+    chunk: StageChunk,
     stage: Box<dyn SnapshotStage>,
 }
 
@@ -220,11 +224,11 @@ pub(crate) struct StageBack {
 impl StageWork {
     /// Stages the chunk. Blocks on the engine.
     pub(crate) fn run(self) -> (StageBack, ApplyOutcome) {
-        let StageWork { group, pull, chunk, hash, data, mut stage } = self;
+        let StageWork { group, chunk: StageChunk { pull, chunk, hash, data, hurry }, mut stage } = self;
         let staged = catch_unwind(AssertUnwindSafe(|| {
             let rows = snapshot::open_chunk(&hash, &data)?;
             // The live generation is untouched: the pull is given up, and comes again.
-            stage.put(chunk, &rows).map_err(|error| error.to_string())
+            stage.put(chunk, &rows, hurry).map_err(|error| error.to_string())
         }));
         let (stage, outcome) = match staged {
             Ok(Ok(())) => (Some(stage), ApplyOutcome::Staged { group, pull, chunk }),
@@ -263,17 +267,10 @@ impl Applier {
 
     /// What a chunk needs to be staged elsewhere; `None` if its pull was given up. The group is not to be touched until
     /// [`Applier::take_back`].
-    pub(crate) fn lend(
-        &mut self,
-        group: GroupId,
-        pull: u64,
-        chunk: u32,
-        hash: Bytes,
-        data: Bytes,
-    ) -> Option<StageWork> {
+    pub(crate) fn lend(&mut self, group: GroupId, chunk: StageChunk) -> Option<StageWork> {
         let slot = self.slots.get_mut(&group)?;
-        let (pull, stage) = slot.stage.take_if(|(current, _)| *current == pull)?;
-        Some(StageWork { group, pull, chunk, hash, data, stage })
+        let (_, stage) = slot.stage.take_if(|(current, _)| *current == chunk.pull)?;
+        Some(StageWork { group, chunk, stage })
     }
 
     /// Takes a stage back that was lent.
@@ -352,8 +349,8 @@ impl Applier {
                 self.slots.remove(&group);
             }
             // Where one thread does everything.
-            ApplyTask::StageChunk { pull, chunk, hash, data, .. } => {
-                if let Some(work) = self.lend(group, pull, chunk, hash, data) {
+            ApplyTask::StageChunk { chunk, .. } => {
+                if let Some(work) = self.lend(group, chunk) {
                     let (back, outcome) = work.run();
                     self.take_back(back);
                     out.push(outcome);

@@ -193,6 +193,11 @@ impl Turns {
         self.free = Some(bytes);
     }
 
+    /// Whether states come as fast as they can, whoever waits for them.
+    pub(crate) fn hurries(&self) -> bool {
+        self.budget.bytes_per_second.is_none()
+    }
+
     /// This loop's part of the bytes per second, as much of it as is used.
     fn per_second(&self) -> Option<i64> {
         let share = if self.budget.adapts { self.share.get() } else { WHOLE };

@@ -476,8 +476,8 @@ fn run_applier(
         lock(&stager.returned).drain(..).for_each(|back| applier.take_back(back));
         let group = task.group();
         match task {
-            ApplyTask::StageChunk { pull, chunk, hash, data, .. } => {
-                let work = applier.lend(group, pull, chunk, hash, data);
+            ApplyTask::StageChunk { chunk, .. } => {
+                let work = applier.lend(group, chunk);
                 // The other thread outlives this one's end of the channel.
                 if work.is_none_or(|work| stager.lent.send(work).is_err()) {
                     lane.release(group);

@@ -185,11 +185,17 @@ fn gather(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apply::StageChunk;
 
     fn entries(group: u64, indexes: std::ops::Range<u64>, bytes: usize) -> ApplyTask {
         let entry = |index| pb::Entry { index, data: vec![0; bytes].into(), ..Default::default() };
         let group = GroupId(group);
         ApplyTask::Entries { group, entries: indexes.map(entry).collect(), want_replies: false }
+    }
+
+    fn chunk(group: GroupId) -> ApplyTask {
+        let (hash, data) = Default::default();
+        ApplyTask::StageChunk { group, chunk: StageChunk { pull: 5, chunk: 0, hash, data, hurry: false } }
     }
 
     fn close(group: u64) -> ApplyTask {
@@ -239,8 +245,8 @@ mod tests {
     #[test]
     fn nothing_of_a_group_follows_a_chunk_before_it_is_given_back() {
         let lane = Lane::new(None);
-        let (group, hash, data) = (GroupId(1), Default::default(), Default::default());
-        lane.push(ApplyTask::StageChunk { group, pull: 5, chunk: 0, hash, data });
+        let group = GroupId(1);
+        lane.push(chunk(group));
         lane.push(close(1));
         lane.push(entries(2, 1..2, 10));
         assert!(matches!(lane.try_take(), Some(ApplyTask::StageChunk { .. })));
@@ -256,8 +262,8 @@ mod tests {
     #[test]
     fn a_closed_lane_waits_for_what_is_held() {
         let lane = std::sync::Arc::new(Lane::new(None));
-        let (group, hash, data) = (GroupId(1), Default::default(), Default::default());
-        lane.push(ApplyTask::StageChunk { group, pull: 5, chunk: 0, hash, data });
+        let group = GroupId(1);
+        lane.push(chunk(group));
         lane.push(close(1));
         assert!(lane.take().is_some());
         lane.close();

@@ -143,9 +143,11 @@ pub trait SnapshotStage: Send {
     /// Adds the rows of a whole chunk. Chunks that are not held come in ascending order, each once. On return the chunk
     /// outlives a kill of the process, or a later [`StateMachine::stage`] does not name it as held.
     ///
+    /// `hurry`: the budget has no limit, so the whole counts for more than what other groups of the node wait meanwhile.
+    ///
     /// # Errors
     /// The engine's, or rows that are not in order or not of this chunk. The live generation is untouched.
-    fn put(&mut self, chunk: u32, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError>;
+    fn put(&mut self, chunk: u32, rows: &[(Bytes, Bytes)], hurry: bool) -> Result<(), MachineError>;
 
     /// Access to the concrete type for the machine that made it.
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any>;

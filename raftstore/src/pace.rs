@@ -120,7 +120,9 @@ impl Foreground {
 /// The whole budget.
 pub(crate) const WHOLE: u32 = 1024;
 /// What a receiver begins with after a rest: whether more is too much is found out on the way.
-const FIRST: u32 = WHOLE / 4;
+const FIRST: u32 = WHOLE / 16;
+/// How soon that doubles, as long as nobody was ever strained since. That is how long it takes to be seen.
+const DOUBLE: Duration = Duration::from_secs(1);
 /// What is always left: a copy that stands still would hold up whatever waits for it.
 const LEAST: u32 = WHOLE / 32;
 /// How soon after a cut the next one may follow: the first must have shown what it does.
@@ -130,20 +132,25 @@ const RISE: Duration = Duration::from_secs(5);
 /// Without copies for so long, the next one begins anew.
 const REST: Duration = Duration::from_secs(5);
 
-/// How much of a budget a receiver uses: additive increase, multiplicative decrease.
+/// How much of a budget a receiver uses: it doubles until somebody is strained, and from then on additive increase, multiplicative
+/// decrease, as a sender of TCP does (RFC 5681, slow start and congestion avoidance).
 ///
 /// Invariant: between [`LEAST`] and [`WHOLE`].
 #[derive(Debug, Clone)]
 pub(crate) struct Share {
     tick: Duration,
     share: u32,
+    /// Nobody has been strained since the rest.
+    doubles: bool,
+    since_double: Duration,
     since_cut: Duration,
     rests: Duration,
 }
 
 impl Share {
     pub(crate) fn new(tick: Duration) -> Share {
-        Share { tick, share: FIRST, since_cut: BETWEEN_CUTS, rests: Duration::ZERO }
+        let (since_double, since_cut, rests) = (Duration::ZERO, BETWEEN_CUTS, Duration::ZERO);
+        Share { tick, share: FIRST, doubles: true, since_double, since_cut, rests }
     }
 
     /// In parts of [`WHOLE`].
@@ -163,10 +170,17 @@ impl Share {
             return;
         }
         self.rests = Duration::ZERO;
-        if !strained {
+        if !strained && self.doubles {
+            self.since_double = self.since_double.saturating_add(passed);
+            while self.since_double >= DOUBLE && self.share < WHOLE {
+                self.since_double -= DOUBLE;
+                self.share = (self.share * 2).min(WHOLE);
+            }
+        } else if !strained {
             let rise = u128::from(WHOLE) * passed.as_micros() / RISE.as_micros();
             self.share = (u128::from(self.share) + rise.max(1)).min(u128::from(WHOLE)) as u32;
         } else if self.since_cut >= BETWEEN_CUTS {
+            self.doubles = false;
             self.share = (self.share * 5 / 8).max(LEAST);
             self.since_cut = Duration::ZERO;
         }
@@ -261,11 +275,30 @@ mod tests {
     }
 
     #[test]
+    fn until_somebody_minds_it_doubles() {
+        let mut share = share();
+        share.tick(9, true, false);
+        assert_eq!(share.get(), FIRST, "what that does is not seen yet");
+        share.tick(1, true, false);
+        assert_eq!(share.get(), FIRST * 2);
+        share.tick(10, true, false);
+        assert_eq!(share.get(), FIRST * 4);
+        share.tick(10, true, true);
+        share.tick(10, true, false);
+        let risen = share.get();
+        assert!(risen < FIRST * 4 * 5 / 8 + WHOLE / 4, "from now on slowly: {risen}");
+        share.tick(1_000_000, true, false);
+        assert_eq!(share.get(), WHOLE);
+    }
+
+    #[test]
     fn it_falls_fast_and_rises_slowly_and_never_stands_still() {
         let mut share = share();
+        (0..20).for_each(|_| share.tick(1, true, false));
+        assert_eq!(share.get(), FIRST * 4);
         share.tick(1, true, true);
         let cut = share.get();
-        assert_eq!(cut, FIRST * 5 / 8);
+        assert_eq!(cut, FIRST * 4 * 5 / 8);
         share.tick(5, true, true);
         assert_eq!(share.get(), cut, "the first cut has not shown what it does");
         share.tick(1, true, true);

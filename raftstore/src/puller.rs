@@ -7,7 +7,7 @@ use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 use v1::peer_message::Body;
 
 use crate::{
-    apply::ApplyTask,
+    apply::{ApplyTask, StageChunk},
     convert,
     effects::Effects,
     replica::Shared,
@@ -297,7 +297,9 @@ impl Puller {
                 }
                 PullStep::Request(chunks) => pull.queue.extend(chunks),
                 PullStep::Stage { chunk, hash, data } => {
-                    fx.apply.push(ApplyTask::StageChunk { group, pull: id, chunk, hash, data });
+                    let hurry = shared.turns.hurries();
+                    let chunk = StageChunk { pull: id, chunk, hash, data, hurry };
+                    fx.apply.push(ApplyTask::StageChunk { group, chunk });
                 }
                 PullStep::Complete => complete = true,
             }

@@ -213,7 +213,7 @@ fn a_power_cut_at_any_batch_of_an_install_leaves_the_old_state_or_the_new_one() 
             map.machines.flush().unwrap();
             let (chunks, _) = chunked(&rows, rows.len());
             let mut stage = map.machine.stage(50, &chunks).unwrap().stage;
-            stage.put(0, &rows).unwrap();
+            stage.put(0, &rows, false).unwrap();
             if installed {
                 map.machine.install(stage, &mark(50)).unwrap();
                 assert_eq!(disk.unflushed(), 0, "durable on return");
@@ -281,7 +281,7 @@ fn a_generation_is_switched_and_dropped_among_thousands_of_groups() {
         // One given up, one taken.
         let (chunks, parts) = chunked(&rows, 10);
         let mut stage = map.machine.stage(90, &chunks).unwrap().stage;
-        stage.put(0, parts[0]).unwrap();
+        stage.put(0, parts[0], false).unwrap();
         stage.abandon().unwrap();
         map.install(&rows, 90);
         assert_eq!(

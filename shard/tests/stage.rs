@@ -17,6 +17,8 @@ use proptest::prelude::*;
 use support::{chunked, descriptor, mark};
 
 const GROUP: GroupId = GroupId(7);
+/// Large states are ingested.
+const HURRY: bool = true;
 
 type Rows = Vec<(Bytes, Bytes)>;
 
@@ -53,7 +55,7 @@ impl Node {
         let missing = (0..chunks.len()).filter(|chunk| !staging.held.contains(&(*chunk as u32)));
         let missing: Vec<usize> = missing.collect();
         for chunk in missing.iter().take(puts) {
-            staging.stage.put(*chunk as u32, parts[*chunk]).unwrap();
+            staging.stage.put(*chunk as u32, parts[*chunk], HURRY).unwrap();
         }
         (missing.len(), staging)
     }
@@ -94,6 +96,26 @@ fn after_a_kill_at_any_batch_at_most_one_chunk_is_sent_again() {
             node.machine.install(stage, &mark(90)).unwrap();
             assert_eq!(node.logical(), state);
         }
+    }
+}
+
+#[test]
+fn a_chunk_of_several_batches_that_is_cut_short_leaves_nothing_behind() {
+    let value = "x".repeat(30 << 10);
+    let (state, after) = (rows(0..50, &value), rows((0..50).step_by(3), &value));
+    for keep in 0..9 {
+        let disk = MemoryDisk::new();
+        let mut node = Node::of(&disk);
+        let (chunks, parts) = chunked(&state, 10);
+        let mut staging = node.machine.stage(90, &chunks).unwrap();
+        // The last chunk is not flushed by itself: the cut comes at any of its batches.
+        parts.iter().enumerate().for_each(|(at, rows)| staging.stage.put(at as u32, rows, false).unwrap());
+        assert!(disk.unflushed() >= 4, "one batch for all the rows: whoever writes waits for it");
+        disk.power_cut_keeping(keep);
+        let mut node = Node::of(&disk);
+        let (_, Staging { stage, .. }) = node.stage(&after, 10, 95, 9);
+        node.machine.install(stage, &mark(95)).unwrap();
+        assert!(node.logical() == after, "{keep} batches kept");
     }
 }
 
@@ -162,11 +184,11 @@ fn rows_that_are_not_of_their_chunk_are_refused_and_change_nothing() {
     let mut disordered = parts[1].to_vec();
     disordered.swap(3, 4);
     for foreign in [parts[0], parts[2], &disordered] {
-        assert!(staging.stage.put(1, foreign).is_err());
+        assert!(staging.stage.put(1, foreign, HURRY).is_err());
     }
-    assert!(staging.stage.put(7, parts[0]).is_err());
-    parts.iter().enumerate().for_each(|(at, rows)| staging.stage.put(at as u32, rows).unwrap());
-    assert!(staging.stage.put(1, parts[1]).is_err(), "each once");
+    assert!(staging.stage.put(7, parts[0], HURRY).is_err());
+    parts.iter().enumerate().for_each(|(at, rows)| staging.stage.put(at as u32, rows, HURRY).unwrap());
+    assert!(staging.stage.put(1, parts[1], HURRY).is_err(), "each once");
     node.machine.install(staging.stage, &mark(9)).unwrap();
     assert_eq!(node.logical(), state);
     let half = node.stage(&rows(0..30, "w"), 10, 20, 2).1;

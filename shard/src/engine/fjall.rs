@@ -82,7 +82,23 @@ impl FjallEngine {
     }
 
     fn sync(&self) -> Result<(), Error> {
+        self.note(self.db.persist(PersistMode::Buffer))?;
+        self.presync();
         self.note(self.db.persist(PersistMode::SyncAll))
+    }
+
+    /// Writes out what the system holds of the newest journal. Best effort: fjall syncs, and hears of failures, on its own.
+    fn presync(&self) {
+        let Ok(entries) = std::fs::read_dir(self.home.data()) else { return };
+        let journals = entries.filter_map(|entry| {
+            let name = entry.ok()?.file_name();
+            name.to_str()?.strip_suffix(".jnl")?.parse::<u64>().ok()
+        });
+        if let Some(newest) = journals.max()
+            && let Ok(journal) = std::fs::File::open(self.home.data().join(format!("{newest}.jnl")))
+        {
+            drop(journal.sync_data());
+        }
     }
 }
 

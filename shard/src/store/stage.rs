@@ -14,7 +14,8 @@
 //!
 //! 1. After the records of replaced chunks were deleted, before their rows were: rows without a record, which the next
 //!    stage deletes before it writes there.
-//! 2. Between two batches of such a deletion, or between bulk ingestion of a chunk's rows and its record: the same.
+//! 2. Between two batches of such a deletion or of a chunk's rows (its record is in the last), or between bulk ingestion of them
+//!    and the record: the same.
 //! 3. After a chunk's record, before the flush: batches survive in order, the rows with or before the record. Bulk
 //!    ingestion is durable by itself, and what was written before it, too.
 //! 4. A new state came and its index stands in `Staged`, its chunks are not planned yet: records tell what is there.
@@ -40,10 +41,13 @@ use crate::{
     layout::{MARKS, chunk_key, chunk_prefix, generation_prefix, row_key},
 };
 
-/// A state of which so much is to come is ingested in bulk, chunk by chunk, instead of written in batches.
+/// A state of which so much is to come, if it is in a hurry, is ingested in bulk, chunk by chunk, instead of written in batches: half as
+/// much goes to the disk, but everybody who writes to the engine waits for the syncs of each ingestion.
 const BULK_STATE_BYTES: u64 = 4 << 20;
 /// Chunks smaller than this are written in a batch all the same: an ingestion makes files.
 const BULK_CHUNK_BYTES: usize = 512 << 10;
+/// What is written in one batch: whoever applies entries waits for it.
+const BATCH_BYTES: usize = 64 << 10;
 /// Rows that are deleted in one batch where another chunk is to come.
 const CLEAR_ROWS: usize = 4096;
 
@@ -168,7 +172,7 @@ pub(super) struct Stage {
     plan: Plan,
     /// Chunks that are to come.
     missing: usize,
-    bulk: bool,
+    is_large: bool,
     /// Nothing was ever written into the generation but by this stage.
     fresh: bool,
     pub(super) bytes: u64,
@@ -185,8 +189,8 @@ impl Stage {
         let missing = plan.0.iter().filter(|chunk| chunk.held.is_none());
         let (count, to_come) = missing.fold((0, 0), |(count, sum), chunk| (count + 1, sum + chunk.bytes));
         let bytes = plan.0.iter().filter_map(|chunk| chunk.held).sum();
-        let bulk = to_come >= BULK_STATE_BYTES;
-        let stage = Stage { view, generation, fate, plan, missing: count, bulk, fresh, bytes };
+        let is_large = to_come >= BULK_STATE_BYTES;
+        let stage = Stage { view, generation, fate, plan, missing: count, is_large, fresh, bytes };
         if !fresh {
             match stage.plan.0.first() {
                 None => stage.clear(&[], None)?,
@@ -245,7 +249,7 @@ impl Stage {
         }
     }
 
-    fn write(&mut self, at: usize, rows: &[(Bytes, Bytes)]) -> Result<(), Error> {
+    fn write(&mut self, at: usize, rows: &[(Bytes, Bytes)], hurry: bool) -> Result<(), Error> {
         self.check_wanted()?;
         let group = self.view.group;
         let planned = self.plan.0.get(at).filter(|chunk| chunk.held.is_none());
@@ -267,10 +271,18 @@ impl Stage {
         let bytes: usize = rows.iter().map(|(key, value)| key.len() + value.len()).sum();
         let full = rows.iter().map(|(key, value)| (row_key(group, self.generation, key), value.clone()));
         let mut batch = WriteBatch::new();
-        if self.bulk && bytes >= BULK_CHUNK_BYTES {
+        if hurry && self.is_large && bytes >= BULK_CHUNK_BYTES {
             engine.ingest(space, &full.collect::<Vec<_>>())?;
         } else {
-            full.for_each(|(key, value)| batch.put(space, key, value));
+            let mut held = 0;
+            for (key, value) in full {
+                held += key.len() + value.len();
+                batch.put(space, key, value);
+                if held >= BATCH_BYTES {
+                    engine.write(std::mem::take(&mut batch))?;
+                    held = 0;
+                }
+            }
         }
         let record = v1::StagedChunk { hash, end, bytes: bytes as u64 };
         batch.put(MARKS, key, record.encode_to_vec());
@@ -286,8 +298,8 @@ impl Stage {
 }
 
 impl SnapshotStage for Stage {
-    fn put(&mut self, chunk: u32, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError> {
-        Ok(self.write(chunk as usize, rows)?)
+    fn put(&mut self, chunk: u32, rows: &[(Bytes, Bytes)], hurry: bool) -> Result<(), MachineError> {
+        Ok(self.write(chunk as usize, rows, hurry)?)
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {

@@ -49,7 +49,7 @@ pub(crate) fn install(machine: &mut dyn StateMachine, rows: &Rows, each: usize, 
     let (chunks, parts) = chunked(rows, each);
     let Staging { mut stage, held } = machine.stage(at, &chunks).unwrap();
     for (chunk, rows) in parts.into_iter().enumerate().filter(|(chunk, _)| !held.contains(&(*chunk as u32))) {
-        stage.put(chunk as u32, rows).unwrap();
+        stage.put(chunk as u32, rows, false).unwrap();
     }
     machine.install(stage, &mark(at)).unwrap();
 }
