@@ -50,13 +50,14 @@ impl Core {
             self.ping(fx);
         }
         self.stall_is_due = true;
+        // Groups that slept have heirs as soon as their members have answered.
+        if self.shared.room != Room::Ample || self.shared.shuns {
+            self.make_way(fx);
+        }
         if before / HOUSEKEEPING_TICKS == self.shared.ticks / HOUSEKEEPING_TICKS {
             return;
         }
         fx.serve.push(ServeTask::Tick { ticks: HOUSEKEEPING_TICKS });
-        if self.shared.room != Room::Ample || self.shared.shuns {
-            self.make_way(fx);
-        }
     }
 
     /// Whether the clock has not come to every group yet: [`Core::go_on`] is to be called after the inputs that are there,

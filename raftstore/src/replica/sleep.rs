@@ -131,6 +131,8 @@ impl Replica {
             && raft.lead_transferee.is_none()
             && self.silent.is_empty()
             && shared.room == Room::Ample
+            // It stays awake until another voter has said that it is there and takes over.
+            && !(shared.shuns && self.conf.voters.len() > 1)
             && self.is_settled(shared);
         if !idle || self.sleep.idle_index != last {
             (self.sleep.idle_ticks, self.sleep.idle_index) = (0, last);

@@ -10,6 +10,9 @@ const CROWD: u64 = 1_300;
 /// Those that are opened in a tick.
 const AT_ONCE: u64 = 500;
 
+/// What a node may take to pass on as many leaderships as wake in a tick, while nothing else happens.
+const DRAIN_TICKS: u64 = 10;
+
 fn leaders(lab: &Lab, id: u64) -> u64 {
     let leads = |group: u64| {
         let status = lab.nodes[&node(id)].stepped.status(GroupId(group));
@@ -82,4 +85,30 @@ fn a_word_of_a_peer_brings_its_group_up() {
         lab.settle_where(fits);
     }
     assert!(lab.is_open(2, last), "without a tick of its own");
+}
+
+#[test]
+fn a_node_that_is_to_lead_nothing_passes_sleeping_groups_on() {
+    let mut lab = Lab::new(3, Config::default());
+    let groups = 2..2 + AT_ONCE / 5;
+    lab.found(groups.clone(), &[1, 2, 3]);
+    let asleep = |lab: &Lab| {
+        groups.clone().all(|group| lab.leader(group).is_some_and(|id| lab.status(id, group).sleeping))
+    };
+    (1..=3).for_each(|id| lab.at(id).flush().unwrap());
+    lab.tick(60);
+    assert!(asleep(&lab));
+    let led = |lab: &Lab| groups.clone().filter(|group| lab.leader(*group) == Some(1)).count();
+    assert!(led(&lab) > 10);
+    lab.at(1).shun_leadership(true);
+    lab.settle();
+    for _ in 0..DRAIN_TICKS {
+        lab.tick(1);
+    }
+    assert_eq!(led(&lab), 0);
+    // A group that nobody else can lead sleeps all the same.
+    lab.found([1_000].into_iter(), &[1]);
+    lab.at(1).flush().unwrap();
+    lab.tick(60);
+    assert!(lab.status(1, 1_000).sleeping);
 }
