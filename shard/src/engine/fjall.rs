@@ -6,6 +6,8 @@
 //! journal, so files never run ahead of it. Writes here do not even hand over to the system (`manual_journal_persist`):
 //! what a kill loses, the shared log replays.
 //!
+//! A sync holds the journal's lock, which every batch needs: [`FjallEngine::sync`] has the bytes written out before.
+//!
 //! Bulk ingestion is the one path that flushes a memtable without syncing the journal first. It happens under the
 //! write half of [`FjallEngine::gate`], after a sync of our own: otherwise a power cut could keep rows of a batch
 //! whose mark, in another keyspace, is lost.
@@ -87,7 +89,13 @@ impl FjallEngine {
         self.note(self.db.persist(PersistMode::SyncAll))
     }
 
-    /// Writes out what the system holds of the newest journal. Best effort: fjall syncs, and hears of failures, on its own.
+    /// Writes out what the system holds of the newest journal, without the lock that fjall holds while it syncs and that every batch
+    /// waits for. Best effort: fjall's own sync follows and decides, and hears of each failure by its own handle.
+    #[expect(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "the journal is the engine's file"
+    )]
     fn presync(&self) {
         let Ok(entries) = std::fs::read_dir(self.home.data()) else { return };
         let journals = entries.filter_map(|entry| {
