@@ -3,7 +3,7 @@
 //! Time is counted in lived ticks: of ticks that piled up while this process stood still a few count only, so that a pause
 //! here is not taken for silence there. A lived tick is never shorter than a tick, so silence is never overstated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 
@@ -13,7 +13,12 @@ pub(crate) struct Neighbours {
     /// Ticks that this loop lived.
     lived: u64,
     nodes: BTreeMap<NodeId, Neighbour>,
+    /// Of each node: how far its clock was from the one here at its last words, in milliseconds.
+    skews: BTreeMap<NodeId, VecDeque<i64>>,
 }
+
+/// So many words are compared: one that was long on its way, or came while this process stood still, says nothing of a clock.
+const COMPARED: usize = 8;
 
 struct Neighbour {
     incarnation: u64,
@@ -41,6 +46,7 @@ impl Neighbours {
                 neighbour.lanes.iter_mut().filter(|lane| !lane.is_silent && lived - lane.heard > timeout);
             let fell = fell.map(|lane| lane.is_silent = true).count();
             if fell > 0 {
+                self.skews.remove(node);
                 silent.push(*node);
             }
         }
@@ -83,6 +89,24 @@ impl Neighbours {
             }
             _ => u64::MAX,
         }
+    }
+
+    /// A node says what its clock shows. 0: it does not say.
+    pub(crate) fn compare_clocks(&mut self, node: NodeId, there_ms: u64, here_ms: u64) {
+        if there_ms == 0 {
+            return;
+        }
+        let skews = self.skews.entry(node).or_default();
+        skews.truncate(COMPARED - 1);
+        skews.push_front(there_ms.cast_signed().wrapping_sub(here_ms.cast_signed()));
+    }
+
+    /// How far the clock of another node is from the one here, of the node that is farthest, in milliseconds; above zero if it is
+    /// ahead. Of each the word that speaks best for it counts; of one that said too few, none.
+    pub(crate) fn skew_ms(&self) -> i64 {
+        let told = self.skews.values().filter(|skews| skews.len() == COMPARED);
+        let best = told.filter_map(|skews| skews.iter().copied().min_by_key(|skew| skew.unsigned_abs()));
+        best.max_by_key(|skew| skew.unsigned_abs()).unwrap_or(0)
     }
 
     /// Ticks that this loop lived.
