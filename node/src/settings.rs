@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use table::{Kind, Setting, TABLE};
+use table::{Kind, LOG_FILTER, Setting, TABLE};
 
 pub use page::{default_file, reference};
 
@@ -157,7 +157,7 @@ impl Default for Settings {
         Settings {
             node: NodeConfig::new("", ""),
             log_format: LogFormat::default(),
-            log_filter: "info".to_owned(),
+            log_filter: LOG_FILTER.to_owned(),
             said: BTreeMap::new(),
         }
     }

@@ -76,8 +76,7 @@ impl Board {
     /// Whether so much waits in front of the group's loop that commands are refused.
     pub(crate) fn is_full(&self, group: GroupId) -> bool {
         let full = self.door(group).is_full();
-        add(&self.counters.proposals, u64::from(!full));
-        add(&self.counters.refused_at_the_door, u64::from(full));
+        add(if full { &self.counters.refused_at_the_door } else { &self.counters.proposals }, 1);
         full
     }
 

@@ -15,6 +15,7 @@ use pontoon_tests::{
     process::Program,
     traffic::{Traffic, fill, verify},
 };
+use tonic::transport::Channel;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -47,7 +48,8 @@ async fn readyz(address: &str, wanted: u16, words: &[&str]) {
 /// Waits until the health service says this of a service.
 async fn serves(address: &str, service: &str, wanted: ServingStatus) {
     until(&format!("{service:?} to be {wanted:?}"), async || {
-        let mut health = HealthClient::connect(format!("http://{address}")).await.ok()?;
+        let channel = Channel::from_shared(format!("http://{address}")).ok()?.connect().await.ok()?;
+        let mut health = HealthClient::new(channel);
         let request = HealthCheckRequest { service: service.to_owned() };
         let reply = health.check(request).await.ok()?.into_inner();
         (reply.status() == wanted).then_some(())

@@ -130,7 +130,7 @@ impl Driver {
                 let took = std::mem::replace(&mut step.entered, Instant::now()).elapsed();
                 self.shared.counted.left_phase(left, took, phase);
                 step.span = phase_span(&step.record);
-                info!(id, predicate = step.record.predicate, ?phase, ?took, "move");
+                info!(?phase, after = ?took, "the move goes on");
                 step.pause = PAUSE_FIRST;
             }
             Err(reason) => {

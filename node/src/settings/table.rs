@@ -9,6 +9,9 @@ use super::{
 };
 use crate::process::LogFormat;
 
+/// Which log lines there are unless somebody says otherwise: what engines do in the course of things is not among them.
+pub(super) const LOG_FILTER: &str = "info,fjall=warn,lsm_tree=warn";
+
 /// How a value is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -346,7 +349,7 @@ pub(super) const TABLE: &[Setting] = &[
     setting(
         "log.filter",
         Kind::Text,
-        "info",
+        LOG_FILTER,
         "Which log lines there are, as in info or pontoon_raftstore=debug,info. Spans of writes and moves are at debug.",
         into!(log_filter, log_filter),
     ),

@@ -153,6 +153,30 @@ mod tests {
     }
 
     #[test]
+    fn the_clock_that_is_farthest_counts_by_the_word_that_speaks_best_for_it() {
+        let (near, far) = (NodeId::new(2).unwrap(), NodeId::new(3).unwrap());
+        let mut all = Neighbours::default();
+        all.hear(near, &ping(7, 0, 1));
+        all.hear(far, &ping(7, 0, 1));
+        for (nth, late) in [900, 3, 5_000, 40, 3, 8, 70, 900].into_iter().enumerate() {
+            assert_eq!(all.skew_ms(), 0, "{nth} words are too few");
+            all.compare_clocks(near, 100_000, 100_000 + late);
+            all.compare_clocks(far, 100_000 - 2_000, 100_000 + late);
+        }
+        assert_eq!(all.skew_ms(), -2_003, "what was long on its way says nothing");
+        all.compare_clocks(far, 0, 100_000);
+        assert_eq!(all.skew_ms(), -2_003, "one that does not say is not compared");
+        (0..COMPARED).for_each(|_| all.compare_clocks(far, 100_001, 100_000));
+        assert_eq!(all.skew_ms(), -3, "it was set right");
+        all.compare_clocks(near, 107_000, 100_000);
+        assert_eq!(all.skew_ms(), -3);
+        (0..COMPARED).for_each(|_| all.compare_clocks(near, 107_000, 100_000));
+        assert_eq!(all.skew_ms(), 7_000);
+        assert_eq!(all.tick(11, 10), [near, far]);
+        assert_eq!(all.skew_ms(), 0, "whoever is silent has no clock");
+    }
+
+    #[test]
     fn garbled_loops_are_not_believed() {
         let node = NodeId::new(2).unwrap();
         let mut all = Neighbours::default();
