@@ -7,7 +7,7 @@
 //!  what the node counts ──┘
 //! ```
 //!
-//! There is one table of all metrics ([`table`]): the page, the reference page and the tests of rules and dashboards are made from it.
+//! There is one table of all metrics (`metrics/table.rs`): the page, the reference page and the tests of rules and dashboards are made from it.
 //! The number of lines does not grow with the groups: they are counted together, and only the busiest have lines of their own.
 
 mod collect;

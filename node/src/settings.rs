@@ -4,7 +4,7 @@
 //!  pontoon.toml ──> PONTOON_… ──> --flags ──> Settings ──> NodeConfig
 //! ```
 //!
-//! There is one table of all settings ([`table`]): the file, the variables, the flags, the default file and the reference page are
+//! There is one table of all settings (`settings/table.rs`): the file, the variables, the flags, the default file and the reference page are
 //! made from it, so none of them can know of a setting that another does not.
 
 mod file;
