@@ -122,7 +122,7 @@ impl SnapshotSource for View {
 struct Stage(Rows);
 
 impl SnapshotStage for Stage {
-    fn put(&mut self, _chunk: u32, rows: &[(Bytes, Bytes)]) -> Result<(), MachineError> {
+    fn put(&mut self, _chunk: u32, rows: &[(Bytes, Bytes)], _hurry: bool) -> Result<(), MachineError> {
         self.0.extend(rows.iter().cloned());
         Ok(())
     }

@@ -85,6 +85,8 @@ calls! {
     RecoverPlanRequest => RecoverPlanReply by recover_plan;
     RecoverApplyRequest => RecoverApplyReply by recover_apply;
     UsageRequest => UsageReply by usage;
+    InspectRequest => InspectReply by inspect;
+    InspectGroupRequest => InspectGroupReply by inspect_group;
     GroupsRequest => GroupsReply by groups;
     ReportRequest => NodeView by report;
     CasualtiesRequest => CasualtiesReply by casualties;

@@ -3,17 +3,20 @@
 //! Exit codes: [`EXIT_CODES`].
 
 mod cluster;
+mod config;
 mod data;
+mod debug;
 mod load;
 mod log;
 mod moves;
 mod node;
 mod output;
 mod placement;
+mod problems;
 mod recover;
 mod wal;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use pontoon_node::client::{Client, ClientError, Reads};
@@ -61,6 +64,9 @@ enum Command {
     Demo(crate::demo::DemoArgs),
     /// Run one node until SIGTERM or Ctrl-C. The first founds a cluster, the others --join it.
     Node(node::NodeArgs),
+    /// The configuration of a node: print the default file, or check one.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Load N-Triples, N-Quads or Dgraph RDF, also .gz. Run it again to go on after a kill.
     Load(load::LoadArgs),
     /// Read a key; for loaded data, all objects of a subject.
@@ -76,8 +82,8 @@ enum Command {
     /// Logs: records in the order in which they were appended.
     #[command(subcommand)]
     Log(log::LogCommand),
-    /// The cluster at a glance.
-    Status,
+    /// The cluster at a glance, or what is wrong in it.
+    Status(problems::StatusArgs),
     /// The nodes, and what each holds.
     Nodes,
     /// The predicates, and who serves them.
@@ -112,6 +118,9 @@ enum Command {
     Explain(placement::ExplainArgs),
     /// What happened in the cluster.
     Events(cluster::EventsArgs),
+    /// For whoever looks for a fault: everything that the nodes can tell, or one group in depth.
+    #[command(subcommand)]
+    Debug(debug::DebugCommand),
     /// Generate load and measure latencies.
     Bench(crate::bench::BenchArgs),
     /// Look at a node's log on this machine's disk.
@@ -173,6 +182,7 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
     let end = match cli.command {
         Command::Demo(args) => crate::demo::run(&context, args).await,
         Command::Node(args) => node::run(&context, args).await,
+        Command::Config(command) => config::run(command),
         Command::Load(args) => load::run(&context, args).await,
         Command::Get(args) => data::get(&context, args).await,
         Command::Put(args) => data::put(&context, args).await,
@@ -180,7 +190,11 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
         Command::Cas(args) => data::cas(&context, args).await,
         Command::Scan(args) => data::scan(&context, args).await,
         Command::Log(command) => log::run(&context, command).await,
-        Command::Status => cluster::status(&context).await,
+        Command::Status(args) => match args.problems {
+            true => problems::problems(&context).await,
+            false => cluster::status(&context).await,
+        },
+        Command::Debug(command) => debug::run(&context, command).await,
         Command::Nodes => cluster::nodes(&context).await,
         Command::Predicates => cluster::predicates(&context).await,
         Command::Predicate(command) => cluster::predicate(&context, command).await,
@@ -243,14 +257,6 @@ fn engine(text: &str) -> Result<EngineKind, String> {
     }
 }
 
-/// A path that a node keeps things under.
-#[derive(Debug, Args, Clone)]
-pub(crate) struct DirArgs {
-    /// The data directory.
-    #[arg(long)]
-    pub(crate) dir: PathBuf,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,8 +270,7 @@ mod tests {
     #[test]
     fn wrong_words_are_refused() {
         for words in [
-            &["pontoon", "node", "--dir", "d"][..],
-            &["pontoon", "--timeout", "0", "status"],
+            &["pontoon", "--timeout", "0", "status"][..],
             &["pontoon", "move", "start"],
             &["pontoon", "demo", "--engine", "paper"],
             &["pontoon", "status", "--addr", "localhost"],

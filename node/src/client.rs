@@ -45,6 +45,7 @@ use dashmap::DashMap;
 use pontoon_proto::v1;
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
+use tracing::Instrument;
 
 pub use error::ClientError;
 pub use log::{Appended, Bounds, Log, Records, Tail};
@@ -303,7 +304,15 @@ impl Client {
         let until = Instant::now() + self.deadline;
         loop {
             let ticket = self.ticket(place, missing, until).await?;
-            match self.ask_write(place, until, || request(ticket.id())).await {
+            let id = ticket.id();
+            // Nodes name the same client and number in their spans.
+            let span = tracing::debug_span!(
+                "write",
+                predicate = place.predicate,
+                client = client_word(&id),
+                seq = id.seq
+            );
+            match self.ask_write(place, until, || request(ticket.id())).instrument(span).await {
                 // Refused at its first and only sending: it was not applied, and never will be under that id.
                 Err(ClientError::SessionExpired { sent_before: false }) => place.end_session(&ticket),
                 Err(error) => {
@@ -434,6 +443,11 @@ pub fn cas(key: impl Into<Bytes>, expect: Expect, value: Option<Bytes>) -> v1::W
 }
 
 /// Names that begin with @ are the cluster's own groups, whose state is not made of rows.
+/// A client as spans name it.
+pub(crate) fn client_word(id: &v1::RequestId) -> String {
+    format!("{:016x}{:016x}", id.client_high, id.client_low)
+}
+
 fn check_name(predicate: &str) -> Result<(), ClientError> {
     if !predicate.starts_with('@') {
         return Ok(());

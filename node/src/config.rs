@@ -12,10 +12,13 @@ use pontoon_proto::{GroupId, NodeId, v1};
 use pontoon_raftstore::{MachineError, StateMachine};
 use pontoon_shard::EngineKind;
 
-use crate::error::NodeError;
+use crate::{error::NodeError, settings::InForce};
 
 /// Shard kinds from here on belong to the embedder: [`MachineExtension`] opens their machines.
 pub const OWN_KINDS_FROM: i32 = 1000;
+
+/// So many groups have metrics of their own unless the operator says otherwise.
+const TOP_GROUPS: usize = 10;
 
 /// How a node runs. [`NodeConfig::new`] gives the defaults of `pontoon node`.
 #[derive(Clone)]
@@ -25,7 +28,10 @@ pub struct NodeConfig {
     pub dir: PathBuf,
     /// HOST:PORT to listen on. Port 0 takes a free one. Loopback only.
     pub listen: String,
-    /// Any node of the cluster to join. Only read at the first start; `None` founds a cluster.
+    /// HOST:PORT that others reach the node by. `None`: the host of `listen` and the port that was bound. Loopback only.
+    pub advertise: Option<String>,
+    /// Any node of the cluster to join. At the first start `None` founds a cluster; later this one is asked where it is, should
+    /// all addresses have changed.
     pub join: Option<String>,
     /// The engine; `None` takes the directory's, or fjall for a new one.
     pub engine: Option<EngineKind>,
@@ -46,6 +52,10 @@ pub struct NodeConfig {
     pub raft: pontoon_raftstore::Config,
     /// The size of a segment of the log; `None` takes the log's default.
     pub segment_bytes: Option<u64>,
+    /// How many groups, the busiest, have metrics of their own.
+    pub top_groups: usize,
+    /// What the process was configured with, for whoever diagnoses it.
+    pub settings: Vec<InForce>,
     /// Whether acknowledged writes survive a loss of power. False only for tests and caches.
     pub durable: bool,
     /// Opens the machines of the embedder's own shard kinds.
@@ -86,6 +96,7 @@ impl NodeConfig {
         NodeConfig {
             dir: dir.as_ref().to_owned(),
             listen: listen.into(),
+            advertise: None,
             join: None,
             engine: None,
             wal_dir: None,
@@ -96,6 +107,8 @@ impl NodeConfig {
             disk_reserve_bytes: None,
             raft: pontoon_raftstore::Config::default(),
             segment_bytes: None,
+            top_groups: TOP_GROUPS,
+            settings: Vec::new(),
             durable: true,
             machines: None,
         }

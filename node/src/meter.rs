@@ -69,6 +69,16 @@ impl Meter {
         });
     }
 
+    /// The groups for which most is answered, the busiest first: writes and reads per second.
+    pub(crate) fn busiest(&self, count: usize) -> Vec<(GroupId, u64, u64)> {
+        let rate = |rate: &Rate| rate.per_second();
+        let mut all: Vec<_> =
+            self.groups.iter().map(|entry| (*entry.key(), rate(&entry.writes), rate(&entry.reads))).collect();
+        all.sort_unstable_by_key(|(group, writes, reads)| (std::cmp::Reverse(writes + reads), *group));
+        all.truncate(count);
+        all
+    }
+
     /// Writes and reads per second.
     pub(crate) fn rates(&self, group: GroupId) -> (u64, u64) {
         self.groups.get(&group).map_or((0, 0), |rates| (rates.writes.per_second(), rates.reads.per_second()))
@@ -90,6 +100,9 @@ mod tests {
         let (writes, reads) = meter.rates(group);
         assert!((290..=300).contains(&writes) && (18..=20).contains(&reads), "{writes}, {reads}");
         assert_eq!(meter.rates(GroupId(8)), (0, 0));
+        meter.wrote(GroupId(8));
+        assert_eq!(meter.busiest(1), [(group, writes, reads)]);
+        assert_eq!(meter.busiest(9).len(), 2);
         meter.turn();
         assert!((200..290).contains(&meter.rates(group).0), "one second without is not the end");
         (0..120).for_each(|_| meter.turn());

@@ -42,14 +42,17 @@ use crate::{
     error::NodeError,
     follow::remember_peers,
     foreground::{Latencies, watch_foreground},
+    health::{Health, watch_health},
     machines::NodeMachines,
     map::MapCache,
     meter::Meter,
     readers::Readers,
     reopen::open_engine,
+    seek::{seek_once, seek_until_found},
     server,
     shared::Shared,
     space::{Space, watch_space},
+    stats::Counted,
     transport::PeerTransport,
 };
 
@@ -104,7 +107,10 @@ impl Node {
         let bound = listener
             .local_addr()
             .map_err(|source| NodeError::Listen { address: config.listen.clone(), source })?;
-        let address = advertised(&config.listen, bound.port());
+        let address = match &config.advertise {
+            Some(address) => loopback_only(address).await.map(|_| address.clone())?,
+            None => advertised(&config.listen, bound.port()),
+        };
 
         let (directory, marker) = Directory::open(&config.dir)?;
         let engine = choose_engine(&config, marker.as_ref())?;
@@ -137,6 +143,11 @@ impl Node {
             (None, _) => establish(&wal, ClusterId(marker.nonce), 1, &address).await?,
         };
         let (cluster, own) = (identity.cluster, identity.node);
+        let seek = config.join.clone().filter(|join| marker.state == State::Member && *join != address);
+        if let Some(join) = &seek {
+            // Before the engine: what it lacks is asked of the others.
+            seek_once(join, cluster, own, &channels, &map).await;
+        }
 
         let shards = open_engine(engine, &directory, &wal, own, &map, &channels).await?;
         let machines = Arc::new(NodeMachines::new(shards, config.machines.clone()));
@@ -169,6 +180,10 @@ impl Node {
             readers: Readers::default(),
             foreground: Latencies::default(),
             meter: Meter::default(),
+            counted: Counted::default(),
+            health: Health::default(),
+            top_groups: config.top_groups,
+            settings: config.settings.clone(),
             creating: DashMap::new(),
             plans: Default::default(),
             stop: watch::Sender::new(false),
@@ -187,6 +202,7 @@ impl Node {
             tokio::spawn(shared.clone().reconcile()),
             tokio::spawn(watch_space(shared.clone())),
             tokio::spawn(watch_foreground(shared.clone())),
+            tokio::spawn(watch_health(shared.clone())),
             tokio::spawn(shared.clone().heed_map(config.raft.snapshots)),
             tokio::spawn(follow_leaders(shared.clone())),
         ];
@@ -199,6 +215,9 @@ impl Node {
                 }
             }
             State::Joining | State::Member => {}
+        }
+        if let Some(join) = seek {
+            tokio::spawn(seek_until_found(node.shared.clone(), join));
         }
         tokio::spawn(announce(node.shared.clone(), config.labels.clone(), config.capacity_bytes));
         let member = Marker { engine: engine.to_string(), ..marker.member(cluster, own) };

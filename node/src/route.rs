@@ -21,7 +21,12 @@ use pontoon_raftstore::{Group, ProposeError, Rejected};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Status, transport::Channel};
 
-use crate::{api::data_client::DataClient, map::member_nodes, shared::Shared};
+use crate::{
+    api::data_client::DataClient,
+    map::member_nodes,
+    shared::Shared,
+    stats::{Asked, Ended},
+};
 
 /// How long a node looks for the leader on behalf of a plain client.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -33,6 +38,8 @@ pub(crate) const PREDICATE_LIMIT_BYTES: usize = 1024;
 /// A call about one predicate.
 pub(crate) trait Routed: Clone + Send + Sync + 'static {
     type Reply: Send;
+    /// What it is counted as.
+    const ASKED: Asked;
 
     fn predicate(&self) -> &str;
     /// Whether the caller follows hints itself, or the call came by a hop.
@@ -65,11 +72,12 @@ pub(crate) trait Routed: Clone + Send + Sync + 'static {
 /// that answers here.
 macro_rules! routed {
     ($($request:ident => $reply:ident {
-        $name:ident by $method:ident, kind $kind:expr, creates $creates:expr, repeatable $repeatable:expr, local $local:path
+        $name:ident by $method:ident as $asked:ident, kind $kind:expr, creates $creates:expr, repeatable $repeatable:expr, local $local:path
         $(, streamed as $streamed:ident)?
     })*) => {$(
         impl $crate::route::Routed for v1::$request {
             type Reply = v1::$reply;
+            const ASKED: $crate::stats::Asked = $crate::stats::Asked::$asked;
 
             fn predicate(&self) -> &str {
                 &self.$name
@@ -185,6 +193,13 @@ pub(crate) fn refusal(kind: Kind) -> Refusal {
 impl Shared {
     /// Answers a call here or through the node that leads.
     pub(crate) async fn route<R: Routed>(self: &Arc<Self>, request: R) -> Result<R::Reply, Status> {
+        let reply = self.answer(request).await;
+        let ended = reply.as_ref().map_or(Ended::Failed, |reply| Ended::of(R::refusal(reply)));
+        self.counted.call(R::ASKED, ended);
+        reply
+    }
+
+    async fn answer<R: Routed>(self: &Arc<Self>, request: R) -> Result<R::Reply, Status> {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = PAUSE_FIRST;
         loop {

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use dashmap::DashMap;
@@ -19,8 +19,17 @@ use tokio::sync::{Mutex, watch};
 use tonic::Status;
 
 use crate::{
-    channels::Channels, foreground::Latencies, machines::NodeMachines, map::MapCache, meter::Meter,
-    readers::Readers, space::Space, transport::PeerTransport,
+    channels::Channels,
+    foreground::Latencies,
+    health::{Code, Health, Serves},
+    machines::NodeMachines,
+    map::MapCache,
+    meter::Meter,
+    readers::Readers,
+    settings::InForce,
+    space::Space,
+    stats::Counted,
+    transport::PeerTransport,
 };
 
 /// A running node, without its server.
@@ -41,6 +50,12 @@ pub(crate) struct Shared {
     pub(crate) foreground: Latencies,
     /// How much is asked of each group here.
     pub(crate) meter: Meter,
+    /// What is counted here for whoever looks.
+    pub(crate) counted: Counted,
+    /// What is wrong here.
+    pub(crate) health: Health,
+    pub(crate) top_groups: usize,
+    pub(crate) settings: Vec<InForce>,
     /// Predicates that are being created on behalf of a first write.
     pub(crate) creating: DashMap<String, Arc<Mutex<()>>>,
     /// Plans of moves that this node has made as the leader of the meta group, the latest last.
@@ -67,15 +82,27 @@ impl Shared {
         self.turns.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Why the node is not ready to serve; `None` if it is.
+    /// A write that is led here was answered.
+    pub(crate) fn wrote(&self, group: GroupId, took: Duration) {
+        self.foreground.note(took);
+        self.counted.writes.note(took);
+        self.meter.wrote(group);
+    }
+
+    /// A read was answered here.
+    pub(crate) fn read(&self, group: GroupId, took: Duration) {
+        self.counted.reads.note(took);
+        self.meter.read(group);
+    }
+
+    /// Why the node does not serve clients as it should; `None` if it does.
     pub(crate) fn not_ready(&self) -> Option<String> {
         if *self.stop.borrow() {
-            return Some("the node is shutting down".to_owned());
+            return Some(format!("{}: the node is shutting down", Code::Stopping.word()));
         }
-        if self.map.view().version() == 0 {
-            return Some("no map of the cluster yet".to_owned());
-        }
-        None
+        let problems = self.health.problems();
+        let stops = problems.iter().find(|problem| problem.code.stops().contains(&Serves::Data));
+        stops.map(ToString::to_string)
     }
 
     /// Checks the term of whoever drives a move: a driver that was followed by another must not act any more.

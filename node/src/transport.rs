@@ -17,7 +17,7 @@ use std::{
     fmt,
     sync::{
         Arc, RwLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -91,6 +91,20 @@ struct Link {
     queue: mpsc::UnboundedSender<Packet>,
     queued_bytes: Arc<AtomicUsize>,
     connected: Arc<AtomicBool>,
+    sent_bytes: Arc<AtomicU64>,
+    dropped: AtomicU64,
+}
+
+/// How a stream to a peer stands, and what was counted on it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LinkView {
+    pub(crate) peer: NodeId,
+    pub(crate) class: Class,
+    pub(crate) connected: bool,
+    pub(crate) queued_bytes: usize,
+    pub(crate) sent_bytes: u64,
+    /// Batches that found the queue full.
+    pub(crate) dropped: u64,
 }
 
 struct Packet {
@@ -163,6 +177,23 @@ impl PeerTransport {
         }
     }
 
+    /// The streams to all peers, in the order of their ids.
+    pub(crate) fn links(&self) -> Vec<LinkView> {
+        let mut views = Vec::new();
+        for entry in &self.inner.links {
+            views.extend(Class::ALL.into_iter().zip(entry.value().iter()).map(|(class, link)| LinkView {
+                peer: *entry.key(),
+                class,
+                connected: link.connected.load(Ordering::Relaxed),
+                queued_bytes: link.queued_bytes.load(Ordering::Relaxed),
+                sent_bytes: link.sent_bytes.load(Ordering::Relaxed),
+                dropped: link.dropped.load(Ordering::Relaxed),
+            }));
+        }
+        views.sort_by_key(|view| (view.peer, class_number(view.class)));
+        views
+    }
+
     /// Whether the control stream to a peer stands.
     pub(crate) fn reaches(&self, peer: NodeId) -> bool {
         peer == self.inner.own
@@ -180,6 +211,7 @@ impl Transport for PeerTransport {
         let bytes = messages.iter().map(Message::encoded_len).sum::<usize>();
         if link.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > queue_limit_bytes(class) {
             link.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            link.dropped.fetch_add(1, Ordering::Relaxed);
             self.inner.unreachable(to);
             return;
         }
@@ -213,6 +245,7 @@ impl Inner {
     fn start(self: &Arc<Self>, peer: NodeId, class: Class) -> Link {
         let (queue, packets) = mpsc::unbounded_channel();
         let (queued_bytes, connected) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let sent_bytes = Arc::new(AtomicU64::new(0));
         let pump = Pump {
             inner: self.clone(),
             peer,
@@ -220,6 +253,7 @@ impl Inner {
             packets,
             queued_bytes: queued_bytes.clone(),
             connected: connected.clone(),
+            sent_bytes: sent_bytes.clone(),
         };
         let mut stop = self.stop.subscribe();
         self.runtime.spawn(async move {
@@ -228,7 +262,7 @@ impl Inner {
                 _ = stop.wait_for(|stop| *stop) => {}
             }
         });
-        Link { queue, queued_bytes, connected }
+        Link { queue, queued_bytes, connected, sent_bytes, dropped: AtomicU64::new(0) }
     }
 }
 
@@ -240,6 +274,7 @@ struct Pump {
     packets: mpsc::UnboundedReceiver<Packet>,
     queued_bytes: Arc<AtomicUsize>,
     connected: Arc<AtomicBool>,
+    sent_bytes: Arc<AtomicU64>,
 }
 
 /// Why a stream was not made or ended.
@@ -419,6 +454,7 @@ impl Pump {
                 messages.extend(more.messages);
                 bytes += more.bytes;
             }
+            self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
             let frame = v1::PeerFrame { frame: Some(Frame::Batch(v1::PeerBatch { messages })) };
             tokio::select! {
                 sent = frames.send(frame) => {

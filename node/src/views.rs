@@ -11,6 +11,7 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
+    health::Problem,
     problems::problems,
     shared::Shared,
     space::{Seen, room_to_wire},
@@ -97,6 +98,7 @@ impl Shared {
             wal_bytes: self.wal_bytes(),
             engine_bytes: groups.iter().map(|&group| self.machines.usage(group)).sum(),
             dead: self.dead(),
+            problems: self.health.problems().iter().map(Problem::to_wire).collect(),
         })
     }
 
@@ -185,7 +187,7 @@ impl Shared {
             group.problems.extend(silent.map(|replica| {
                 let node = replica.node();
                 format!(
-                    "replica {replica} does not answer; start {node}, or run `pontoon decommission {node}`"
+                    "silent: replica {replica} does not answer; start {node}, or run `pontoon decommission {node}`"
                 )
             }));
         }

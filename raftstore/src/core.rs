@@ -176,7 +176,7 @@ impl Core {
         match input {
             Input::Tick(ticks) => self.tick(ticks, fx),
             Input::Peer { from, message } => self.on_peer(from, message, fx),
-            Input::Propose { group, token, proposal } => {
+            Input::Propose { group, token, proposal, span } => {
                 let Some(replica) = live(&mut self.slots, group) else {
                     let rejected = self.missing(group, fx);
                     return fx.propose_error(token, rejected);
@@ -185,7 +185,9 @@ impl Core {
                 if replica.is_full(self.batch_limit) {
                     self.poll_group(group, fx);
                 }
-                self.with(group, fx, |replica, shared, fx| replica.propose(shared, token, proposal, fx));
+                self.with(group, fx, |replica, shared, fx| {
+                    replica.propose(shared, token, proposal, span, fx)
+                });
             }
             Input::Stamp { group, token } => match live(&mut self.slots, group) {
                 Some(replica) => replica.stamp(&mut self.shared, token, fx),
@@ -226,6 +228,13 @@ impl Core {
                     replica.stir();
                     replica.verify(shared, token, fx)
                 });
+            }
+            Input::Depths { group, token } => {
+                let depths = match live(&mut self.slots, group) {
+                    Some(replica) => Ok(Box::new(replica.depths(self.shared.wal.log_bytes(group)))),
+                    None => Err(self.missing(group, fx)),
+                };
+                fx.answers.push((token, Answer::Depths(depths)));
             }
             Input::OtherSource { group, token } => {
                 if live(&mut self.slots, group).is_none() {

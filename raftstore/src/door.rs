@@ -42,6 +42,8 @@ pub(crate) struct Door {
     rest: Sender<ToLoop>,
     /// Bytes of peers' entries and chunks that wait.
     peer_bytes: Arc<AtomicU64>,
+    /// Messages of peers that were dropped, counted.
+    dropped: Arc<AtomicU64>,
     urgent: Option<GroupId>,
 }
 
@@ -57,7 +59,7 @@ pub(crate) fn door(urgent: Option<GroupId>) -> (Door, Inbox) {
         (crossbeam_channel::unbounded(), crossbeam_channel::unbounded());
     let peer_bytes = Arc::new(AtomicU64::new(0));
     let inbox = Inbox { first: first_inputs, rest: rest_inputs, peer_bytes: peer_bytes.clone() };
-    (Door { first, rest, peer_bytes, urgent }, inbox)
+    (Door { first, rest, peer_bytes, dropped: Arc::default(), urgent }, inbox)
 }
 
 impl Door {
@@ -75,6 +77,7 @@ impl Door {
         let bytes = bulk_bytes(&message);
         if bytes > 0 && self.peer_bytes.fetch_add(bytes, Ordering::Relaxed) > PEER_LIMIT_BYTES {
             self.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(%from, group = message.group, bytes, "too much waits; a message is dropped");
             return;
         }
@@ -84,6 +87,12 @@ impl Door {
     /// Whether so much waits that commands are refused.
     pub(crate) fn is_full(&self) -> bool {
         self.rest.len() > QUEUE_LIMIT
+    }
+
+    /// Inputs that wait, bytes of peers among them, and messages of peers that were dropped so far.
+    pub(crate) fn waiting(&self) -> (u64, u64, u64) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ((self.first.len() + self.rest.len()) as u64, get(&self.peer_bytes), get(&self.dropped))
     }
 
     /// Ends the loop, behind what was asked before.

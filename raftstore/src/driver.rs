@@ -20,16 +20,13 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use dashmap::DashMap;
-use pontoon_proto::{
-    GroupId, NodeId,
-    v1::{self, PeerMessage},
-};
+use pontoon_proto::{GroupId, NodeId};
 use pontoon_wal::{self as wal, PersistSink, Persisted, Wal};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{broadcast, oneshot};
 
 use crate::{
     apply::{Applier, ApplyOutcome, ApplyTask, StageBack, StageWork},
-    beats,
+    board::{Board, lock},
     budget::Ledger,
     core::Core,
     door::{Door, Inbox, ToLoop, door},
@@ -38,8 +35,9 @@ use crate::{
     lanes::Lane,
     machine::Machines,
     snapshot::{ServeTask, Served, SnapshotServer},
+    stats::{Counters, Stats, add},
     transport::{Class, Transport},
-    types::{Config, Event, GroupStatus},
+    types::Config,
 };
 
 /// Inputs that one turn takes before it submits, so that a flood does not keep the log idle.
@@ -48,110 +46,6 @@ const INPUTS_PER_TURN: usize = 2048;
 /// How much nicer than the rest of the process threads are that read, hash and stage whole states.
 #[cfg(target_os = "linux")]
 const LOWER_BY: i32 = 10;
-
-/// What is known here of a replica.
-pub(crate) struct Shown {
-    pub(crate) status: GroupStatus,
-    /// Made for the first who watches, gone with the last: of very many replicas few are watched, and it takes more room
-    /// than the status.
-    watched: Option<watch::Sender<GroupStatus>>,
-}
-
-impl Shown {
-    pub(crate) fn watch(&mut self) -> watch::Receiver<GroupStatus> {
-        self.watched.get_or_insert_with(|| watch::Sender::new(self.status.clone())).subscribe()
-    }
-
-    fn show(&mut self, status: GroupStatus) {
-        if self.status == status {
-            return;
-        }
-        self.watched.take_if(|watched| watched.is_closed());
-        if let Some(watched) = &self.watched {
-            watched.send_replace(status.clone());
-        }
-        self.status = status;
-    }
-}
-
-/// What all threads share.
-pub(crate) struct Board {
-    pub(crate) statuses: DashMap<GroupId, Box<Shown>>,
-    /// Replicas that have stopped for good, and why: few, and asked for often.
-    pub(crate) dead: Mutex<BTreeMap<GroupId, String>>,
-    pub(crate) events: broadcast::Sender<Event>,
-    loops: Vec<Door>,
-}
-
-impl Board {
-    fn door(&self, group: GroupId) -> &Door {
-        &self.loops[group.0 as usize % self.loops.len()]
-    }
-
-    /// Asks the loop of a group; the answer goes to whoever waits for it.
-    pub(crate) fn ask(&self, group: GroupId, input: Input, token: Token, answer: oneshot::Sender<Answer>) {
-        self.door(group).to_group(group, ToLoop::Ask(input, token, answer));
-    }
-
-    /// Whether so much waits in front of the group's loop that commands are refused.
-    pub(crate) fn is_full(&self, group: GroupId) -> bool {
-        self.door(group).is_full()
-    }
-
-    /// A message of a peer for a group.
-    pub(crate) fn peer(&self, from: NodeId, message: PeerMessage) {
-        self.door(GroupId(message.group)).peer(from, message);
-    }
-
-    /// What concerns the node goes to every loop.
-    pub(crate) fn input_all(&self, input: impl Fn() -> Input) {
-        self.loops.iter().for_each(|door| door.first(input()));
-    }
-
-    /// What another node says goes to the loops that it concerns.
-    pub(crate) fn input_of_node(&self, from: NodeId, own: NodeId, message: PeerMessage) {
-        use v1::peer_message::Body;
-        let send = |at: usize, message| self.loops[at].first(Input::Peer { from, message });
-        match message.body {
-            Some(Body::Ping(ping)) => beats::loops_of_lane(ping.lane, ping.lanes, self.loops.len())
-                .for_each(|at| send(at, message.clone())),
-            Some(Body::Beats(packed)) => {
-                for (at, packed) in beats::deal(packed, from, own, self.loops.len()) {
-                    send(
-                        at,
-                        PeerMessage {
-                            group: GroupId::NODE.0,
-                            from: 0,
-                            to: 0,
-                            body: Some(Body::Beats(packed)),
-                        },
-                    );
-                }
-            }
-            // Nothing else is said to a node.
-            _ => {}
-        }
-    }
-
-    fn publish(&self, status: GroupStatus) {
-        let group = status.group;
-        let mut dead = lock(&self.dead);
-        match &status.dead {
-            Some(reason) => drop(dead.insert(group, reason.clone())),
-            None if !dead.is_empty() => drop(dead.remove(&group)),
-            None => {}
-        }
-        drop(dead);
-        match self.statuses.get_mut(&group) {
-            Some(mut shown) => shown.show(status),
-            None => drop(self.statuses.insert(group, Box::new(Shown { status, watched: None }))),
-        }
-    }
-
-    fn engine_failed(&self, reason: &str) {
-        self.input_all(|| Input::EngineFailed { reason: reason.to_owned() });
-    }
-}
 
 struct LoopSink(Door);
 
@@ -172,6 +66,7 @@ impl PersistSink for LoopSink {
 pub(crate) struct Threads {
     pub(crate) board: Arc<Board>,
     pub(crate) ledger: Arc<Ledger>,
+    tick: Duration,
     loops: Mutex<Vec<JoinHandle<()>>>,
     /// The channel ends that keep the other threads alive; dropped to stop them.
     workers: Mutex<Option<Workers>>,
@@ -185,11 +80,6 @@ struct Workers {
 }
 
 type Dirty = Arc<Mutex<BTreeMap<GroupId, u64>>>;
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Nothing under these locks can be left half changed by a panic.
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
 
 /// Lets a thread do its work in what others leave of the cores: nobody waits for it as clients do for theirs.
 fn give_way() {
@@ -220,6 +110,8 @@ pub(crate) fn start(
         statuses: DashMap::new(),
         dead: Mutex::default(),
         events: broadcast::channel(1024).0,
+        counters: Counters::default(),
+        standings: loop_ends.iter().map(|_| Mutex::default()).collect(),
         loops: loop_ends,
     });
     let dirty: Dirty = Arc::default();
@@ -276,6 +168,7 @@ pub(crate) fn start(
             serve: serve.clone(),
             transport: transport.clone(),
             wal: wal.clone(),
+            at: i,
             board: board.clone(),
             waiting: HashMap::new(),
             tick: config.tick,
@@ -284,10 +177,23 @@ pub(crate) fn start(
         loops.push(spawn(format!("raft-{i}"), move || looper.run())?);
     }
     let workers = Workers { apply, serve, flush_stop, handles };
-    Ok(Threads { board, ledger, loops: Mutex::new(loops), workers: Mutex::new(Some(workers)) })
+    Ok(Threads {
+        board,
+        ledger,
+        tick: config.tick,
+        loops: Mutex::new(loops),
+        workers: Mutex::new(Some(workers)),
+    })
 }
 
 impl Threads {
+    /// What was counted, and how things stand.
+    pub(crate) fn stats(&self) -> Stats {
+        let waiting = |workers: &Workers| workers.apply.iter().map(|lane| lane.len() as u64).sum();
+        let queued_applies = lock(&self.workers).as_ref().map_or(0, waiting);
+        Stats { queued_applies, ..self.board.stats(self.tick) }
+    }
+
     /// Stops the loops, then the workers after what they were given, then flushes once more. Blocks.
     pub(crate) fn stop(&self) {
         self.board.loops.iter().for_each(Door::stop);
@@ -324,6 +230,8 @@ struct Looper {
     serve: Sender<ServeTask>,
     transport: Arc<dyn Transport>,
     wal: Wal,
+    /// Which of the loops this is.
+    at: usize,
     board: Arc<Board>,
     waiting: HashMap<Token, oneshot::Sender<Answer>>,
     tick: Duration,
@@ -358,6 +266,9 @@ impl Looper {
             self.core.go_on(&mut fx);
             self.core.poll(&mut fx);
             self.dispatch(&mut fx);
+            add(&self.board.counters.turns, 1);
+            add(&self.board.counters.inputs, taken as u64);
+            *lock(&self.board.standings[self.at]) = self.core.standing();
         }
     }
 
@@ -417,29 +328,8 @@ impl Looper {
             }
         }
         for event in fx.events.drain(..) {
-            log_event(&event);
-            // Nobody has to listen.
-            let _ = self.board.events.send(event);
+            self.board.tell(event);
         }
-    }
-}
-
-fn log_event(event: &Event) {
-    match event {
-        Event::ReplicaDead { group, reason } => {
-            tracing::error!(%group, %reason, "a replica has stopped; replace it under a new id");
-        }
-        Event::MessageRefused { from, group, reason } => {
-            tracing::warn!(%from, %group, %reason, "a message is refused")
-        }
-        Event::SnapshotInstalled { group, index, bytes, chunks, held } => {
-            tracing::info!(%group, index, bytes, chunks, held, "a snapshot is installed");
-        }
-        Event::LeaderChanged { group, leader, term } => {
-            tracing::debug!(%group, %leader, term, "a leader is known")
-        }
-        // The core said so itself, once.
-        Event::LogFailed { .. } | Event::EngineFailed { .. } => {}
     }
 }
 
@@ -483,6 +373,12 @@ fn run_applier(
                     lane.release(group);
                 }
                 continue;
+            }
+            ApplyTask::Entries { ref entries, .. } => {
+                let (count, begun) = (entries.len() as u64, Instant::now());
+                applier.run(task, &mut outcomes);
+                board.counters.apply_times.note(begun.elapsed());
+                add(&board.counters.applied_entries, count);
             }
             task => applier.run(task, &mut outcomes),
         }
@@ -549,11 +445,13 @@ impl Flusher {
             let stopping = !matches!(stop.recv_timeout(self.interval), Err(RecvTimeoutError::Timeout));
             // Marks are read before the flush begins: what is applied meanwhile waits for the next one.
             let marks = std::mem::take(&mut *lock(&self.dirty));
-            if !marks.is_empty()
-                && let Err(error) = self.machines.flush()
-            {
-                self.board.engine_failed(&self.machines.failure().unwrap_or_else(|| error.to_string()));
-                return;
+            if !marks.is_empty() {
+                let begun = Instant::now();
+                if let Err(error) = self.machines.flush() {
+                    self.board.engine_failed(&self.machines.failure().unwrap_or_else(|| error.to_string()));
+                    return;
+                }
+                self.board.counters.flush_times.note(begun.elapsed());
             }
             let mut by_loop: BTreeMap<usize, Vec<(GroupId, u64)>> = BTreeMap::new();
             for (group, index) in marks {

@@ -10,6 +10,7 @@ use crate::{
     beats::Gather,
     budget::SnapshotBudget,
     error::{Error, ProposeError, Rejected},
+    replica::Depths,
     snapshot::ServeTask,
     transport::Class,
     types::{
@@ -42,6 +43,13 @@ pub(crate) enum Input {
         group: GroupId,
         token: Token,
         proposal: Proposal,
+        /// Follows the command through the replica.
+        span: tracing::Span,
+    },
+    /// What waits in a replica.
+    Depths {
+        group: GroupId,
+        token: Token,
     },
     Stamp {
         group: GroupId,
@@ -158,6 +166,8 @@ pub enum Answer {
     Replica(Result<ReplicaId, Error>),
     /// Of a replica that was to be removed.
     Destroyed(Result<(), Error>),
+    /// Of a question what waits.
+    Depths(Result<Box<Depths>, Rejected>),
 }
 
 /// Entries that a replica's log is to read from disk; [`Input::Fetched`] answers.

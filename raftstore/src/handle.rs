@@ -22,6 +22,8 @@ use crate::{
     error::{Ambiguous, Error, ProposeError, Rejected},
     identity::{Identity, Peers},
     machine::Machines,
+    replica::Depths,
+    stats::{Roles, Stats},
     transport::Transport,
     types::{
         Applied, Config, Event, GroupSpec, GroupStatus, Mandate, MemberChange, Proposal, ReadLevel, Recovery,
@@ -188,6 +190,16 @@ impl MultiRaft {
         self.inner.threads.ledger.copies()
     }
 
+    /// What the runtime has done since it was opened, and how it stands. Costs the same however many replicas there are.
+    pub fn stats(&self) -> Stats {
+        self.inner.threads.stats()
+    }
+
+    /// The replicas here by what they are. Looks at each of them once.
+    pub fn roles(&self) -> Roles {
+        self.inner.threads.board.roles()
+    }
+
     /// Makes sure that a replica exists here. Durable on return. The same spec may be given again at any time.
     ///
     /// # Errors
@@ -309,7 +321,8 @@ impl Group {
         self.replica
     }
 
-    /// Proposes a command. The ticket resolves when it is applied here, or refused, or when its outcome cannot be told.
+    /// Proposes a command. The ticket resolves when it is applied here, or refused, or when its outcome cannot be told. Called within
+    /// a span, it has one below it (`command`, at the level debug) until the command is applied.
     pub fn propose(&self, proposal: Proposal) -> Ticket {
         let board = &self.runtime.inner.threads.board;
         if board.is_full(self.id) {
@@ -317,7 +330,8 @@ impl Group {
             return Ticket { group: self.id, state: TicketState::Refused(Some(busy)) };
         }
         let group = self.id;
-        let receiver = self.runtime.ask(group, |token| Input::Propose { group, token, proposal });
+        let span = tracing::debug_span!("command", %group, index = tracing::field::Empty);
+        let receiver = self.runtime.ask(group, |token| Input::Propose { group, token, proposal, span });
         Ticket { group, state: TicketState::Waiting(receiver) }
     }
 
@@ -372,6 +386,21 @@ impl Group {
     pub async fn other_source(&self) -> Result<(), Rejected> {
         let group = self.id;
         self.done(self.runtime.ask(group, |token| Input::OtherSource { group, token })).await
+    }
+
+    /// What waits in this replica: for whoever looks for a fault.
+    ///
+    /// # Errors
+    /// [`Rejected::NoGroup`], [`Rejected::Stopped`], [`Rejected::NotLeader`] while it is being opened.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn depths(&self) -> Result<Depths, Rejected> {
+        let group = self.id;
+        match self.runtime.ask(group, |token| Input::Depths { group, token }).await {
+            Ok(Answer::Depths(result)) => result.map(|depths| *depths),
+            _ => Err(Rejected::Stopped(group)),
+        }
     }
 
     async fn index(&self, answer: oneshot::Receiver<Answer>) -> Result<u64, Rejected> {

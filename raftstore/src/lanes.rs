@@ -82,6 +82,11 @@ impl Lane {
         self.more.notify_all();
     }
 
+    /// Tasks that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.queues().by_group.values().map(VecDeque::len).sum()
+    }
+
     /// The next piece of work, if there is one.
     pub(crate) fn try_take(&self) -> Option<ApplyTask> {
         self.queues().take(self.urgent)

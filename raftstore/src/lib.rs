@@ -47,6 +47,7 @@
 
 mod apply;
 mod beats;
+mod board;
 mod budget;
 mod convert;
 mod core;
@@ -68,6 +69,7 @@ mod replica;
 #[doc(hidden)]
 pub mod rules;
 mod snapshot;
+mod stats;
 mod stepped;
 mod storage;
 mod transport;
@@ -82,6 +84,8 @@ pub use machine::{
     Command, MachineError, Machines, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
 };
 pub use pace::Foreground;
+pub use replica::{Depths, Flight};
+pub use stats::{Roles, Stats};
 pub use stepped::{Output, Stepped};
 pub use transport::{Class, Transport};
 pub use types::{

@@ -13,6 +13,7 @@
 mod fetched;
 pub(crate) mod flow;
 mod inbound;
+mod inspect;
 mod lease;
 mod mandate;
 mod membership;
@@ -22,6 +23,7 @@ mod reads;
 mod ready;
 mod room;
 mod sleep;
+mod trace;
 mod verify;
 
 use std::{
@@ -36,10 +38,12 @@ use pontoon_wal::{self as wal, Reservation, Submitter, Wal};
 use raft::{RawNode, StateRole, eraftpb as pb};
 
 use flow::{Flights, NodeFlights};
+pub use inspect::{Depths, Flight};
 use lease::Lease;
 use reads::Reads;
 pub(crate) use ready::Taken;
 use sleep::Sleep;
+use trace::Traces;
 
 use crate::{
     apply::panic_text,
@@ -145,6 +149,7 @@ pub(crate) struct Replica {
     committed: VecDeque<pb::Entry>,
     unapplied_bytes: u64,
     proposals: VecDeque<ProposalWait>,
+    traces: Traces,
     change_wait: Option<ProposalWait>,
     /// The last index of the log when the replica went on alone; 0 if it never did. Changes of members up to here are those of
     /// the group that was, and no state below this is offered: whoever began from it would meet them.
@@ -290,6 +295,7 @@ impl Replica {
             committed: VecDeque::new(),
             unapplied_bytes: 0,
             proposals: VecDeque::new(),
+            traces: Traces::default(),
             change_wait: None,
             alone_since,
             ordered: [0; 3],
@@ -486,6 +492,7 @@ impl Replica {
     }
 
     fn lost_leadership(&mut self, fx: &mut Effects) {
+        self.traces.lost();
         for wait in self.proposals.drain(..) {
             let reason = "the leader changed";
             fx.propose_error(wait.token, Ambiguous { group: self.group, reason });

@@ -325,7 +325,7 @@ impl Stepped {
 
     /// Proposes; the token's answer is [`Answer::Proposed`].
     pub fn propose(&mut self, group: GroupId, proposal: Proposal) -> u64 {
-        self.ask(|token| Input::Propose { group, token, proposal })
+        self.ask(|token| Input::Propose { group, token, proposal, span: tracing::Span::none() })
     }
 
     /// Asks for a session stamp; the answer is [`Answer::Index`].

@@ -378,6 +378,7 @@ fn describe_answer(at: NodeId, answer: Answer, stamp: &mut u64, out: &mut String
         Answer::Replica(Ok(id)) => format!("{id} is here"),
         Answer::Replica(Err(error)) | Answer::Destroyed(Err(error)) => error.to_string(),
         Answer::Destroyed(Ok(())) => "gone".to_owned(),
+        Answer::Depths(depths) => format!("{depths:?}"),
     };
     writeln!(out, "{at}: {text}").expect("a string");
 }

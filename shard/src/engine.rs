@@ -137,6 +137,22 @@ pub struct Scope {
     pub prefix: Bytes,
 }
 
+/// What an engine says of itself; 0 where it does not say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineStats {
+    /// Bytes of its files.
+    pub disk_bytes: u64,
+    /// Bytes of its journals, which are among those.
+    pub journal_bytes: u64,
+    /// Bytes that were written and are in memory alone but for the journal.
+    pub buffered_bytes: u64,
+    /// Files that are being merged.
+    pub compactions_active: u64,
+    /// Such merges since it was opened.
+    pub compactions: u64,
+}
+
 /// An ordered map in keyspaces 0 to [`MAX_KEYSPACES`], shared by all groups of a node.
 pub trait Engine: Send + Sync {
     /// Which engine this is.
@@ -200,6 +216,11 @@ pub trait Engine: Send + Sync {
         drop(snapshot);
         self.write(batch)?;
         Ok(!more)
+    }
+
+    /// What it says of itself.
+    fn stats(&self) -> EngineStats {
+        EngineStats::default()
     }
 
     /// Why nothing succeeds any more until the next open, once a write or a sync has failed.

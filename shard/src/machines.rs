@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, EngineStats},
     error::Error,
     log::{LogBounds, LogMachine, LogReader},
     map::{MapMachine, MapReader},
@@ -80,6 +80,11 @@ impl ShardMachines {
     /// conditional writes, too much for rows that were overwritten blindly.
     pub fn usage(&self, group: GroupId) -> u64 {
         self.views.get(&group).map_or(0, |view| view.1.bytes())
+    }
+
+    /// What the engine says of itself.
+    pub fn engine_stats(&self) -> EngineStats {
+        self.shared.engine.stats()
     }
 
     /// Drops up to `rows` rows of generations that are dead; true if none is left. [`Machines::flush`] does it in

@@ -242,14 +242,25 @@ impl Cluster {
 
     /// Starts stopped nodes again, all before any is waited for.
     pub async fn restart_all(&mut self, nodes: &[usize]) {
+        self.restart_all_with(nodes, &[]).await;
+    }
+
+    /// The same with these options.
+    pub async fn restart_all_with(&mut self, nodes: &[usize], options: &[&str]) {
         for &at in nodes {
             assert!(self.members[at].process.is_none(), "node {at} runs already");
-            self.spawn(at, None, &[]);
+            self.spawn(at, None, options);
         }
         for &at in nodes {
             let status = self.serving(at).await;
             assert_eq!(status.node, self.members[at].id, "a node keeps its id");
         }
+    }
+
+    /// A stopped node is to listen elsewhere from its next start on.
+    pub fn moved_to(&mut self, at: usize, address: String) {
+        assert!(self.members[at].process.is_none(), "node {at} runs");
+        self.members[at].address = address;
     }
 
     /// Where a node listens.

@@ -12,6 +12,7 @@ pub mod balance;
 pub mod cluster;
 pub mod films;
 pub mod history;
+pub mod http;
 pub mod linear;
 pub mod process;
 mod rng;

@@ -72,7 +72,7 @@ pub use compress::Compression;
 pub use error::{Error, KeyFault, Result};
 pub use fs::{Fs, RealFs};
 pub use keys::{DataKey, KEY_BYTES, KeyError, KeyFile, KeyFileError, KeyId, KeyProvider, KeySet};
-pub use metrics::{Histogram, Metrics};
+pub use metrics::{Histogram, Metrics, Times};
 pub use options::{
     Clock, DriverMode, Durability, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Options, SystemClock,
 };

@@ -1,6 +1,7 @@
 //! What an exporter may want to know of a log, counted as it happens.
 
 use std::{
+    fmt,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -121,10 +122,16 @@ fn bucket(time: Duration) -> usize {
     ((doublings * STEPS) as usize + step as usize).min(BUCKETS - 1)
 }
 
-/// Times as they happen.
-pub(crate) struct Times {
+/// Counts times as they happen: two additions each, by any thread.
+pub struct Times {
     counts: [AtomicU64; BUCKETS],
     sum_nanos: AtomicU64,
+}
+
+impl fmt::Debug for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Times").finish_non_exhaustive()
+    }
 }
 
 impl Default for Times {
@@ -134,12 +141,14 @@ impl Default for Times {
 }
 
 impl Times {
-    pub(crate) fn note(&self, time: Duration) {
+    /// Counts one.
+    pub fn note(&self, time: Duration) {
         add(&self.counts[bucket(time)], 1);
         add(&self.sum_nanos, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    pub(crate) fn copy(&self) -> Histogram {
+    /// What was counted so far. Others may count meanwhile.
+    pub fn copy(&self) -> Histogram {
         let counts: Vec<u64> = self.counts.iter().map(get).collect();
         Histogram { count: counts.iter().sum(), sum: Duration::from_nanos(get(&self.sum_nanos)), counts }
     }

@@ -338,7 +338,7 @@ fn node_table(nodes: &[v1::NodeView]) -> String {
     table(&["node", "address", "state", "engine", "replicas", "leaders", "log", "rows", "disk free"], &rows)
 }
 
-fn node_json(view: &v1::NodeView) -> Value {
+pub(super) fn node_json(view: &v1::NodeView) -> Value {
     let node = view.node.clone().unwrap_or_default();
     json!({
         "node": node.id,

@@ -1,55 +1,104 @@
 //! `pontoon node`.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
-use pontoon_node::{LogFormat, Node, NodeConfig, init_logs, shutdown_signal};
+use pontoon_node::{
+    Node, send_logs,
+    settings::{Settings, SettingsError},
+    shutdown_signal,
+};
 use pontoon_proto::NodeId;
-use pontoon_raftstore::SnapshotBudget;
 use serde_json::json;
 
-use super::{Context, DirArgs, Done, EngineArgs, Failure, node_id, print_line};
+use super::{Context, Done, Failure, node_id, print_line};
 
+/// Flags that are settings are kept as they were written: [`Settings`] reads them like lines of the file.
 #[derive(Debug, Args)]
 pub(super) struct NodeArgs {
-    #[command(flatten)]
-    dir: DirArgs,
+    /// A configuration file; variables and flags win over it. `pontoon config default` prints one.
+    #[arg(long, value_name = "FILE", env = "PONTOON_CONFIG")]
+    config: Option<PathBuf>,
+    /// The data directory.
+    #[arg(long)]
+    dir: Option<String>,
     /// HOST:PORT to listen on, loopback only; port 0 takes a free one.
-    #[arg(long)]
-    listen: String,
-    /// Any node of the cluster to join. Only needed at the first start.
-    #[arg(long)]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// HOST:PORT that others reach this node by, if not the one that it listens on.
+    #[arg(long, value_name = "ADDR")]
+    advertise: Option<String>,
+    /// Any node of the cluster to join. Only needed at the first start, and when all nodes have moved to other addresses.
+    #[arg(long, value_name = "ADDR")]
     join: Option<String>,
-    #[command(flatten)]
-    engine: EngineArgs,
-    /// Where the log lies, if not in the data directory.
+    /// fjall (the default) or sled.
     #[arg(long)]
-    wal_dir: Option<PathBuf>,
+    engine: Option<String>,
+    /// Where the log lies, if not in the data directory.
+    #[arg(long, value_name = "DIR")]
+    wal_dir: Option<String>,
     /// The key file with which the log is encrypted (`pontoon wal key new` makes one). Engine and staged snapshots are not.
     #[arg(long, value_name = "FILE")]
-    wal_keys: Option<PathBuf>,
+    wal_keys: Option<String>,
     /// The node that is lost and whose place this one takes: it is removed for ever, its replicas are made anew.
     #[arg(long, value_name = "NODE", value_parser = node_id, requires = "join")]
     replace: Option<NodeId>,
     /// For placement, as in zone=a. May be repeated.
-    #[arg(long, value_parser = label)]
-    label: Vec<(String, String)>,
-    /// Bytes of disk to keep free; below that the node takes no writes. Default: 512 MiB, or a tenth of a smaller disk.
-    #[arg(long, value_name = "BYTES")]
-    disk_reserve: Option<u64>,
-    /// What snapshots may take of this node: slow, normal, fast, max, or bytes per second.
-    #[arg(long, value_name = "BUDGET", default_value = "normal")]
-    snapshot_budget: SnapshotBudget,
+    #[arg(long, value_name = "NAME=VALUE")]
+    label: Vec<String>,
+    /// Disk to keep free; below that the node takes no writes. Default: 512 MiB, or a tenth of a smaller disk.
+    #[arg(long, value_name = "SIZE")]
+    disk_reserve: Option<String>,
+    /// What snapshots may take of this node: slow, normal (the default), fast, max, or bytes per second.
+    #[arg(long, value_name = "BUDGET")]
+    snapshot_budget: Option<String>,
     /// Linearizable reads from the leader's lease, without asking a quorum each time. It trusts clocks: those of the nodes must
     /// not drift apart by a tenth, nor stand still while a machine is suspended. Start all nodes alike.
     #[arg(long)]
     leader_lease: bool,
-    /// Logs as one JSON object per line. PONTOON_LOG filters them.
-    #[arg(long)]
-    log_json: bool,
+    /// How log lines look: text (the default) or json. PONTOON_LOG filters them.
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Any setting of the file, as in raft.tick=50ms. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     end_with_parent: bool,
+}
+
+impl NodeArgs {
+    /// The file, then the environment, then the flags; with warnings that are to be told.
+    fn settings(&self) -> Result<(Settings, Vec<String>), SettingsError> {
+        let mut settings = Settings::default();
+        if let Some(path) = &self.config {
+            settings.file(path)?;
+        }
+        // What is not UTF-8 is none of ours.
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let warnings = settings.variables(variables)?;
+        let flags = [
+            ("--dir", &self.dir),
+            ("--listen", &self.listen),
+            ("--advertise", &self.advertise),
+            ("--join", &self.join),
+            ("--engine", &self.engine),
+            ("--wal-dir", &self.wal_dir),
+            ("--wal-keys", &self.wal_keys),
+            ("--disk-reserve", &self.disk_reserve),
+            ("--snapshot-budget", &self.snapshot_budget),
+            ("--log-format", &self.log_format),
+        ];
+        let flags = flags.into_iter().filter_map(|(flag, value)| Some((flag, value.as_deref()?)));
+        let labels = self.label.iter().map(|label| ("--label", label.as_str()));
+        let lease = self.leader_lease.then_some(("--leader-lease", "true"));
+        let others = self.set.iter().map(|set| ("--set", set.as_str()));
+        for (flag, value) in others.chain(flags).chain(labels).chain(lease) {
+            settings.flag(flag, value)?;
+        }
+        Ok((settings, warnings))
+    }
 }
 
 pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failure> {
@@ -57,17 +106,13 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .map_err(|error| Failure::error(format!("the parent's end cannot be watched: {error}")))?;
     }
-    init_logs(if args.log_json { LogFormat::Json } else { LogFormat::Text }, "info");
-    let mut config = NodeConfig::new(&args.dir.dir, args.listen);
-    config.join = args.join;
-    config.engine = args.engine.engine;
-    config.wal_dir = args.wal_dir;
-    config.wal_keys = args.wal_keys;
-    config.raft.leader_lease = args.leader_lease;
-    config.raft.snapshots = args.snapshot_budget;
+    let (settings, warnings) = args.settings()?;
+    let mut config = settings.check()?;
     config.replace = args.replace;
-    config.disk_reserve_bytes = args.disk_reserve;
-    config.labels = args.label.into_iter().collect::<BTreeMap<_, _>>();
+    send_logs(settings.log_format(), settings.log_filter());
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     // One listener for the whole run: a signal between two of them would be missed.
     let mut signal = std::pin::pin!(shutdown_signal());
     // A signal during the start ends the process as it is: what is on disk is taken up again.
@@ -97,9 +142,4 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
         format!("node {id} ended by {signal}"),
         json!({ "node": id, "address": address, "ended_by": signal }),
     ))
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("a label is NAME=VALUE, as in zone=a")?;
-    Ok((name.to_owned(), value.to_owned()))
 }

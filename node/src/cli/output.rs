@@ -2,7 +2,7 @@
 
 use std::{io::Write, process::ExitCode};
 
-use pontoon_node::{NodeError, client::ClientError, load::LoadError};
+use pontoon_node::{NodeError, client::ClientError, load::LoadError, settings::SettingsError};
 use serde_json::{Value, json};
 
 use super::Context;
@@ -86,6 +86,12 @@ impl From<NodeError> for Failure {
             _ => Self::ERROR,
         };
         Failure { code, text: error.to_string() }
+    }
+}
+
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Failure::new(Self::REFUSED, error.to_string())
     }
 }
 

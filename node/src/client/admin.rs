@@ -67,6 +67,10 @@ calls! {
     recover_plan(RecoverPlanRequest) -> RecoverPlanReply;
     /// Carries such a plan out. Idempotent.
     recover_apply(RecoverApplyRequest) -> RecoverApplyReply;
+    /// Everything that one node, the first that answers, can tell of itself to whoever looks for a fault.
+    inspect(InspectRequest) -> InspectReply;
+    /// A group's replicas with what waits in each of them.
+    inspect_group(InspectGroupRequest) -> InspectGroupReply;
     /// What happened.
     events(EventsRequest) -> EventsReply;
 }

@@ -16,7 +16,7 @@ use pontoon_shard::{
 };
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
-use tracing::{debug, info};
+use tracing::{Instrument, Span, debug, debug_span, info, info_span};
 
 use super::Driver;
 use crate::{cluster::fresh, views::is_ended};
@@ -38,13 +38,28 @@ struct Step {
     confirm: bool,
     pause: Duration,
     watch: Watch,
+    /// When the phase was begun, or taken over, and the span that lives as long.
+    entered: Instant,
+    span: Span,
+}
+
+/// A span for as long as a move is in a phase, below that of the move.
+fn phase_span(record: &v1::Move) -> Span {
+    debug_span!("phase", phase = ?record.phase())
 }
 
 impl Driver {
     pub(super) async fn drive_move(self, id: u64) {
         let Some(record) = self.state().moves.get(&id).map(|mv| (**mv).clone()) else { return };
-        let watch = Watch::new(Patience::default());
-        let mut step = Step { record, reserved: false, confirm: false, pause: PAUSE_FIRST, watch };
+        let span = info_span!("move", id, group = record.group, predicate = record.predicate);
+        self.drive_record(record).instrument(span).await;
+    }
+
+    async fn drive_record(self, record: v1::Move) {
+        let (id, watch) = (record.id, Watch::new(Patience::default()));
+        let (entered, span) = (Instant::now(), phase_span(&record));
+        let mut step =
+            Step { record, reserved: false, confirm: false, pause: PAUSE_FIRST, watch, entered, span };
         let begun = Instant::now();
         while self.leads() {
             // Whoever cancels changes the record.
@@ -67,7 +82,8 @@ impl Driver {
                 self.pause(&mut step).await;
                 continue;
             }
-            self.carry_on(&mut step, &seen, decision).await;
+            let span = step.span.clone();
+            self.carry_on(&mut step, &seen, decision).instrument(span).await;
         }
     }
 
@@ -108,10 +124,13 @@ impl Driver {
                 ..next
             },
         };
-        let phase = next.phase();
+        let (left, phase) = (step.record.phase(), next.phase());
         match self.advance(step, v1::AdvanceMove { session: fresh(), ..next }).await {
             Ok(()) => {
-                info!(id, predicate = step.record.predicate, ?phase, "move");
+                let took = std::mem::replace(&mut step.entered, Instant::now()).elapsed();
+                self.shared.counted.left_phase(left, took, phase);
+                step.span = phase_span(&step.record);
+                info!(?phase, after = ?took, "the move goes on");
                 step.pause = PAUSE_FIRST;
             }
             Err(reason) => {

@@ -225,6 +225,20 @@ impl Admin for AdminService {
         self.here(request).await
     }
 
+    async fn inspect(
+        &self,
+        request: Request<v1::InspectRequest>,
+    ) -> Result<Response<v1::InspectReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn inspect_group(
+        &self,
+        request: Request<v1::InspectGroupRequest>,
+    ) -> Result<Response<v1::InspectGroupReply>, Status> {
+        self.here(request).await
+    }
+
     async fn remains(
         &self,
         request: Request<v1::RemainsRequest>,

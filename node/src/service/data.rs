@@ -13,6 +13,7 @@ use pontoon_shard::{Expect, MapCommand, MapReader, Scan, decode_map_reply};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tracing::debug_span;
 
 use super::{
     calls,
@@ -20,9 +21,11 @@ use super::{
 };
 use crate::{
     api::{data_client::DataClient, data_server::Data},
+    client::client_word,
     map::member_nodes,
     route::{Refused, Routed, refusal, routed, wrong_kind},
     shared::Shared,
+    stats::{Asked, Ended},
 };
 
 const SCAN_ROWS_DEFAULT: usize = 1_000;
@@ -118,18 +121,18 @@ impl Data for DataService {
 
 routed! {
     OpenSessionRequest => OpenSessionReply {
-        predicate by open_session, kind None, creates |ask| !ask.must_exist, repeatable |_| true, local session
+        predicate by open_session as OpenSession, kind None, creates |ask| !ask.must_exist, repeatable |_| true, local session
     }
     WriteRequest => WriteReply {
-        predicate by write, kind Some(ShardKind::Map), creates |_| true, repeatable |ask| ask.request.is_some(), local write,
+        predicate by write as Write, kind Some(ShardKind::Map), creates |_| true, repeatable |ask| ask.request.is_some(), local write,
         streamed as Write
     }
     GetRequest => GetReply {
-        predicate by get, kind Some(ShardKind::Map), creates |_| false, repeatable |_| true, local get,
+        predicate by get as Get, kind Some(ShardKind::Map), creates |_| false, repeatable |_| true, local get,
         streamed as Get
     }
     ScanRequest => ScanReply {
-        predicate by scan, kind Some(ShardKind::Map), creates |_| false, repeatable |_| true, local scan
+        predicate by scan as Scan, kind Some(ShardKind::Map), creates |_| false, repeatable |_| true, local scan
     }
 }
 
@@ -157,8 +160,7 @@ async fn write(
 ) -> Result<v1::WriteReply, Refused> {
     let (ops, begun) = (request.ops.len(), Instant::now());
     let reply = finish(ops, propose(&group, request)?).await?;
-    shared.foreground.note(begun.elapsed());
-    shared.meter.wrote(group.id());
+    shared.wrote(group.id(), begun.elapsed());
     Ok(reply)
 }
 
@@ -168,11 +170,12 @@ async fn get(
     shard: &v1::Shard,
     group: Group,
 ) -> Result<v1::GetReply, Refused> {
+    let begun = Instant::now();
     check_epoch(&group, request.epoch, shard)?;
     let index = group.read_barrier(level_of(request.freshness.as_ref())).await?;
-    shared.meter.read(group.id());
     let reader = map_of(shared, &group)?;
     let row = shared.readers.run(move || reader.get(&request.key)).await.map_err(Refused::Status)??;
+    shared.read(group.id(), begun.elapsed());
     Ok(match row {
         None => v1::GetReply { index, ..Default::default() },
         Some(row) => {
@@ -187,12 +190,13 @@ async fn scan(
     shard: &v1::Shard,
     group: Group,
 ) -> Result<v1::ScanReply, Refused> {
+    let begun = Instant::now();
     check_epoch(&group, request.epoch, shard)?;
     let scan = scan_of(&request)?;
     group.read_barrier(level_of(request.freshness.as_ref())).await?;
-    shared.meter.read(group.id());
     let reader = map_of(shared, &group)?;
     let page = blocking(move || reader.scan(&scan)).await??;
+    shared.read(group.id(), begun.elapsed());
     let row = |row: pontoon_shard::Row| v1::ScanRow { key: row.key, value: row.value, modified: row.index };
     Ok(v1::ScanReply {
         refusal: None,
@@ -245,8 +249,7 @@ impl Shared {
         let local = join_all(here.into_iter().map(async |(at, shard, ops, ticket)| {
             let reply = finish(ops, ticket).await;
             if reply.is_ok() {
-                self.foreground.note(begun.elapsed());
-                self.meter.wrote(GroupId(shard.group));
+                self.wrote(GroupId(shard.group), begun.elapsed());
             }
             (at, reply.unwrap_or_else(|refused| v1::WriteRequest::refused(self.explain(refused, shard))))
         }));
@@ -261,6 +264,7 @@ impl Shared {
         let (local, remote) = tokio::join!(local, remote);
         for (at, reply) in local
             .into_iter()
+            .inspect(|(_, reply)| self.counted.call(Asked::Write, Ended::of(reply.refusal.as_ref())))
             .chain(remote.into_iter().flat_map(|(ats, replies)| ats.into_iter().zip(replies)))
         {
             let wrong_node = matches!(
@@ -339,8 +343,17 @@ impl Shared {
 }
 
 pub(super) fn propose(group: &Group, request: v1::WriteRequest) -> Result<Ticket, Refused> {
+    // It lives as long as the command's, which is below it. The client has one of the same name and number.
+    let id = request.request.as_ref();
+    let span = debug_span!(
+        "serve_write",
+        predicate = request.predicate,
+        group = %group.id(),
+        client = id.map(client_word),
+        seq = id.map(|id| id.seq)
+    );
     let payload = command(request.ops)?;
-    Ok(submit(group, request.epoch, request.request, payload))
+    Ok(span.in_scope(|| submit(group, request.epoch, request.request, payload)))
 }
 
 pub(super) async fn finish(ops: usize, ticket: Ticket) -> Result<v1::WriteReply, Refused> {

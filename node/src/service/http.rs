@@ -11,17 +11,32 @@ use axum::{
     routing::get,
 };
 
-use crate::shared::Shared;
+use crate::{metrics, shared::Shared};
 
-/// `/healthz` (the process lives) and `/readyz` (it has a map and no failed log).
+/// `/healthz` (the process lives), `/readyz` (it serves clients as it should, and what is wrong) and `/metrics`.
 pub(crate) fn routes(shared: Arc<Shared>) -> Router {
-    Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(ready)).with_state(shared)
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(shared)
 }
 
+/// A line for the verdict, then one for each problem, also for those that keep nobody away.
 async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    match shared.not_ready() {
-        None => "ready\n".into_response(),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    let (status, mut text) = match shared.not_ready() {
+        None => (StatusCode::OK, "ready\n".to_owned()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+    };
+    shared.health.problems().iter().for_each(|problem| text.push_str(&format!("{problem}\n")));
+    (status, text).into_response()
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    // It looks at files, and at every replica.
+    match tokio::task::spawn_blocking(move || metrics::page(&shared)).await {
+        Ok(page) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], page).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 

@@ -32,28 +32,30 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 routed! {
     AppendLogRequest => AppendLogReply {
-        log by append_log, kind Some(ShardKind::Log), creates |_| false, repeatable |ask| ask.request.is_some(), local append
+        log by append_log as AppendLog, kind Some(ShardKind::Log), creates |_| false, repeatable |ask| ask.request.is_some(), local append
     }
     ReadLogRequest => ReadLogReply {
-        log by read_log, kind Some(ShardKind::Log), creates |_| false, repeatable |_| true, local read
+        log by read_log as ReadLog, kind Some(ShardKind::Log), creates |_| false, repeatable |_| true, local read
     }
     TruncateLogRequest => TruncateLogReply {
-        log by truncate_log, kind Some(ShardKind::Log), creates |_| false, repeatable |_| true, local truncate
+        log by truncate_log as TruncateLog, kind Some(ShardKind::Log), creates |_| false, repeatable |_| true, local truncate
     }
     ResetLogRequest => ResetLogReply {
-        log by reset_log, kind Some(ShardKind::Log), creates |_| false, repeatable |ask| ask.request.is_some(), local reset
+        log by reset_log as ResetLog, kind Some(ShardKind::Log), creates |_| false, repeatable |ask| ask.request.is_some(), local reset
     }
 }
 
 async fn append(
     request: v1::AppendLogRequest,
-    _: &Shared,
+    shared: &Shared,
     _: &v1::Shard,
     group: Group,
 ) -> Result<v1::AppendLogReply, Refused> {
+    let begun = Instant::now();
     let command = LogCommand::Append { records: request.records, expect_offset: request.expect_offset };
     let payload = command.encode().map_err(over_limit)?;
     let reply = finish(submit(&group, request.epoch, request.request, payload)).await?;
+    shared.counted.writes.note(begun.elapsed());
     Ok(v1::AppendLogReply {
         refusal: None,
         applied: reply.applied,

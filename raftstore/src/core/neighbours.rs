@@ -3,7 +3,7 @@
 //! Time is counted in lived ticks: of ticks that piled up while this process stood still a few count only, so that a pause
 //! here is not taken for silence there. A lived tick is never shorter than a tick, so silence is never overstated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
 
@@ -13,7 +13,12 @@ pub(crate) struct Neighbours {
     /// Ticks that this loop lived.
     lived: u64,
     nodes: BTreeMap<NodeId, Neighbour>,
+    /// Of each node: how far its clock was from the one here at its last words, in milliseconds.
+    skews: BTreeMap<NodeId, VecDeque<i64>>,
 }
+
+/// So many words are compared: one that was long on its way, or came while this process stood still, says nothing of a clock.
+const COMPARED: usize = 8;
 
 struct Neighbour {
     incarnation: u64,
@@ -41,6 +46,7 @@ impl Neighbours {
                 neighbour.lanes.iter_mut().filter(|lane| !lane.is_silent && lived - lane.heard > timeout);
             let fell = fell.map(|lane| lane.is_silent = true).count();
             if fell > 0 {
+                self.skews.remove(node);
                 silent.push(*node);
             }
         }
@@ -85,6 +91,24 @@ impl Neighbours {
         }
     }
 
+    /// A node says what its clock shows. 0: it does not say.
+    pub(crate) fn compare_clocks(&mut self, node: NodeId, there_ms: u64, here_ms: u64) {
+        if there_ms == 0 {
+            return;
+        }
+        let skews = self.skews.entry(node).or_default();
+        skews.truncate(COMPARED - 1);
+        skews.push_front(there_ms.cast_signed().wrapping_sub(here_ms.cast_signed()));
+    }
+
+    /// How far the clock of another node is from the one here, of the node that is farthest, in milliseconds; above zero if it is
+    /// ahead. Of each the word that speaks best for it counts; of one that said too few, none.
+    pub(crate) fn skew_ms(&self) -> i64 {
+        let told = self.skews.values().filter(|skews| skews.len() == COMPARED);
+        let best = told.filter_map(|skews| skews.iter().copied().min_by_key(|skew| skew.unsigned_abs()));
+        best.max_by_key(|skew| skew.unsigned_abs()).unwrap_or(0)
+    }
+
     /// Ticks that this loop lived.
     pub(crate) fn lived(&self) -> u64 {
         self.lived
@@ -126,6 +150,30 @@ mod tests {
         assert!(all.hear(node, &ping(8, 0, 1)));
         assert_eq!(all.silence(leader, 7, group, 5), u64::MAX);
         assert_eq!(all.silence(leader, 8, group, 5), 0);
+    }
+
+    #[test]
+    fn the_clock_that_is_farthest_counts_by_the_word_that_speaks_best_for_it() {
+        let (near, far) = (NodeId::new(2).unwrap(), NodeId::new(3).unwrap());
+        let mut all = Neighbours::default();
+        all.hear(near, &ping(7, 0, 1));
+        all.hear(far, &ping(7, 0, 1));
+        for (nth, late) in [900, 3, 5_000, 40, 3, 8, 70, 900].into_iter().enumerate() {
+            assert_eq!(all.skew_ms(), 0, "{nth} words are too few");
+            all.compare_clocks(near, 100_000, 100_000 + late);
+            all.compare_clocks(far, 100_000 - 2_000, 100_000 + late);
+        }
+        assert_eq!(all.skew_ms(), -2_003, "what was long on its way says nothing");
+        all.compare_clocks(far, 0, 100_000);
+        assert_eq!(all.skew_ms(), -2_003, "one that does not say is not compared");
+        (0..COMPARED).for_each(|_| all.compare_clocks(far, 100_001, 100_000));
+        assert_eq!(all.skew_ms(), -3, "it was set right");
+        all.compare_clocks(near, 107_000, 100_000);
+        assert_eq!(all.skew_ms(), -3);
+        (0..COMPARED).for_each(|_| all.compare_clocks(near, 107_000, 100_000));
+        assert_eq!(all.skew_ms(), 7_000);
+        assert_eq!(all.tick(11, 10), [near, far]);
+        assert_eq!(all.skew_ms(), 0, "whoever is silent has no clock");
     }
 
     #[test]

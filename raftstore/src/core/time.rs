@@ -6,7 +6,9 @@ use pontoon_proto::{GroupId, NodeId, v1};
 use pontoon_wal::Batch;
 
 use super::{Core, Slot, Submission, live};
-use crate::{effects::Effects, replica::guarded, snapshot::ServeTask, transport::Class, types::Room};
+use crate::{
+    effects::Effects, replica::guarded, snapshot::ServeTask, stats::Standing, transport::Class, types::Room,
+};
 
 /// Ticks between looks at what the log may drop.
 const HOUSEKEEPING_TICKS: u64 = 10;
@@ -137,6 +139,7 @@ impl Core {
             lane: self.lane.0,
             lanes: self.lane.1,
             strained: self.shared.turns.is_strained(),
+            wall_ms: self.shared.wall_ms,
         };
         for node in nodes {
             let body = Some(v1::peer_message::Body::Ping(ping));
@@ -150,6 +153,7 @@ impl Core {
         let has_room = ping.room() == v1::NodeRoom::Ample;
         self.shared.hear_room(from, !has_room);
         self.shared.turns.hear_strain(from, ping.strained);
+        self.shared.neighbours.compare_clocks(from, ping.wall_ms, self.shared.wall_ms);
         // Leaders that sleep tell no longer what is true if a member's node changes.
         if self.shared.neighbours.hear(from, ping) || had_room != has_room {
             self.rouse_node(from);
@@ -182,13 +186,29 @@ impl Core {
     /// Whether the log has owed a sync for half an election timeout. Who leads here still commits by the others' disks, but
     /// neither votes nor takes part; and if the disk does not come back, every group would wait for it a whole timeout.
     pub(super) fn is_stalled(&self) -> bool {
-        let patience = (self.shared.config.election_ticks as u64 / 2).max(1);
+        self.owed_ticks() >= (self.shared.config.election_ticks as u64 / 2).max(1)
+    }
+
+    /// Ticks since which the log owes a sync; 0 if it owes none.
+    fn owed_ticks(&self) -> u64 {
         // What need not be synced rides with the next sync, however long that takes.
         let owed = self.submissions.iter().find(|waiting| match &waiting.what {
             Submission::Turn(groups) => !groups.is_empty(),
             Submission::Created(_) | Submission::Tombstone(_) => true,
         });
-        owed.is_some_and(|oldest| oldest.since + patience <= self.shared.ticks)
+        owed.map_or(0, |oldest| self.shared.ticks - oldest.since)
+    }
+
+    /// How this loop stands.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing {
+            unapplied_bytes: self.shared.unapplied_bytes,
+            awake: self.awake.len() as u64,
+            unopened: self.unopened.len() as u64,
+            owed_ticks: self.owed_ticks(),
+            stalled: self.is_stalled(),
+            clock_skew_ms: self.shared.neighbours.skew_ms(),
+        }
     }
 
     /// Leadership leaves a node without room, or one whose disk does not answer.

@@ -44,6 +44,11 @@ impl Flights {
     pub(super) fn is_idle(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Each follower with the appends and the bytes that are under way to it.
+    pub(super) fn each(&self) -> impl Iterator<Item = (u64, usize, u64)> {
+        self.0.iter().map(|(id, flight)| (*id, flight.appends.len(), flight.bytes))
+    }
 }
 
 /// What nodes have under way, over all groups of a core.

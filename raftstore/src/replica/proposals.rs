@@ -1,6 +1,7 @@
 //! Proposals, on the leader.
 
 use pontoon_proto::v1;
+use tracing::Span;
 
 use super::{Alive, ProposalWait, Replica, Shared, guarded};
 use crate::{
@@ -21,6 +22,7 @@ impl Replica {
         shared: &mut Shared,
         token: Token,
         proposal: Proposal,
+        span: Span,
         fx: &mut Effects,
     ) -> Alive<()> {
         let size = proposal.payload.len() as u64;
@@ -64,6 +66,7 @@ impl Replica {
         let index = self.last_index();
         if accepted && index == before + 1 {
             self.proposals.push_back(ProposalWait { index, token });
+            self.traces.proposed(index, span);
         } else {
             fx.propose_error(token, busy);
         }
@@ -116,6 +119,7 @@ impl Replica {
         self.unapplied_bytes -= bytes;
         shared.unapplied_bytes -= bytes;
         self.mark = mark;
+        self.traces.applied(self.mark.index);
         self.dirty = true;
         if self.mark.index >= self.alone_since {
             self.raw.mut_store().offer =

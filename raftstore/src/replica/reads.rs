@@ -73,6 +73,12 @@ impl Reads {
         self.waiting.is_empty() && self.round.is_none() && self.ready.is_empty()
     }
 
+    /// How many wait.
+    pub(super) fn waiting(&self) -> usize {
+        let asked = self.round.as_ref().map_or(0, |round| round.readers.len());
+        self.waiting.len() + asked + self.ready.values().map(Vec::len).sum::<usize>()
+    }
+
     /// Gives back the room that those took who wait no more.
     pub(super) fn give_back(&mut self) {
         self.waiting.shrink_to_fit();

@@ -115,6 +115,9 @@ impl Replica {
         let done = if self.installing.is_some() { done.min(self.last_number - 1) } else { done };
         let raw = &mut self.raw;
         guarded(|| raw.on_persist_ready(done))?;
+        if !self.traces.is_empty() {
+            self.traces.persisted(self.raw.raft.raft_log.persisted);
+        }
         if let Some((number, index)) = self.installed
             && number <= self.persisted_number
         {
@@ -234,6 +237,9 @@ impl Replica {
             let bytes = weight(&entries);
             self.unapplied_bytes += bytes;
             shared.unapplied_bytes += bytes;
+            if !self.traces.is_empty() {
+                self.traces.handed_on(entries.last().map_or(0, |entry| entry.index));
+            }
             fx.apply.push(ApplyTask::Entries { group: self.group, entries, want_replies });
         }
         Ok(())

@@ -21,8 +21,8 @@ use ::fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 use bytes::Bytes;
 
 use super::{
-    Change, Engine, EngineKind, EngineSnapshot, Keyspace, MAX_KEYSPACES, OpenOptions, Scope, WriteBatch,
-    health::Health, marker::Home,
+    Change, Engine, EngineKind, EngineSnapshot, EngineStats, Keyspace, MAX_KEYSPACES, OpenOptions, Scope,
+    WriteBatch, health::Health, marker::Home,
 };
 use crate::{error::Error, layout};
 
@@ -160,6 +160,16 @@ impl Engine for FjallEngine {
         self.health.check()?;
         self.sync()?;
         self.note(ingestion.finish())
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            disk_bytes: self.db.disk_space().unwrap_or(0),
+            journal_bytes: self.db.journal_disk_space().unwrap_or(0),
+            buffered_bytes: self.db.write_buffer_size(),
+            compactions_active: self.db.active_compactions() as u64,
+            compactions: self.db.compactions_completed() as u64,
+        }
     }
 
     fn failure(&self) -> Option<String> {

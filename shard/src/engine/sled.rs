@@ -27,7 +27,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Change, Engine, EngineKind, EngineSnapshot, Keyspace, OpenOptions, Scope, WriteBatch,
+    Change, Engine, EngineKind, EngineSnapshot, EngineStats, Keyspace, OpenOptions, Scope, WriteBatch,
     health::Health,
     marker::{Home, io, sync_dir},
     prefix_end,
@@ -168,6 +168,10 @@ impl Engine for SledEngine {
         self.health.check()?;
         self.health.note(self.db.flush())?;
         self.health.note(self.sync_files())
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats { disk_bytes: self.db.size_on_disk().unwrap_or(0), ..EngineStats::default() }
     }
 
     fn failure(&self) -> Option<String> {
