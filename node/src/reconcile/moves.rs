@@ -23,7 +23,7 @@ use crate::{cluster::fresh, views::is_ended};
 
 /// How long a node may take to tell how a replica is. With the next one and [`Patience::note`] it makes less than the five
 /// seconds after which a move that does not get on must say why.
-const OBSERVE_TIMEOUT: Duration = Duration::from_millis(1_500);
+const OBSERVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a node may take to do what it is told. Each order means "ensure that", and what comes of it is seen in the next look.
 const ORDER_TIMEOUT: Duration = Duration::from_millis(1_200);
 /// Pauses between looks while a move waits.
