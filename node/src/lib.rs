@@ -21,6 +21,8 @@
 //! ```
 
 pub mod api;
+pub mod audit;
+pub mod certs;
 pub mod client;
 pub mod load;
 pub mod rdf;
@@ -28,6 +30,7 @@ pub mod recover;
 pub mod rules;
 
 mod announce;
+mod caller;
 mod calls;
 mod channels;
 mod clock;
@@ -37,6 +40,9 @@ mod directory;
 mod error;
 mod follow;
 mod foreground;
+mod gate;
+mod join;
+mod limits;
 mod machines;
 mod map;
 mod meter;
@@ -49,16 +55,21 @@ mod readers;
 mod reconcile;
 mod reopen;
 mod replicas;
+mod roles;
 mod route;
 mod server;
 mod service;
 mod shared;
 mod space;
+mod tls;
 mod transport;
+mod turned_away;
 mod views;
 
-pub use channels::MESSAGE_LIMIT_BYTES;
 pub use config::{MachineExtension, NodeConfig, OWN_KINDS_FROM};
 pub use error::NodeError;
+pub use limits::MESSAGE_LIMIT_BYTES;
 pub use node::Node;
 pub use process::{LogFormat, init_logs, shutdown_signal};
+pub use roles::Role;
+pub use tls::{Subject, TlsError, TlsFiles};

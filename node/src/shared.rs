@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use dashmap::DashMap;
@@ -15,12 +15,24 @@ use pontoon_proto::{ClusterId, GroupId, NodeId, v1};
 use pontoon_raftstore::{MultiRaft, Role};
 use pontoon_shard::EngineKind;
 use pontoon_wal::Wal;
-use tokio::sync::{Mutex, watch};
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    time::timeout,
+};
 use tonic::Status;
 
 use crate::{
-    channels::Channels, foreground::Latencies, machines::NodeMachines, map::MapCache, meter::Meter,
-    readers::Readers, space::Space, transport::PeerTransport,
+    audit::Audit,
+    channels::Channels,
+    foreground::Latencies,
+    machines::NodeMachines,
+    map::MapCache,
+    meter::Meter,
+    readers::Readers,
+    space::Space,
+    tls::Tls,
+    transport::PeerTransport,
+    turned_away::{TurnedAway, Why},
 };
 
 /// A running node, without its server.
@@ -41,6 +53,14 @@ pub(crate) struct Shared {
     pub(crate) foreground: Latencies,
     /// How much is asked of each group here.
     pub(crate) meter: Meter,
+    /// Its certificates, if it has some.
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// Who changed what by way of this node.
+    pub(crate) audit: Audit,
+    /// What was refused at the port.
+    pub(crate) turned_away: Arc<TurnedAway>,
+    /// How long the reader of a stream may take nothing of what waits for it.
+    pub(crate) slow_reader: Duration,
     /// Predicates that are being created on behalf of a first write.
     pub(crate) creating: DashMap<String, Arc<Mutex<()>>>,
     /// Plans of moves that this node has made as the leader of the meta group, the latest last.
@@ -76,6 +96,20 @@ impl Shared {
             return Some("no map of the cluster yet".to_owned());
         }
         None
+    }
+
+    /// Hands a message to the reader of a stream. False: the reader is gone, or took nothing for too long, and the stream ends.
+    ///
+    /// # Cancel safety
+    /// If this is dropped the message may be lost.
+    pub(crate) async fn hand_over<T>(&self, reader: &mpsc::Sender<T>, message: T) -> bool {
+        match timeout(self.slow_reader, reader.send(message)).await {
+            Ok(sent) => sent.is_ok(),
+            Err(_) => {
+                self.turned_away.note(Why::SlowReader);
+                false
+            }
+        }
     }
 
     /// Checks the term of whoever drives a move: a driver that was followed by another must not act any more.

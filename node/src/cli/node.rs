@@ -14,9 +14,15 @@ use super::{Context, DirArgs, Done, EngineArgs, Failure, node_id, print_line};
 pub(super) struct NodeArgs {
     #[command(flatten)]
     dir: DirArgs,
-    /// HOST:PORT to listen on, loopback only; port 0 takes a free one.
+    /// HOST:PORT to listen on, loopback only without TLS; port 0 takes a free one.
     #[arg(long)]
     listen: String,
+    /// HOST:PORT by which others reach this node, if not by --listen: its certificate must name that host.
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// How many connections there may be at once. With TLS an eighth is for nodes and operators alone. Default: 4096.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(8..))]
+    max_connections: Option<u32>,
     /// Any node of the cluster to join. Only needed at the first start.
     #[arg(long)]
     join: Option<String>,
@@ -59,6 +65,11 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
     }
     init_logs(if args.log_json { LogFormat::Json } else { LogFormat::Text }, "info");
     let mut config = NodeConfig::new(&args.dir.dir, args.listen);
+    config.tls = context.tls.clone();
+    config.advertise = args.advertise;
+    if let Some(most) = args.max_connections {
+        config.max_connections = most as usize;
+    }
     config.join = args.join;
     config.engine = args.engine.engine;
     config.wal_dir = args.wal_dir;

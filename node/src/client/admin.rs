@@ -67,6 +67,8 @@ calls! {
     recover_plan(RecoverPlanRequest) -> RecoverPlanReply;
     /// Carries such a plan out. Idempotent.
     recover_apply(RecoverApplyRequest) -> RecoverApplyReply;
+    /// Who changed what.
+    audit(AuditRequest) -> AuditReply;
     /// What happened.
     events(EventsRequest) -> EventsReply;
 }
