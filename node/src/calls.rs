@@ -84,6 +84,7 @@ calls! {
     RecoverReplicaRequest => RecoverReplicaReply by recover_replica;
     RecoverPlanRequest => RecoverPlanReply by recover_plan;
     RecoverApplyRequest => RecoverApplyReply by recover_apply;
+    AuditRequest => AuditReply by audit;
     UsageRequest => UsageReply by usage;
     InspectRequest => InspectReply by inspect;
     InspectGroupRequest => InspectGroupReply by inspect_group;

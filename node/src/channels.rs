@@ -8,13 +8,11 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::api::{admin_client::AdminClient, data_client::DataClient};
-
-/// The largest message on any stream or call, both ways.
-pub const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
-/// Flow control windows: wide enough that a fast link never waits for an update.
-pub(crate) const STREAM_WINDOW_BYTES: u32 = 8 << 20;
-pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+use crate::{
+    api::{admin_client::AdminClient, data_client::DataClient},
+    limits::{CONNECTION_WINDOW_BYTES, HEADERS_BYTES, MESSAGE_LIMIT_BYTES, STREAM_WINDOW_BYTES},
+    tls::Dialer,
+};
 
 /// How every connection to a node is made.
 ///
@@ -26,6 +24,7 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Erro
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_max_header_list_size(HEADERS_BYTES)
         .http2_keep_alive_interval(Duration::from_secs(5))
         .keep_alive_timeout(Duration::from_secs(5)))
 }
@@ -33,19 +32,31 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Erro
 /// The connections by address. A broken one repairs itself at its next use.
 #[derive(Debug, Default)]
 pub(crate) struct Channels {
+    dialer: Dialer,
     open: DashMap<String, Channel>,
 }
 
 impl Channels {
+    pub(crate) fn new(dialer: Dialer) -> Self {
+        Channels { dialer, open: DashMap::new() }
+    }
+
+    /// How connections are made.
+    pub(crate) fn dialer(&self) -> Dialer {
+        self.dialer.clone()
+    }
+
     /// # Errors
     /// `INVALID_ARGUMENT` if the address is not HOST:PORT.
     pub(crate) fn to(&self, address: &str) -> Result<Channel, Status> {
         if let Some(channel) = self.open.get(address) {
             return Ok(channel.clone());
         }
-        let endpoint = endpoint(address)
+        let channel = self
+            .dialer
+            .lazily(address)
             .map_err(|error| Status::invalid_argument(format!("{address} is not HOST:PORT: {error}")))?;
-        Ok(self.open.entry(address.to_owned()).or_insert_with(|| endpoint.connect_lazy()).clone())
+        Ok(self.open.entry(address.to_owned()).or_insert(channel).clone())
     }
 
     pub(crate) fn admin(&self, address: &str) -> Result<AdminClient<Channel>, Status> {

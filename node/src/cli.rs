@@ -2,6 +2,8 @@
 //!
 //! Exit codes: [`EXIT_CODES`].
 
+mod audit;
+mod certs;
 mod cluster;
 mod config;
 mod data;
@@ -14,16 +16,21 @@ mod output;
 mod placement;
 mod problems;
 mod recover;
+mod tls;
 mod wal;
 
 use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use pontoon_node::client::{Client, ClientError, Reads};
+use pontoon_node::{
+    TlsFiles,
+    client::{Client, ClientError, ConnectOptions, Reads},
+};
 use pontoon_proto::NodeId;
 use pontoon_shard::EngineKind;
 
 pub(crate) use output::{Done, Failure, Say, bytes, percent_bar, print_line, table};
+pub(crate) use tls::TLS_VARIABLES;
 
 /// What scripts may rely on.
 const EXIT_CODES: &str = "Exit codes:
@@ -54,6 +61,8 @@ pub(crate) struct Cli {
     /// How many seconds one call may take, retries included.
     #[arg(long, global = true, default_value_t = 10.0, value_parser = seconds)]
     timeout: f64,
+    #[command(flatten)]
+    tls: tls::TlsArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -121,6 +130,11 @@ enum Command {
     /// For whoever looks for a fault: everything that the nodes can tell, or one group in depth.
     #[command(subcommand)]
     Debug(debug::DebugCommand),
+    /// Certificates for TLS: who each node and each client is, and what it may do.
+    #[command(subcommand)]
+    Certs(certs::CertsCommand),
+    /// Who changed what, from where, and how it ended.
+    Audit(audit::AuditArgs),
     /// Generate load and measure latencies.
     Bench(crate::bench::BenchArgs),
     /// Look at a node's log on this machine's disk.
@@ -132,13 +146,16 @@ enum Command {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) json: bool,
+    pub(crate) tls: Option<TlsFiles>,
     addresses: Vec<String>,
     timeout: Duration,
 }
 
 impl Context {
     pub(crate) async fn client(&self) -> Result<Client, ClientError> {
-        Ok(Client::connect(self.addresses.iter().cloned()).await?.with_deadline(self.timeout))
+        let mut options = ConnectOptions::default();
+        options.tls = self.tls.clone();
+        Ok(Client::connect_with(self.addresses.iter().cloned(), options).await?.with_deadline(self.timeout))
     }
 }
 
@@ -174,8 +191,12 @@ pub(crate) struct EngineArgs {
 
 /// Runs a command to its exit code.
 pub(crate) async fn run(cli: Cli) -> ExitCode {
-    let context =
-        Context { json: cli.json, addresses: cli.addr, timeout: Duration::from_secs_f64(cli.timeout) };
+    let tls = match cli.tls.files() {
+        Ok(tls) => tls,
+        Err(failure) => return output::finish(cli.json, Err(failure)),
+    };
+    let timeout = Duration::from_secs_f64(cli.timeout);
+    let context = Context { json: cli.json, tls, addresses: cli.addr, timeout };
     if !matches!(cli.command, Command::Node(_)) {
         pontoon_node::init_logs(pontoon_node::LogFormat::Text, "error");
     }
@@ -208,6 +229,8 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
         Command::Explain(args) => placement::explain(&context, args).await,
         Command::Events(args) => cluster::events(&context, args).await,
         Command::Bench(args) => crate::bench::run(&context, args).await,
+        Command::Audit(args) => audit::run(&context, args).await,
+        Command::Certs(command) => certs::run(command),
         Command::Wal(command) => wal::run(command),
     };
     output::finish(context.json, end)

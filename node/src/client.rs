@@ -52,7 +52,12 @@ pub use log::{Appended, Bounds, Log, Records, Tail};
 pub use members::Server;
 pub use mirror::{Mirror, MirrorError, Mirrored, mirror};
 
-use crate::{api::admin_client::AdminClient, channels::Channels, route::Routed};
+use crate::{
+    api::admin_client::AdminClient,
+    channels::Channels,
+    route::Routed,
+    tls::{Dialer, Tls, TlsFiles},
+};
 use place::{Missing, Place};
 use stream::Streams;
 
@@ -70,6 +75,38 @@ pub struct Client {
     inner: Arc<Inner>,
     deadline: Duration,
     reads: Reads,
+}
+
+/// How a client reaches its cluster.
+///
+/// # Examples
+/// ```no_run
+/// # async fn run() -> Result<(), pontoon_node::client::ClientError> {
+/// use pontoon_node::{
+///     TlsFiles,
+///     client::{Client, ConnectOptions},
+/// };
+///
+/// let tls = TlsFiles { cert: "reader-app.pem".into(), key: "reader-app.key".into(), ca: "ca.pem".into() };
+/// let client = Client::connect_with(["db1:7400"], ConnectOptions::default().tls(tls)).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ConnectOptions {
+    /// The client's certificates; without them only nodes on this machine are reached. New files are taken up by the
+    /// connections that are made after they were seen.
+    pub tls: Option<TlsFiles>,
+}
+
+impl ConnectOptions {
+    /// With these certificates.
+    #[must_use]
+    pub fn tls(mut self, files: TlsFiles) -> Self {
+        self.tls = Some(files);
+        self
+    }
 }
 
 /// How fresh reads are.
@@ -173,10 +210,40 @@ impl Client {
     pub async fn connect<A: Into<String>>(
         addresses: impl IntoIterator<Item = A>,
     ) -> Result<Client, ClientError> {
+        Client::connect_with(addresses, ConnectOptions::default()).await
+    }
+
+    /// The same by TLS.
+    ///
+    /// # Errors
+    /// [`ClientError::Tls`] if the certificates cannot be used, else as [`Client::connect`].
+    ///
+    /// # Cancel safety
+    /// Nothing has happened if this is dropped.
+    pub async fn connect_with<A: Into<String>>(
+        addresses: impl IntoIterator<Item = A>,
+        options: ConnectOptions,
+    ) -> Result<Client, ClientError> {
+        let tls = match options.tls {
+            Some(files) => Some(
+                tokio::task::spawn_blocking(move || Tls::open(files))
+                    .await
+                    .map_err(|error| ClientError::Tls { reason: error.to_string() })?
+                    .map_err(|error| ClientError::Tls { reason: error.to_string() })?,
+            ),
+            None => None,
+        };
+        Client::through(addresses, Dialer::new(tls)).await
+    }
+
+    pub(crate) async fn through<A: Into<String>>(
+        addresses: impl IntoIterator<Item = A>,
+        dialer: Dialer,
+    ) -> Result<Client, ClientError> {
         let addresses: Vec<String> = addresses.into_iter().map(Into::into).collect();
         let inner = Inner {
             id: uuid::Uuid::new_v4().as_u128(),
-            channels: Channels::default(),
+            channels: Channels::new(dialer),
             streams: Streams::default(),
             places: DashMap::new(),
             addresses: Mutex::new(addresses.clone()),

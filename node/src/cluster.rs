@@ -281,6 +281,7 @@ impl Shared {
             boot_token: request.boot_token,
             nonce: request.nonce,
             replace: request.replace,
+            wanted: request.wanted,
         };
         let reply = self.meta_done(Body::RegisterNode(register)).await?;
         let Some(Answer::Node(node)) = reply.body else {

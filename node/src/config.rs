@@ -6,13 +6,19 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use pontoon_proto::{GroupId, NodeId, v1};
 use pontoon_raftstore::{MachineError, StateMachine};
 use pontoon_shard::EngineKind;
 
-use crate::{error::NodeError, settings::InForce};
+use crate::{
+    error::NodeError,
+    limits::{CONNECTIONS_DEFAULT, SLOW_READER},
+    settings::InForce,
+    tls::TlsFiles,
+};
 
 /// Shard kinds from here on belong to the embedder: [`MachineExtension`] opens their machines.
 pub const OWN_KINDS_FROM: i32 = 1000;
@@ -26,10 +32,17 @@ const TOP_GROUPS: usize = 10;
 pub struct NodeConfig {
     /// The data directory. Made if it is missing; must be empty at the first start.
     pub dir: PathBuf,
-    /// HOST:PORT to listen on. Port 0 takes a free one. Loopback only.
+    /// HOST:PORT to listen on. Port 0 takes a free one. Loopback only, unless there is [`NodeConfig::tls`].
     pub listen: String,
-    /// HOST:PORT that others reach the node by. `None`: the host of `listen` and the port that was bound. Loopback only.
+    /// HOST:PORT that others reach the node by. `None`: the host of `listen` and the port that was bound, for which port 0 stands here, too.
+    /// Loopback only, unless there is [`NodeConfig::tls`].
     pub advertise: Option<String>,
+    /// The node's certificate; without one only this machine may talk to it, and whoever does may do everything.
+    pub tls: Option<TlsFiles>,
+    /// How many connections there may be at once. With TLS an eighth of them is for nodes and operators alone.
+    pub max_connections: usize,
+    /// How long the reader of a stream may take nothing of what waits for it.
+    pub(crate) slow_reader: Duration,
     /// Any node of the cluster to join. At the first start `None` founds a cluster; later this one is asked where it is, should
     /// all addresses have changed.
     pub join: Option<String>,
@@ -97,6 +110,9 @@ impl NodeConfig {
             dir: dir.as_ref().to_owned(),
             listen: listen.into(),
             advertise: None,
+            tls: None,
+            max_connections: CONNECTIONS_DEFAULT,
+            slow_reader: SLOW_READER,
             join: None,
             engine: None,
             wal_dir: None,
@@ -122,13 +138,13 @@ impl NodeConfig {
     }
 }
 
-/// Resolves a listen address, all of whose meanings must be loopback.
-pub(crate) async fn loopback_only(address: &str) -> Result<Vec<SocketAddr>, NodeError> {
+/// Resolves a listen address. Without TLS all of its meanings must be loopback.
+pub(crate) async fn resolve(address: &str, tls: bool) -> Result<Vec<SocketAddr>, NodeError> {
     let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address)
         .await
         .map_err(|source| NodeError::Resolve { address: address.to_owned(), source })?
         .collect();
-    match resolved.iter().find(|resolved| !resolved.ip().is_loopback()) {
+    match resolved.iter().find(|resolved| !tls && !resolved.ip().is_loopback()) {
         Some(&resolved) => Err(NodeError::NotLoopback { address: address.to_owned(), resolved }),
         None => Ok(resolved),
     }
@@ -139,11 +155,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_loopback_is_listened_on() {
-        assert!(loopback_only("127.0.0.1:0").await.is_ok());
-        assert!(loopback_only("[::1]:0").await.is_ok());
-        let error = loopback_only("0.0.0.0:7000").await.unwrap_err();
+    async fn without_tls_only_loopback_is_listened_on() {
+        assert!(resolve("127.0.0.1:0", false).await.is_ok());
+        assert!(resolve("[::1]:0", false).await.is_ok());
+        let error = resolve("0.0.0.0:7000", false).await.unwrap_err();
+        assert!(resolve("0.0.0.0:7000", true).await.is_ok());
         assert!(error.to_string().contains("0.0.0.0:7000"), "{error}");
-        assert!(matches!(loopback_only("nowhere").await, Err(NodeError::Resolve { .. })));
+        assert!(matches!(resolve("nowhere", true).await, Err(NodeError::Resolve { .. })));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
+use crate::tls::TlsError;
+
 /// Why a node could not start or stop. Every message names the thing and the next step.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -17,7 +19,7 @@ pub enum NodeError {
     /// Without TLS only this machine may talk to a node.
     #[error(
         "{address} resolves to {resolved}, which is not a loopback address: without TLS a node listens on loopback only; \
-         use 127.0.0.1 or [::1]"
+         use 127.0.0.1 or [::1], or give the node a certificate (`pontoon certs node`, --tls-cert, --tls-key, --tls-ca)"
     )]
     NotLoopback {
         /// What was given.
@@ -25,6 +27,15 @@ pub enum NodeError {
         /// The address that is not loopback.
         resolved: SocketAddr,
     },
+    /// The address is where a node listens, not where others find it.
+    #[error("{address} is no address that others can reach; say with --advertise HOST:PORT by which they do")]
+    Advertise {
+        /// The address.
+        address: String,
+    },
+    /// The node's certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Somebody else listens there.
     #[error("{address} is in use by another process; stop it or choose another port with --listen")]
     PortInUse {

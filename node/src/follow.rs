@@ -92,7 +92,7 @@ impl Shared {
                     have = view.version();
                     let meta_leader = shared.meta_leader().map_or(0, |node| node.get());
                     let map = v1::ClusterMap { meta_leader, ..view.map().clone() };
-                    if sender.send(Ok(map)).await.is_err() {
+                    if !shared.hand_over(&sender, Ok(map)).await {
                         return;
                     }
                 }

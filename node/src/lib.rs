@@ -21,6 +21,8 @@
 //! ```
 
 pub mod api;
+pub mod audit;
+pub mod certs;
 pub mod client;
 pub mod load;
 pub mod rdf;
@@ -29,6 +31,7 @@ pub mod rules;
 pub mod settings;
 
 mod announce;
+mod caller;
 mod calls;
 mod channels;
 mod clock;
@@ -38,8 +41,11 @@ mod directory;
 mod error;
 mod follow;
 mod foreground;
+mod gate;
 mod health;
 mod inspect;
+mod join;
+mod limits;
 mod machines;
 mod map;
 mod meter;
@@ -53,6 +59,7 @@ mod readers;
 mod reconcile;
 mod reopen;
 mod replicas;
+mod roles;
 mod route;
 mod seek;
 mod server;
@@ -60,11 +67,15 @@ mod service;
 mod shared;
 mod space;
 mod stats;
+mod tls;
 mod transport;
+mod turned_away;
 mod views;
 
-pub use channels::MESSAGE_LIMIT_BYTES;
 pub use config::{MachineExtension, NodeConfig, OWN_KINDS_FROM};
 pub use error::NodeError;
+pub use limits::MESSAGE_LIMIT_BYTES;
 pub use node::Node;
 pub use process::{LogFormat, init_logs, send_logs, shutdown_signal};
+pub use roles::Role;
+pub use tls::{Subject, TlsError, TlsFiles};

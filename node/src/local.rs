@@ -13,7 +13,7 @@ use pontoon_proto::v1;
 use pontoon_shard::EngineKind;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::cli::Failure;
+use crate::cli::{Failure, TLS_VARIABLES};
 
 /// How long a node may take until it serves.
 const START: Duration = Duration::from_secs(60);
@@ -99,6 +99,10 @@ impl Cluster {
             .open(&log_path)
             .map_err(|error| failed("has no place for its log", &error))?;
         let mut command = Command::new(&self.binary);
+        // These nodes are reached from this machine alone, whatever cluster the one who runs this works with.
+        for name in TLS_VARIABLES {
+            command.env_remove(name);
+        }
         command.arg("node").arg("--json").arg("--listen").arg(listen);
         command.arg("--dir").arg(self.dir.join(format!("node{number}")));
         if let Some(join) = join {

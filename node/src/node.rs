@@ -7,6 +7,7 @@
 
 use std::{
     fmt, io,
+    net::IpAddr,
     path::Path,
     sync::{
         Arc,
@@ -30,19 +31,20 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tonic::{Code, Status};
 use tracing::info;
 
 use crate::{
     announce::announce,
+    audit::Audit,
     channels::Channels,
     client::{Client, ClientError},
-    config::{NodeConfig, loopback_only},
+    config::{NodeConfig, resolve},
     directory::{Directory, Marker, State},
     error::NodeError,
     follow::remember_peers,
     foreground::{Latencies, watch_foreground},
     health::{Health, watch_health},
+    join::join,
     machines::NodeMachines,
     map::MapCache,
     meter::Meter,
@@ -53,15 +55,16 @@ use crate::{
     shared::Shared,
     space::{Space, watch_space},
     stats::Counted,
+    tls::{Dialer, Door, Tls},
     transport::PeerTransport,
 };
 
+/// The id of the node that founds a cluster.
+const FIRST: u64 = 1;
 /// How many members the meta group grows to, as far as there are nodes; always an odd number.
 const META_REPLICAS: u32 = 5;
-/// How long a joiner tries to reach the node that it was told of.
-const REACH_PATIENCE: Duration = Duration::from_secs(3);
-/// How long a joiner waits for a cluster that answers but has no leader yet.
-const JOIN_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a founder waits until its meta group is led.
+const FOUND_PATIENCE: Duration = Duration::from_secs(20);
 /// How long open calls may take to end at a shutdown.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(100);
@@ -80,7 +83,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// # }
 /// ```
 pub struct Node {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     server: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -103,14 +106,18 @@ impl Node {
     /// # Cancel safety
     /// Dropping this may leave the directory locked until the process ends.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
-        let listener = bind(&config.listen).await?;
+        let tls = match config.tls.clone() {
+            Some(files) => Some(blocking(move || Tls::open(files)).await?),
+            None => None,
+        };
+        let listener = bind(&config.listen, tls.is_some()).await?;
         let bound = listener
             .local_addr()
             .map_err(|source| NodeError::Listen { address: config.listen.clone(), source })?;
-        let address = match &config.advertise {
-            Some(address) => loopback_only(address).await.map(|_| address.clone())?,
-            None => advertised(&config.listen, bound.port()),
-        };
+        if let (Some(address), None) = (&config.advertise, &tls) {
+            resolve(address, false).await?;
+        }
+        let address = advertised(config.advertise.as_ref().unwrap_or(&config.listen), bound.port())?;
 
         let (directory, marker) = Directory::open(&config.dir)?;
         let engine = choose_engine(&config, marker.as_ref())?;
@@ -135,14 +142,25 @@ impl Node {
             }
         };
         let map = Arc::new(MapCache::new(directory.read_peers()));
-        let channels = Channels::default();
+        let dialer = Dialer::new(tls.clone());
+        let channels = Channels::new(dialer.clone());
         let identity = match (stored, marker.state) {
             (Some(stored), _) if stored.address == address => stored,
             (Some(stored), _) => establish(&wal, stored.cluster, stored.node.get(), &address).await?,
-            (None, State::Joining) => join(&config, &wal, &marker, engine, &address, &channels, &map).await?,
-            (None, _) => establish(&wal, ClusterId(marker.nonce), 1, &address).await?,
+            (None, State::Joining) => {
+                let wanted = tls.as_ref().and_then(|tls| tls.subject().node());
+                join(&config, &wal, &marker, (engine, wanted), &address, &channels, &map).await?
+            }
+            (None, _) => {
+                let first =
+                    NodeId::new(FIRST).map_err(|error| NodeError::Founding { reason: error.to_string() })?;
+                tls.iter()
+                    .try_for_each(|tls| tls.must_be(first, "as the first node of a cluster is called"))?;
+                establish(&wal, ClusterId(marker.nonce), FIRST, &address).await?
+            }
         };
         let (cluster, own) = (identity.cluster, identity.node);
+        tls.iter().try_for_each(|tls| tls.must_be(own, "which the data directory belongs to"))?;
         let seek = config.join.clone().filter(|join| marker.state == State::Member && *join != address);
         if let Some(join) = &seek {
             // Before the engine: what it lacks is asked of the others.
@@ -151,7 +169,7 @@ impl Node {
 
         let shards = open_engine(engine, &directory, &wal, own, &map, &channels).await?;
         let machines = Arc::new(NodeMachines::new(shards, config.machines.clone()));
-        let transport = Arc::new(PeerTransport::new(own, map.clone()));
+        let transport = Arc::new(PeerTransport::new(own, map.clone(), dialer));
         let raft_config = pontoon_raftstore::Config {
             seed: wal.incarnation(),
             urgent_group: Some(GroupId::META),
@@ -184,6 +202,14 @@ impl Node {
             health: Health::default(),
             top_groups: config.top_groups,
             settings: config.settings.clone(),
+            tls: tls.clone(),
+            audit: blocking({
+                let dir = config.dir.clone();
+                move || Ok::<_, NodeError>(Audit::open(dir, own))
+            })
+            .await?,
+            turned_away: Arc::default(),
+            slow_reader: config.slow_reader,
             creating: DashMap::new(),
             plans: Default::default(),
             stop: watch::Sender::new(false),
@@ -191,9 +217,10 @@ impl Node {
             driver_term: AtomicU64::new(0),
             turns: AtomicUsize::new(0),
         });
-        let server = tokio::spawn(server::serve(shared.clone(), listener));
+        let door = Door::new(tls.clone(), shared.turned_away.clone(), config.max_connections);
+        let server = tokio::spawn(server::serve(shared.clone(), door.open(listener), tls.is_some()));
         let directory = Arc::new(directory);
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(shared.transport.clone().greet_all()),
             tokio::spawn(shared.clone().follow_own_meta()),
             tokio::spawn(shared.clone().follow_others()),
@@ -206,6 +233,7 @@ impl Node {
             tokio::spawn(shared.clone().heed_map(config.raft.snapshots)),
             tokio::spawn(follow_leaders(shared.clone())),
         ];
+        tasks.extend(tls.map(|tls| tokio::spawn(tls.watch(shared.stop.subscribe()))));
         let node = Node { shared, server: Some(server), tasks };
         match marker.state {
             State::Founding => {
@@ -263,7 +291,7 @@ impl Node {
     /// # Cancel safety
     /// Safe.
     pub async fn client(&self) -> Result<Client, ClientError> {
-        Client::connect([self.address()]).await
+        Client::through([self.address()], self.shared.channels.dialer()).await
     }
 
     /// The nodes of the cluster that are not removed, this one included: id and address, as this node has heard them.
@@ -396,7 +424,7 @@ impl Node {
             meta_replicas: META_REPLICAS,
         };
         let mut reason = String::new();
-        for _ in 0..(JOIN_PATIENCE.as_millis() / RETRY.as_millis()) {
+        for _ in 0..(FOUND_PATIENCE.as_millis() / RETRY.as_millis()) {
             if let Err(rejected) = group.wait_for_leader().await {
                 reason = rejected.to_string();
             } else {
@@ -415,7 +443,7 @@ impl Node {
             sleep(RETRY).await;
         }
         let mut views = self.shared.map.subscribe();
-        match timeout(JOIN_PATIENCE, views.wait_for(|view| view.version() > 0)).await {
+        match timeout(FOUND_PATIENCE, views.wait_for(|view| view.version() > 0)).await {
             Ok(Ok(_)) => Ok(()),
             _ => Err(NodeError::Founding { reason }),
         }
@@ -430,7 +458,9 @@ impl Drop for Node {
 }
 
 /// Runs what blocks away from the network's threads.
-async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, NodeError>
+pub(crate) async fn blocking<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, NodeError>
 where
     T: Send + 'static,
     E: Send + 'static,
@@ -445,18 +475,27 @@ where
     }
 }
 
-async fn bind(address: &str) -> Result<TcpListener, NodeError> {
-    let resolved = loopback_only(address).await?;
+async fn bind(address: &str, tls: bool) -> Result<TcpListener, NodeError> {
+    let resolved = resolve(address, tls).await?;
     TcpListener::bind(&*resolved).await.map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => NodeError::PortInUse { address: address.to_owned() },
         _ => NodeError::Listen { address: address.to_owned(), source },
     })
 }
 
-/// The address as others are told it: the host as it was given, the port as it was bound.
-fn advertised(listen: &str, port: u16) -> String {
-    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
-    format!("{host}:{port}")
+/// The address as others are told it: the host as it was given, the port too unless it is 0, which stands for the one that was
+/// bound.
+fn advertised(given: &str, bound: u16) -> Result<String, NodeError> {
+    let (host, port) = given.rsplit_once(':').unwrap_or((given, "0"));
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    if bare.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified()) {
+        return Err(NodeError::Advertise { address: given.to_owned() });
+    }
+    match port.parse() {
+        Ok(0) => Ok(format!("{host}:{bound}")),
+        Ok(port @ 1..=u16::MAX) => Ok(format!("{host}:{port}")),
+        Err(_) => Err(NodeError::Advertise { address: given.to_owned() }),
+    }
 }
 
 fn choose_engine(config: &NodeConfig, marker: Option<&Marker>) -> Result<EngineKind, NodeError> {
@@ -519,76 +558,15 @@ fn check_owner(
     }
 }
 
-async fn establish(wal: &Wal, cluster: ClusterId, node: u64, address: &str) -> Result<Identity, NodeError> {
+pub(crate) async fn establish(
+    wal: &Wal,
+    cluster: ClusterId,
+    node: u64,
+    address: &str,
+) -> Result<Identity, NodeError> {
     let node = NodeId::new(node).map_err(|error| NodeError::Founding { reason: error.to_string() })?;
     let (wal, address) = (wal.clone(), address.to_owned());
     blocking(move || Identity::establish(&wal, cluster, node, &address)).await
-}
-
-/// Asks the cluster for an id. The answer is the same however often it is asked with this directory's nonce.
-async fn join(
-    config: &NodeConfig,
-    wal: &Wal,
-    marker: &Marker,
-    engine: EngineKind,
-    own_address: &str,
-    channels: &Channels,
-    map: &MapCache,
-) -> Result<Identity, NodeError> {
-    let Some(address) = config.join.clone() else {
-        return Err(NodeError::JoinRefused {
-            address: "?".to_owned(),
-            reason: "this directory began to join a cluster; start it with --join again".to_owned(),
-        });
-    };
-    // What the cluster will remember must be in the history, also if this process ends before it knows who it is.
-    let noted = wal.clone();
-    blocking(move || Identity::note_boot(&noted)).await?;
-    let request = v1::JoinRequest {
-        address: own_address.to_owned(),
-        engine: engine.to_string(),
-        labels: config.labels.clone(),
-        capacity_bytes: config.capacity_bytes,
-        nonce: marker.nonce.as_bytes().to_vec().into(),
-        boot_token: wal.incarnation(),
-        hops: 0,
-        replace: config.replace.map_or(0, NodeId::get),
-    };
-    let reply = ask_to_join(&address, request, channels).await?;
-    let refused = |reason: String| NodeError::JoinRefused { address: address.clone(), reason };
-    let cluster = ClusterId::from_slice(&reply.cluster).map_err(|error| refused(error.to_string()))?;
-    map.offer(reply.map.unwrap_or_default());
-    establish(wal, cluster, reply.node, own_address).await
-}
-
-async fn ask_to_join(
-    address: &str,
-    request: v1::JoinRequest,
-    channels: &Channels,
-) -> Result<v1::JoinReply, NodeError> {
-    let started = Instant::now();
-    loop {
-        let status = match channels.admin(address) {
-            Ok(mut client) => match timeout(JOIN_PATIENCE, client.join(request.clone())).await {
-                Ok(Ok(reply)) => return Ok(reply.into_inner()),
-                Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded("no answer"),
-            },
-            Err(status) => status,
-        };
-        // A connection that was never made has a source; an answer from the other side has none.
-        let unreachable = status.code() == Code::Unavailable && std::error::Error::source(&status).is_some();
-        let patience = if unreachable { REACH_PATIENCE } else { JOIN_PATIENCE };
-        let retry = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown);
-        if !retry || started.elapsed() >= patience {
-            let (address, reason) = (address.to_owned(), status.message().to_owned());
-            return Err(match unreachable {
-                true => NodeError::NobodyAnswers { address, reason },
-                false => NodeError::JoinRefused { address, reason },
-            });
-        }
-        sleep(RETRY).await;
-    }
 }
 
 /// Keeps the map told of leaders; the runtime logs its events itself.
@@ -610,9 +588,14 @@ mod tests {
 
     #[test]
     fn others_are_told_the_host_as_given_and_the_port_as_bound() {
-        assert_eq!(advertised("127.0.0.1:0", 7001), "127.0.0.1:7001");
-        assert_eq!(advertised("[::1]:0", 7001), "[::1]:7001");
-        assert_eq!(advertised("localhost:7000", 7000), "localhost:7000");
+        let told = |given: &str, bound| advertised(given, bound).unwrap();
+        assert_eq!(told("127.0.0.1:0", 7001), "127.0.0.1:7001");
+        assert_eq!(told("[::1]:0", 7001), "[::1]:7001");
+        assert_eq!(told("localhost:7000", 7000), "localhost:7000");
+        assert_eq!(told("db1.example.com:80", 7000), "db1.example.com:80");
+        for nowhere in ["0.0.0.0:7000", "[::]:0", "host:http"] {
+            assert!(matches!(advertised(nowhere, 7000), Err(NodeError::Advertise { .. })), "{nowhere}");
+        }
     }
 
     #[test]

@@ -2,20 +2,21 @@
 
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
-use tonic::{
-    server::NamedService,
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use axum::middleware::{from_fn, from_fn_with_state};
+use tonic::{server::NamedService, service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     api::{FILE_DESCRIPTOR_SET, admin_server::AdminServer, data_server::DataServer, peer_server::PeerServer},
-    channels::{CONNECTION_WINDOW_BYTES, MESSAGE_LIMIT_BYTES, STREAM_WINDOW_BYTES},
+    gate,
     health::Serves,
+    limits::{
+        ADMIN_REQUEST_BYTES, CONNECTION_WINDOW_BYTES, HEADERS_BYTES, MESSAGE_LIMIT_BYTES, PEER_FRAME_BYTES,
+        PING_EVERY, PING_PATIENCE, RESETS_PENDING_MOST, STREAM_WINDOW_BYTES, STREAMS_MOST,
+    },
     service::{admin::AdminService, data::DataService, http, peer::PeerService},
     shared::Shared,
+    tls::Incoming,
 };
 
 /// Keeps the health service told, per service; the one without a name is what clients ask. Ends with the node.
@@ -38,8 +39,12 @@ async fn tell_health(shared: Arc<Shared>, health: HealthReporter) {
     }
 }
 
-/// Serves until the node stops.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<(), tonic::transport::Error> {
+/// Serves the connections that come until the node stops. With `tls` they have shown who they are.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    incoming: Incoming,
+    tls: bool,
+) -> Result<(), tonic::transport::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(tell_health(shared.clone(), health));
     let reflection = tonic_reflection::server::Builder::configure()
@@ -51,28 +56,37 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
     let admin = AdminServer::new(AdminService { shared: shared.clone() })
-        .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+        .max_decoding_message_size(ADMIN_REQUEST_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
     let peer = PeerServer::new(PeerService { shared: shared.clone() })
-        .max_decoding_message_size(2 * MESSAGE_LIMIT_BYTES)
+        .max_decoding_message_size(PEER_FRAME_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
 
-    let router = Routes::new(data)
+    let gate = gate::Gate { turned_away: shared.turned_away.clone(), audit: shared.audit.clone() };
+    let mut router = Routes::new(data)
         .add_service(admin)
         .add_service(peer)
         .add_service(health_service)
         .add_service(reflection)
         .into_axum_router()
         .merge(http::routes(shared.clone()))
-        .layer(axum::middleware::from_fn(http::local_only));
+        .layer(from_fn_with_state(gate, gate::allowed_only));
+    if !tls {
+        router = router.layer(from_fn(http::local_only));
+    }
     let mut stop = shared.stop.subscribe();
     drop(shared);
     Server::builder()
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_MOST)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MOST))
+        .http2_max_header_list_size(HEADERS_BYTES)
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_PATIENCE))
         .add_routes(Routes::from(router))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+        .serve_with_incoming_shutdown(incoming, async move {
             drop(stop.wait_for(|stop| *stop).await);
         })
         .await

@@ -22,7 +22,7 @@ use table::{Kind, LOG_FILTER, Setting, TABLE};
 
 pub use page::{default_file, reference};
 
-use crate::{config::NodeConfig, process::LogFormat};
+use crate::{config::NodeConfig, process::LogFormat, tls::TlsFiles};
 
 /// What every variable of the environment begins with.
 const PREFIX: &str = "PONTOON_";
@@ -147,15 +147,41 @@ pub struct InForce {
 #[derive(Debug, Clone)]
 pub struct Settings {
     node: NodeConfig,
+    tls: TlsParts,
     log_format: LogFormat,
     log_filter: String,
     said: BTreeMap<String, (String, Origin)>,
+}
+
+/// The files of [`TlsFiles`], as far as they were named.
+#[derive(Debug, Clone, Default)]
+struct TlsParts {
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    ca: Option<PathBuf>,
+}
+
+impl TlsParts {
+    /// All or none.
+    fn files(&self) -> Result<Option<TlsFiles>, SettingsError> {
+        let missing = match (&self.cert, &self.key, &self.ca) {
+            (None, None, None) => return Ok(None),
+            (Some(cert), Some(key), Some(ca)) => {
+                return Ok(Some(TlsFiles { cert: cert.clone(), key: key.clone(), ca: ca.clone() }));
+            }
+            (None, ..) => "tls.cert",
+            (_, None, _) => "tls.key",
+            _ => "tls.ca",
+        };
+        Err(SettingsError::Together(format!("of tls.cert, tls.key and tls.ca, {missing} is missing")))
+    }
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Settings {
             node: NodeConfig::new("", ""),
+            tls: TlsParts::default(),
             log_format: LogFormat::default(),
             log_filter: LOG_FILTER.to_owned(),
             said: BTreeMap::new(),
@@ -275,6 +301,7 @@ impl Settings {
         }
         self.together()?;
         let mut config = self.node.clone();
+        config.tls = self.tls.files()?;
         config.settings = self.in_force();
         Ok(config)
     }
@@ -284,6 +311,7 @@ impl Settings {
     /// # Errors
     /// [`SettingsError::Together`].
     pub fn together(&self) -> Result<(), SettingsError> {
+        self.tls.files()?;
         self.node.raft.validate().map_err(|error| SettingsError::Together(format!("[raft] {error}")))
     }
 
@@ -436,5 +464,7 @@ mod tests {
         let settings = file("dir = \"d\"\nlisten = \"localhost:1\"\n[raft]\nelection_ticks = 2\n").unwrap();
         let error = settings.check().unwrap_err().to_string();
         assert!(error.contains("[raft]") && error.contains("election_ticks"), "{error}");
+        let error = file("[tls]\ncert = \"c\"\nca = \"a\"\n").unwrap().together().unwrap_err().to_string();
+        assert!(error.contains("tls.key is missing"), "{error}");
     }
 }

@@ -15,10 +15,14 @@ use pontoon_proto::{ClusterId, GroupId, NodeId, v1};
 use pontoon_raftstore::{MultiRaft, Role};
 use pontoon_shard::EngineKind;
 use pontoon_wal::Wal;
-use tokio::sync::{Mutex, watch};
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    time::timeout,
+};
 use tonic::Status;
 
 use crate::{
+    audit::Audit,
     channels::Channels,
     foreground::Latencies,
     health::{Code, Health, Serves},
@@ -29,7 +33,9 @@ use crate::{
     settings::InForce,
     space::Space,
     stats::Counted,
+    tls::Tls,
     transport::PeerTransport,
+    turned_away::{TurnedAway, Why},
 };
 
 /// A running node, without its server.
@@ -56,6 +62,14 @@ pub(crate) struct Shared {
     pub(crate) health: Health,
     pub(crate) top_groups: usize,
     pub(crate) settings: Vec<InForce>,
+    /// Its certificates, if it has some.
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// Who changed what by way of this node.
+    pub(crate) audit: Audit,
+    /// What was refused at the port.
+    pub(crate) turned_away: Arc<TurnedAway>,
+    /// How long the reader of a stream may take nothing of what waits for it.
+    pub(crate) slow_reader: Duration,
     /// Predicates that are being created on behalf of a first write.
     pub(crate) creating: DashMap<String, Arc<Mutex<()>>>,
     /// Plans of moves that this node has made as the leader of the meta group, the latest last.
@@ -103,6 +117,20 @@ impl Shared {
         let problems = self.health.problems();
         let stops = problems.iter().find(|problem| problem.code.stops().contains(&Serves::Data));
         stops.map(ToString::to_string)
+    }
+
+    /// Hands a message to the reader of a stream. False: the reader is gone, or took nothing for too long, and the stream ends.
+    ///
+    /// # Cancel safety
+    /// If this is dropped the message may be lost.
+    pub(crate) async fn hand_over<T>(&self, reader: &mpsc::Sender<T>, message: T) -> bool {
+        match timeout(self.slow_reader, reader.send(message)).await {
+            Ok(sent) => sent.is_ok(),
+            Err(_) => {
+                self.turned_away.note(Why::SlowReader);
+                false
+            }
+        }
     }
 
     /// Checks the term of whoever drives a move: a driver that was followed by another must not act any more.

@@ -38,8 +38,9 @@ use tracing::{debug, info, warn};
 
 use crate::{
     api::peer_client::PeerClient,
-    channels::{MESSAGE_LIMIT_BYTES, endpoint},
+    limits::{MESSAGE_LIMIT_BYTES, PEER_FRAME_BYTES},
     map::MapCache,
+    tls::Dialer,
 };
 
 /// Messages are packed into one frame up to about this size.
@@ -78,6 +79,7 @@ pub(crate) struct PeerTransport {
 struct Inner {
     own: NodeId,
     map: Arc<MapCache>,
+    dialer: Dialer,
     /// Set once the runtime is open, emptied at shutdown: the runtime owns the transport, not the other way round.
     raft: RwLock<Option<MultiRaft>>,
     links: DashMap<NodeId, Arc<[Link; 3]>>,
@@ -120,11 +122,12 @@ impl fmt::Debug for PeerTransport {
 
 impl PeerTransport {
     /// Must be called within a tokio runtime; the pumps run there.
-    pub(crate) fn new(own: NodeId, map: Arc<MapCache>) -> Self {
+    pub(crate) fn new(own: NodeId, map: Arc<MapCache>, dialer: Dialer) -> Self {
         PeerTransport {
             inner: Arc::new(Inner {
                 own,
                 map,
+                dialer,
                 raft: RwLock::new(None),
                 links: DashMap::new(),
                 runtime: tokio::runtime::Handle::current(),
@@ -371,16 +374,15 @@ impl Pump {
         let raft = self.inner.raft().ok_or_else(|| broken(&"the runtime is not open"))?;
         let address =
             self.inner.map.address(self.peer).ok_or_else(|| broken(&"its address is not known yet"))?;
-        let channel =
-            endpoint(&address).map_err(|error| broken(&error))?.connect().await.map_err(|error| {
-                broken(&format!(
-                    "{address}: {}",
-                    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
-                ))
-            })?;
+        let channel = self.inner.dialer.to_node(&address, self.peer).await.map_err(|error| {
+            broken(&format!(
+                "{address}: {}",
+                std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
+            ))
+        })?;
         let mut client = PeerClient::new(channel)
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
-            .max_encoding_message_size(2 * MESSAGE_LIMIT_BYTES);
+            .max_encoding_message_size(PEER_FRAME_BYTES);
 
         let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
         let greeting = v1::Greeting { hello: Some(raft.hello()), class: class_number(self.class) };

@@ -99,6 +99,9 @@ impl Shared {
             engine_bytes: groups.iter().map(|&group| self.machines.usage(group)).sum(),
             dead: self.dead(),
             problems: self.health.problems().iter().map(Problem::to_wire).collect(),
+            certificate_expires: self.tls.as_ref().map_or(0, |tls| tls.now().expires),
+            audit_problem: self.audit.problem().unwrap_or_default(),
+            turned_away: self.turned_away.counts().into_iter().collect(),
         })
     }
 
@@ -251,7 +254,7 @@ impl Shared {
                 last = (Instant::now(), view.bytes_done);
                 if sent.as_ref() != Some(&view) {
                     sent = Some(view.clone());
-                    if sender.send(Ok(view)).await.is_err() {
+                    if !shared.hand_over(&sender, Ok(view)).await {
                         return;
                     }
                 }

@@ -83,6 +83,35 @@ fn a_node_that_asks_again_is_the_same_node_and_an_address_has_one_holder() {
 }
 
 #[test]
+fn a_node_gets_the_id_that_it_wants_if_nobody_can_have_had_it() {
+    let mut meta = Meta::with_nodes(3);
+    let wants = |id, node| Ask::RegisterNode(v1::RegisterNode { wanted: id, ..register(node) });
+    for taken in [1, 2, 3] {
+        let refused = meta.ask(wants(taken, 6)).unwrap_err();
+        assert!(
+            refused.text.contains("never given again") && refused.text.contains("--id 4"),
+            "{}",
+            refused.text
+        );
+    }
+    assert_eq!(refusal(meta.ask(wants(1_000_000, 6))), MetaRefusal::Invalid);
+    assert_eq!(node(meta.ask(wants(7, 6))).id, 7);
+    assert_eq!(node(meta.ask(wants(7, 6))).id, 7, "the same answer again");
+    assert_eq!(node(meta.ask(wants(5, 8))).id, 5, "below the highest, and free");
+    assert_eq!(node(meta.ask(Ask::RegisterNode(register(9)))).id, 8, "the next one is above all of them");
+
+    // Ids that the lost entries of a recovered meta group may have given out are nobody's any more.
+    let step = v1::RecoveryStep { group: 1, from: replica(1, 1), to: replica(1, 50), ..Default::default() };
+    let plan = v1::RecoveryPlan { lost: vec![2], steps: vec![step], ..Default::default() };
+    meta.ask(Ask::RecoverCluster(v1::RecoverCluster { plan: Some(plan) })).unwrap();
+    let next = meta.state().next_node;
+    for passed_over in [6, 9, next - 1] {
+        assert_eq!(refusal(meta.ask(wants(passed_over, 10))), MetaRefusal::Invalid, "{passed_over}");
+    }
+    assert_eq!(node(meta.ask(wants(next, 10))).id, next);
+}
+
+#[test]
 fn nodes_change_address_and_state() {
     let mut meta = Meta::with_nodes(3);
     meta.shard("name", 1, &[2]);

@@ -43,6 +43,9 @@ impl Program {
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
         // What a test sees must not depend on who runs it; who looks for a fault asks for more by PONTOON_TEST_LOG.
         command.env_remove("PONTOON_ADDR").env("NO_COLOR", "1");
+        for name in ["PONTOON_TLS_CERT", "PONTOON_TLS_KEY", "PONTOON_TLS_CA"] {
+            command.env_remove(name);
+        }
         match std::env::var_os("PONTOON_TEST_LOG") {
             Some(filter) => command.env("PONTOON_LOG", filter),
             None => command.env_remove("PONTOON_LOG"),

@@ -1,5 +1,7 @@
 //! `pontoon status`, `nodes`, `predicates`, `predicate`, `groups`, `events`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use clap::{Args, Subcommand};
 use pontoon_proto::{NodeId, ReplicaId, v1};
 use serde_json::{Value, json};
@@ -9,6 +11,8 @@ use super::{
     output::{bytes, print_line, table},
 };
 
+/// A certificate that is valid for fewer seconds is to be renewed.
+const EXPIRES_SOON: i64 = 14 * 86_400;
 /// How often what happened is asked for, by whoever follows it.
 const FOLLOW_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -65,6 +69,7 @@ pub(super) async fn status(context: &Context) -> Result<Done, Failure> {
         status.moves_running,
         node_table(&status.nodes),
     );
+    text.push_str(&node_problems(&status.nodes));
     for dead in &status.dead {
         text.push_str(&format!(
             "\nthe replica of {} (group {}) is dead: {}",
@@ -98,7 +103,7 @@ pub(super) async fn status(context: &Context) -> Result<Done, Failure> {
 pub(super) async fn nodes(context: &Context) -> Result<Done, Failure> {
     let reply = context.client().await?.nodes(v1::NodesRequest {}).await?;
     let json = json!({ "nodes": reply.nodes.iter().map(node_json).collect::<Vec<_>>() });
-    Ok(Done::new(node_table(&reply.nodes), json))
+    Ok(Done::new(node_table(&reply.nodes) + &node_problems(&reply.nodes), json))
 }
 
 pub(super) async fn predicates(context: &Context) -> Result<Done, Failure> {
@@ -338,6 +343,28 @@ fn node_table(nodes: &[v1::NodeView]) -> String {
     table(&["node", "address", "state", "engine", "replicas", "leaders", "log", "rows", "disk free"], &rows)
 }
 
+/// A line for each thing at a node that wants a hand and is no group's problem.
+fn node_problems(nodes: &[v1::NodeView]) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs().cast_signed());
+    let mut text = String::new();
+    for view in nodes {
+        let node = view.node.as_ref().map_or(0, |node| node.id);
+        if !view.audit_problem.is_empty() {
+            let problem = &view.audit_problem;
+            text.push_str(&format!("\nn{node} does not write down who changes what: {problem}"));
+        }
+        let left = view.certificate_expires - now;
+        if view.certificate_expires != 0 && left < EXPIRES_SOON {
+            let days = left.div_euclid(86_400);
+            text.push_str(&format!(
+                "\nthe certificate of n{node} is valid for {days} more days: `pontoon certs node --dir DIR --id {node} --renew` \
+                 makes a new one, which the node takes up by itself"
+            ));
+        }
+    }
+    text
+}
+
 pub(super) fn node_json(view: &v1::NodeView) -> Value {
     let node = view.node.clone().unwrap_or_default();
     json!({
@@ -354,6 +381,9 @@ pub(super) fn node_json(view: &v1::NodeView) -> Value {
         "disk_free_bytes": view.disk_free_bytes,
         "disk_total_bytes": view.disk_total_bytes,
         "room": name_of(view.room().as_str_name(), "NODE_ROOM_"),
+        "audit_problem": view.audit_problem,
+        "certificate_expires": view.certificate_expires,
+        "turned_away": view.turned_away,
     })
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use futures::future::join_all;
 use pontoon_node::{
-    client::{Client, Log, MirrorError, mirror},
+    client::{Client, ConnectOptions, Log, MirrorError, mirror},
     shutdown_signal,
 };
 use pontoon_proto::v1;
@@ -20,6 +20,7 @@ use super::{
     Context, Done, Failure, ReadArgs, address,
     cluster::{node_ids, places},
     output::{bytes, json_of, print_line, table, text_of},
+    tls::FromTlsArgs,
 };
 
 /// How many lines and bytes of stdin one append carries at most.
@@ -118,6 +119,8 @@ pub(super) struct MirrorArgs {
     /// End when everything is copied that is there at the start.
     #[arg(long)]
     once: bool,
+    #[command(flatten)]
+    from_tls: FromTlsArgs,
 }
 
 pub(super) async fn run(context: &Context, command: LogCommand) -> Result<Done, Failure> {
@@ -371,7 +374,9 @@ async fn tail(context: &Context, client: &Client, args: TailArgs) -> Result<Done
 }
 
 async fn copy(context: &Context, here: &Client, args: MirrorArgs) -> Result<Done, Failure> {
-    let there = Client::connect(args.from_cluster.iter().cloned()).await.map_err(|error| {
+    let mut options = ConnectOptions::default();
+    options.tls = args.from_tls.clone().files(context.tls.as_ref())?;
+    let there = Client::connect_with(args.from_cluster.iter().cloned(), options).await.map_err(|error| {
         let failure = Failure::from(error);
         Failure { text: format!("--from-cluster: {}", failure.text), ..failure }
     })?;

@@ -22,12 +22,15 @@ pub(super) struct NodeArgs {
     /// The data directory.
     #[arg(long)]
     dir: Option<String>,
-    /// HOST:PORT to listen on, loopback only; port 0 takes a free one.
+    /// HOST:PORT to listen on, loopback only without TLS; port 0 takes a free one.
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
     /// HOST:PORT that others reach this node by, if not the one that it listens on.
     #[arg(long, value_name = "ADDR")]
     advertise: Option<String>,
+    /// How many connections there may be at once. With TLS an eighth is for nodes and operators alone. Default: 4096.
+    #[arg(long, value_name = "COUNT")]
+    max_connections: Option<String>,
     /// Any node of the cluster to join. Only needed at the first start, and when all nodes have moved to other addresses.
     #[arg(long, value_name = "ADDR")]
     join: Option<String>,
@@ -69,7 +72,7 @@ pub(super) struct NodeArgs {
 
 impl NodeArgs {
     /// The file, then the environment, then the flags; with warnings that are to be told.
-    fn settings(&self) -> Result<(Settings, Vec<String>), SettingsError> {
+    fn settings(&self, context: &Context) -> Result<(Settings, Vec<String>), SettingsError> {
         let mut settings = Settings::default();
         if let Some(path) = &self.config {
             settings.file(path)?;
@@ -89,10 +92,19 @@ impl NodeArgs {
             ("--disk-reserve", &self.disk_reserve),
             ("--snapshot-budget", &self.snapshot_budget),
             ("--log-format", &self.log_format),
+            ("--max-connections", &self.max_connections),
         ];
         let flags = flags.into_iter().filter_map(|(flag, value)| Some((flag, value.as_deref()?)));
         let labels = self.label.iter().map(|label| ("--label", label.as_str()));
         let lease = self.leader_lease.then_some(("--leader-lease", "true"));
+        // Every command has these; a path that is not UTF-8 is told as one that is not there.
+        let tls = context.tls.iter().flat_map(|tls| {
+            [("--tls-cert", &tls.cert), ("--tls-key", &tls.key), ("--tls-ca", &tls.ca)]
+                .map(|(flag, path)| (flag, path.to_string_lossy().into_owned()))
+        });
+        for (flag, value) in tls {
+            settings.flag(flag, &value)?;
+        }
         let others = self.set.iter().map(|set| ("--set", set.as_str()));
         for (flag, value) in others.chain(flags).chain(labels).chain(lease) {
             settings.flag(flag, value)?;
@@ -106,7 +118,7 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .map_err(|error| Failure::error(format!("the parent's end cannot be watched: {error}")))?;
     }
-    let (settings, warnings) = args.settings()?;
+    let (settings, warnings) = args.settings(context)?;
     let mut config = settings.check()?;
     config.replace = args.replace;
     send_logs(settings.log_format(), settings.log_filter());

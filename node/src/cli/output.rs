@@ -50,6 +50,7 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let code = match error {
             ClientError::Refused { .. }
+            | ClientError::Tls { .. }
             | ClientError::TooLarge { .. }
             | ClientError::DiskFull { .. }
             | ClientError::Address { .. }
@@ -80,6 +81,8 @@ impl From<NodeError> for Failure {
             }
             NodeError::Keys(_)
             | NodeError::NotLoopback { .. }
+            | NodeError::Advertise { .. }
+            | NodeError::Tls(_)
             | NodeError::Resolve { .. }
             | NodeError::JoinRefused { .. }
             | NodeError::DiskFull { .. } => Self::REFUSED,

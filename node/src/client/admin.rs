@@ -71,6 +71,8 @@ calls! {
     inspect(InspectRequest) -> InspectReply;
     /// A group's replicas with what waits in each of them.
     inspect_group(InspectGroupRequest) -> InspectGroupReply;
+    /// Who changed what.
+    audit(AuditRequest) -> AuditReply;
     /// What happened.
     events(EventsRequest) -> EventsReply;
 }

@@ -27,6 +27,12 @@ pub enum ClientError {
         /// What was heard last.
         reason: String,
     },
+    /// The client's certificates cannot be used.
+    #[error("{reason}")]
+    Tls {
+        /// Which file, what is wrong with it, and the next step.
+        reason: String,
+    },
     /// The address is not one.
     #[error("{address} is not HOST:PORT: {reason}")]
     Address {

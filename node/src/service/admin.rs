@@ -6,7 +6,13 @@ use pontoon_proto::v1;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::{api::admin_server::Admin, calls::Call, shared::Shared};
+use crate::{
+    api::admin_server::Admin,
+    audit::{Audited, Open},
+    caller::Caller,
+    calls::Call,
+    shared::Shared,
+};
 
 /// Serves `pontoon.v1.Admin`.
 #[derive(Debug)]
@@ -20,6 +26,19 @@ impl AdminService {
         request.into_inner().run(self.shared.clone()).await.map(Response::new)
     }
 
+    /// The same; who asked, and how it ended, goes into the audit log.
+    async fn here_audited<C: Call + Audited>(
+        &self,
+        request: Request<C>,
+    ) -> Result<Response<C::Reply>, Status> {
+        let open = self.open(&request)?;
+        ended(open, self.here(request).await).await
+    }
+
+    fn open<C: Audited>(&self, request: &Request<C>) -> Result<Option<Open>, Status> {
+        Ok(self.shared.audit.begin(&Caller::of(request.extensions())?, request.get_ref()))
+    }
+
     /// Answers through the leader of the meta group.
     async fn meta<C: crate::calls::MetaCall>(
         &self,
@@ -27,6 +46,22 @@ impl AdminService {
     ) -> Result<Response<C::Reply>, Status> {
         self.shared.at_meta_leader(request.into_inner()).await.map(Response::new)
     }
+
+    /// The same; who asked, and how it ended, goes into the audit log.
+    async fn audited<C: crate::calls::MetaCall + Audited>(
+        &self,
+        request: Request<C>,
+    ) -> Result<Response<C::Reply>, Status> {
+        let open = self.open(&request)?;
+        ended(open, self.meta(request).await).await
+    }
+}
+
+async fn ended<T>(open: Option<Open>, result: Result<T, Status>) -> Result<T, Status> {
+    if let Some(open) = open {
+        open.end(&result).await;
+    }
+    result
 }
 
 #[tonic::async_trait]
@@ -57,14 +92,14 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::CreatePredicateRequest>,
     ) -> Result<Response<v1::CreatePredicateReply>, Status> {
-        self.meta(request).await
+        self.audited(request).await
     }
 
     async fn drop_predicate(
         &self,
         request: Request<v1::DropPredicateRequest>,
     ) -> Result<Response<v1::DropPredicateReply>, Status> {
-        self.meta(request).await
+        self.audited(request).await
     }
 
     async fn find_predicate(
@@ -78,7 +113,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::MoveStartRequest>,
     ) -> Result<Response<v1::MoveStartReply>, Status> {
-        self.meta(request).await
+        self.audited(request).await
     }
 
     async fn move_list(
@@ -100,14 +135,14 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::MoveCancelRequest>,
     ) -> Result<Response<v1::MoveCancelReply>, Status> {
-        self.meta(request).await
+        self.audited(request).await
     }
 
     async fn decommission(
         &self,
         request: Request<v1::DecommissionRequest>,
     ) -> Result<Response<v1::DecommissionReply>, Status> {
-        self.meta(request).await
+        self.audited(request).await
     }
 
     async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<v1::EventsReply>, Status> {
@@ -122,11 +157,11 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::SetRulesRequest>,
     ) -> Result<Response<v1::SetRulesReply>, Status> {
-        self.meta(request).await
+        self.audited(request).await
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainReply>, Status> {
-        self.meta(request).await
+        self.audited(request).await
     }
 
     async fn rebalance_plan(
@@ -140,7 +175,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::RebalanceApplyRequest>,
     ) -> Result<Response<v1::RebalanceApplyReply>, Status> {
-        self.meta(request).await
+        self.audited(request).await
     }
 
     async fn explain_placement(
@@ -150,18 +185,30 @@ impl Admin for AdminService {
         self.meta(request).await
     }
 
+    async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<v1::AuditReply>, Status> {
+        self.here(request).await
+    }
+
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Result<Response<v1::UsageReply>, Status> {
         self.here(request).await
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
-        self.meta(request).await
+        // What is passed on was checked by who passes it on.
+        if request.get_ref().hops == 0 {
+            Caller::of(request.extensions())?.must_speak_for(request.get_ref().wanted)?;
+        }
+        self.audited(request).await
     }
 
     async fn announce(
         &self,
         request: Request<v1::AnnounceRequest>,
     ) -> Result<Response<v1::AnnounceReply>, Status> {
+        // A node asks itself first, so its own word arrives with one hop.
+        if request.get_ref().hops <= 1 {
+            Caller::of(request.extensions())?.must_speak_for(request.get_ref().node)?;
+        }
         self.meta(request).await
     }
 
@@ -257,7 +304,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::RecoverRecordRequest>,
     ) -> Result<Response<v1::RecoverRecordReply>, Status> {
-        self.meta(request).await
+        self.audited(request).await
     }
 
     async fn recover_plan(
@@ -271,7 +318,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::RecoverApplyRequest>,
     ) -> Result<Response<v1::RecoverApplyReply>, Status> {
-        self.here(request).await
+        self.here_audited(request).await
     }
 
     async fn other_source(

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use tracing::debug;
 
-use crate::{route::Routed, shared::Shared};
+use crate::{caller::Caller, route::Routed, shared::Shared, turned_away::Why};
 
 /// Calls of one stream that are under way here at most.
 const MOST_OPEN: usize = 8_192;
@@ -23,16 +23,17 @@ const MOST_BYTES: usize = 4 << 20;
 /// Batches of answers that wait for the connection.
 const BATCHES_AHEAD: usize = 2;
 
-/// Serves a stream of calls until the client ends it or the node stops.
+/// Serves a stream of calls until the client ends it or the node stops. Each call is judged by what its caller may do.
 pub(super) fn serve(
     shared: Arc<Shared>,
+    caller: Caller,
     incoming: Streaming<v1::CallBatch>,
 ) -> mpsc::Receiver<Result<v1::ReplyBatch, Status>> {
     let (answers, outgoing) = mpsc::channel(BATCHES_AHEAD);
     tokio::spawn(async move {
         let mut stop = shared.stop.subscribe();
         tokio::select! {
-            () = run(&shared, incoming, answers) => {}
+            () = run(&shared, &caller, incoming, answers) => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
     });
@@ -41,6 +42,7 @@ pub(super) fn serve(
 
 async fn run(
     shared: &Arc<Shared>,
+    caller: &Caller,
     mut incoming: Streaming<v1::CallBatch>,
     answers: mpsc::Sender<Result<v1::ReplyBatch, Status>>,
 ) {
@@ -48,7 +50,7 @@ async fn run(
     loop {
         tokio::select! {
             batch = incoming.message(), if open.len() < MOST_OPEN => match batch {
-                Ok(Some(batch)) => open.extend(batch.calls.into_iter().map(|call| answer(shared.clone(), call))),
+                Ok(Some(batch)) => open.extend(batch.calls.into_iter().map(|call| answer(shared.clone(), caller, call))),
                 // Whoever asked is gone; what was proposed takes its way, and is answered under its id when it is repeated.
                 Ok(None) => return,
                 Err(status) => return debug!(reason = status.message(), "a stream of calls ended"),
@@ -63,7 +65,7 @@ async fn run(
                     bytes += reply.encoded_len();
                     replies.push(reply);
                 }
-                if answers.send(Ok(v1::ReplyBatch { replies })).await.is_err() {
+                if !shared.hand_over(&answers, Ok(v1::ReplyBatch { replies })).await {
                     return;
                 }
             }
@@ -71,9 +73,15 @@ async fn run(
     }
 }
 
-fn answer(shared: Arc<Shared>, call: v1::Call) -> BoxFuture<'static, v1::Reply> {
+fn answer(shared: Arc<Shared>, caller: &Caller, call: v1::Call) -> BoxFuture<'static, v1::Reply> {
     let id = call.id;
     let reply = move |reply| v1::Reply { id, reply: Some(reply) };
+    if let Some(Request::Write(_)) = call.request
+        && let Err(status) = caller.must_write("a write")
+    {
+        shared.turned_away.note(Why::Denied);
+        return std::future::ready(reply(failed(&status))).boxed();
+    }
     match call.request {
         Some(Request::Write(write)) => {
             async move { reply(routed(&shared, write, Reply::Write).await) }.boxed()

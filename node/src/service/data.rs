@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     api::{data_client::DataClient, data_server::Data},
+    caller::Caller,
     client::client_word,
     map::member_nodes,
     route::{Refused, Routed, refusal, routed, wrong_kind},
@@ -66,7 +67,9 @@ impl Data for DataService {
         &self,
         request: Request<Streaming<v1::CallBatch>>,
     ) -> Result<Response<Self::CallsStream>, Status> {
-        Ok(Response::new(ReceiverStream::new(calls::serve(self.shared.clone(), request.into_inner()))))
+        let caller = Caller::of(request.extensions())?;
+        let answers = calls::serve(self.shared.clone(), caller, request.into_inner());
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetReply>, Status> {
@@ -78,7 +81,12 @@ impl Data for DataService {
     }
 
     async fn route(&self, request: Request<v1::RouteRequest>) -> Result<Response<v1::RouteReply>, Status> {
-        self.shared.route_of(request.into_inner()).await.map(Response::new)
+        let caller = Caller::of(request.extensions())?;
+        let request = request.into_inner();
+        if request.create {
+            caller.must_write("to make a predicate")?;
+        }
+        self.shared.route_of(request).await.map(Response::new)
     }
 
     async fn append_log(
@@ -115,7 +123,17 @@ impl Data for DataService {
         &self,
         request: Request<v1::ResetLogRequest>,
     ) -> Result<Response<v1::ResetLogReply>, Status> {
-        self.shared.route(request.into_inner()).await.map(Response::new)
+        let open = self.shared.audit.begin(&Caller::of(request.extensions())?, request.get_ref());
+        let answer = self.shared.route(request.into_inner()).await.map(Response::new);
+        let judged =
+            answer.as_ref().map_err(Status::clone).and_then(|reply| match &reply.get_ref().refusal {
+                None => Ok(()),
+                Some(refusal) => Err(Status::failed_precondition(format!("{:?}", refusal.kind))),
+            });
+        if let Some(open) = open {
+            open.end(&judged).await;
+        }
+        answer
     }
 }
 

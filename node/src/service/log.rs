@@ -274,7 +274,7 @@ impl Shared {
                     }
                     Err(status) => (true, Err(status)),
                 };
-                if sender.send(reply).await.is_err() || ends {
+                if !shared.hand_over(&sender, reply).await || ends {
                     return;
                 }
             }

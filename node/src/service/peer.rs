@@ -8,10 +8,10 @@ use pontoon_proto::{
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
-use crate::{api::peer_server::Peer, shared::Shared};
+use crate::{api::peer_server::Peer, caller::Caller, shared::Shared, turned_away::Why};
 
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -29,6 +29,7 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<v1::PeerFrame>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
+        let caller = Caller::of(request.extensions())?;
         let mut incoming = request.into_inner();
         let first = timeout(GREETING_TIMEOUT, incoming.message())
             .await
@@ -36,8 +37,14 @@ impl Peer for PeerService {
         let Some(Frame::Greeting(v1::Greeting { hello: Some(hello), .. })) =
             first.and_then(|frame| frame.frame)
         else {
+            self.shared.turned_away.note(Why::Garbage);
             return Err(Status::invalid_argument("a peer stream begins with a greeting"));
         };
+        if let Err(status) = caller.must_speak_for(hello.node) {
+            warn!(%caller, node = hello.node, "a certificate was used to speak for another node");
+            self.shared.turned_away.note(Why::Greeting);
+            return Err(status);
+        }
         let peer = NodeId::new(hello.node).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (address, boot_token) = (hello.address.clone(), hello.boot_history.last().copied().unwrap_or(0));
 
@@ -55,6 +62,7 @@ impl Peer for PeerService {
             self.shared.map.heard_from(peer, &address);
             tokio::spawn(receive(self.shared.clone(), peer, boot_token, incoming, answers));
         } else {
+            self.shared.turned_away.note(Why::Greeting);
             warn!(%peer, address, reason = refused, "greeting refused");
         }
         Ok(Response::new(ReceiverStream::new(outgoing)))
@@ -83,11 +91,15 @@ async fn receive(
                 }
             }
             Ok(Some(_)) => {
+                shared.turned_away.note(Why::Garbage);
                 warn!(%peer, "a frame that is no batch; ending the stream");
                 return;
             }
             Ok(None) => return,
             Err(status) => {
+                if matches!(status.code(), Code::Internal | Code::OutOfRange | Code::ResourceExhausted) {
+                    shared.turned_away.note(Why::Garbage);
+                }
                 debug!(%peer, reason = status.message(), "peer stream ended");
                 return;
             }

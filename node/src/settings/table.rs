@@ -128,6 +128,14 @@ fn engine(text: &str) -> Result<EngineKind, String> {
     }
 }
 
+fn connections(text: &str) -> Result<usize, String> {
+    match number(text) {
+        Ok(most) if most >= 8 => Ok(most),
+        Ok(_) => Err("8 or more are needed".to_owned()),
+        Err(reason) => Err(reason),
+    }
+}
+
 fn size_of_chunk(text: &str) -> Result<usize, String> {
     bytes(text).and_then(|bytes| usize::try_from(bytes).map_err(|error| error.to_string()))
 }
@@ -156,7 +164,8 @@ pub(super) const TABLE: &[Setting] = &[
         "listen",
         Kind::Text,
         "",
-        "HOST:PORT to listen on, loopback only; port 0 takes a free one. It may change from start to start: the cluster is told.",
+        "HOST:PORT to listen on, loopback only without TLS; port 0 takes a free one. It may change from start to start: the cluster is \
+         told.",
         into!(node.listen, listens),
     )
     .with_flag("--listen")
@@ -166,7 +175,7 @@ pub(super) const TABLE: &[Setting] = &[
         Kind::Text,
         "",
         "HOST:PORT that others reach this node by, where that is not the address that it listens on: behind a forwarder, under a \
-         name. Without it: the host of listen and the port that was bound.",
+         name. Without it: the host of listen and the port that was bound. With TLS the certificate must name that host.",
         into!(some node.advertise, dials),
     )
     .with_flag("--advertise"),
@@ -179,6 +188,14 @@ pub(super) const TABLE: &[Setting] = &[
         into!(some node.join, dials),
     )
     .with_flag("--join"),
+    setting(
+        "max_connections",
+        Kind::Number,
+        "4096",
+        "How many connections there may be at once, 8 or more. With TLS an eighth of them is for nodes and operators alone.",
+        into!(node.max_connections, connections),
+    )
+    .with_flag("--max-connections"),
     setting(
         "engine",
         Kind::Text,
@@ -200,6 +217,18 @@ pub(super) const TABLE: &[Setting] = &[
         },
     )
     .with_flag("--label"),
+    setting(
+        "tls.cert",
+        Kind::Path,
+        "",
+        "The node's certificate, PEM; `pontoon certs` makes one. With it the node may listen anywhere, and whoever calls must show one of \
+         the same authority. Files that are replaced are taken up without a restart.",
+        into!(some tls.cert, path),
+    )
+    .with_flag("--tls-cert"),
+    setting("tls.key", Kind::Path, "", "The certificate's private key, PEM.", into!(some tls.key, path))
+        .with_flag("--tls-key"),
+    setting("tls.ca", Kind::Path, "", "The cluster's authority, PEM.", into!(some tls.ca, path)).with_flag("--tls-ca"),
     setting("wal.dir", Kind::Path, "", "Where the shared log lies, if not in the data directory.", into!(some node.wal_dir, path))
         .with_flag("--wal-dir"),
     setting(
@@ -366,8 +395,9 @@ mod tests {
         let shape = |settings: &Settings| {
             let Settings { node, log_format, log_filter, .. } = settings;
             format!(
-                "{:?} {:?} {} {} {log_format:?} {log_filter}",
+                "{:?} {} {:?} {} {} {log_format:?} {log_filter}",
                 node.raft,
+                node.max_connections,
                 node.capacity_bytes,
                 node.segment_bytes.unwrap_or(64 << 20),
                 node.top_groups

@@ -7,6 +7,10 @@ use v1::{MetaRefusal, meta_command::Body as Ask, meta_reply::Body as Answer};
 
 use super::{MAX_EVENTS, MAX_PREDICATE_BYTES, META_PREDICATE, MetaState};
 
+/// How far above the next id a node may ask for one: more is a slip of the hand. Few beside those that a recovery passes over,
+/// for what lost entries gave out must lie below.
+const IDS_AHEAD_MOST: u64 = 64;
+
 /// Which records a command changed or removed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Touched {
@@ -192,14 +196,26 @@ impl Step<'_> {
             );
             return Err(refuse(MetaRefusal::AddressHeld, text));
         }
+        let next = self.state.next_node;
+        let id = if ask.wanted == 0 { next } else { ask.wanted };
+        let used = id < self.state.nodes_from || self.state.nodes.contains_key(&id);
+        if NodeId::new(id).is_err() || id > next + IDS_AHEAD_MOST || used {
+            let why = match used {
+                true => "is or was another node, and an id is never given again",
+                false => "is far above the ids that are in use",
+            };
+            let text = format!(
+                "n{id} {why}: make a certificate for a new id, as in `pontoon certs node --id {next}`, and start with it"
+            );
+            return Err(refuse(MetaRefusal::Invalid, text));
+        }
         if ask.replace != 0 {
             let mut old = self.node(ask.replace)?;
             old.set_state(v1::NodeState::Removed);
             self.forgive(old.id);
             self.put_node(old);
         }
-        let id = self.state.next_node;
-        self.state.next_node += 1;
+        self.state.next_node = next.max(id + 1);
         let node = self.put_node(v1::Node {
             id,
             address: ask.address,

@@ -95,6 +95,7 @@ impl MetaMachine {
             cluster: state.cluster.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
             cluster_version: state.cluster_version,
             next_node: state.next_node,
+            nodes_from: state.nodes_from,
             next_group: state.next_group,
             next_move: state.next_move,
             next_event: state.next_event,
@@ -124,6 +125,7 @@ fn load(store: &GroupStore) -> Result<MetaState, Error> {
                 state.cluster_version = header.cluster_version;
                 state.version = header.version;
                 state.next_node = header.next_node;
+                state.nodes_from = header.nodes_from;
                 state.next_group = header.next_group;
                 state.next_move = header.next_move;
                 state.next_event = header.next_event;

@@ -48,6 +48,7 @@ impl Step<'_> {
 
     fn pass_over_lost_ids(&mut self) {
         self.state.next_node += u64::from(IDS_LOST);
+        self.state.nodes_from = self.state.next_node;
         self.state.next_group += u64::from(IDS_LOST);
         self.state.next_move += u64::from(IDS_LOST);
         let shards: Vec<v1::Shard> =

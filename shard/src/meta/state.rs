@@ -37,6 +37,8 @@ pub struct MetaState {
     pub debts: BTreeSet<(u64, u64)>,
     /// The id of the next node.
     pub next_node: u64,
+    /// No node gets an id below this one: entries that were lost may have given it out.
+    pub nodes_from: u64,
     /// The id of the next group.
     pub next_group: u64,
     /// The id of the next move.
@@ -64,6 +66,7 @@ impl Default for MetaState {
             plan: None,
             debts: BTreeSet::new(),
             next_node: 1,
+            nodes_from: 1,
             next_group: GroupId::META.0 + 1,
             next_move: 1,
             next_event: 1,
