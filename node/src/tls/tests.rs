@@ -134,7 +134,7 @@ async fn a_reader_neither_writes_nor_makes_predicates_on_any_way() {
         files(&stage.certs(), Role::Reader, "app", true),
         &node,
     ));
-    let route = v1::RouteRequest { predicate: "other".to_owned(), create: true, ..Default::default() };
+    let route = v1::RouteRequest { predicate: "other".to_owned(), create: true };
     assert_eq!(data.route(route).await.unwrap_err().code(), Code::PermissionDenied);
 
     let write = v1::WriteRequest { predicate: "name".to_owned(), ..Default::default() };
