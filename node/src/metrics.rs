@@ -27,6 +27,7 @@ pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 pub(crate) fn page(shared: &Shared) -> String {
     let mut page = Page::default();
     collect::node(&mut page, shared);
+    collect::port(&mut page, shared);
     collect::clients(&mut page, shared);
     collect::log(&mut page, shared);
     collect::runtime(&mut page, shared);

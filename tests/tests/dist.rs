@@ -89,7 +89,7 @@ fn the_dashboard_names_what_a_node_tells() {
 
 /// For each alert: what is told, and its values while it is well, while it is not, and when it is well again, as promtool writes
 /// them. A value is told every minute; trouble begins at 20 minutes and is over at 60.
-const TRIED: [(&str, &str, &str); 17] = [
+const TRIED: [(&str, &str, &str); 20] = [
     ("PontoonNodeDown", "up{job=\"pontoon\"}", "1x20 0x40 1x60"),
     ("PontoonNotReady", "pontoon_ready", "1x20 0x40 1x60"),
     ("PontoonDiskStalled", "pontoon_problem{code=\"disk-stalled\"}", "0x20 1x40 0x60"),
@@ -106,6 +106,9 @@ const TRIED: [(&str, &str, &str); 17] = [
     ("PontoonWritesFail", "pontoon_calls_total{call=\"write\",ended=\"failed\"}", "0x20 0+60x40 2400x60"),
     ("PontoonPeerUnreachable", "pontoon_peer_connected{peer=\"2\",class=\"control\"}", "1x20 0x40 1x60"),
     ("PontoonClockTrouble", "pontoon_clock_skew_seconds", "0x20 -1.5x40 0x60"),
+    ("PontoonCertificateExpires", "pontoon_certificate_expires_seconds", "4000000x20 100000x40 4000000x60"),
+    ("PontoonAuditNotWritten", "pontoon_audit_written", "1x20 0x40 1x60"),
+    ("PontoonTurnedAway", "pontoon_turned_away_total{why=\"handshakes_failed\"}", "0x20 0+600x40 24000x60"),
     ("PontoonRestarts", "process_start_time_seconds{job=\"pontoon\"}", "100x20 100+1x40 140x180"),
 ];
 

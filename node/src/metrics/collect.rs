@@ -31,6 +31,14 @@ pub(super) fn node(page: &mut Page, shared: &Shared) {
     page.put(&META_LEADER, u8::from(shared.meta_term().is_some()));
 }
 
+pub(super) fn port(page: &mut Page, shared: &Shared) {
+    for (why, count) in shared.turned_away.counts() {
+        page.put_with(&TURNED_AWAY, &[("why", &why)], count);
+    }
+    page.put(&CERTIFICATE_EXPIRES, shared.tls.as_ref().map_or(0, |tls| tls.now().expires));
+    page.put(&AUDIT_WRITTEN, u8::from(shared.audit.problem().is_none()));
+}
+
 pub(super) fn clients(page: &mut Page, shared: &Shared) {
     for asked in Asked::ALL {
         for ended in Ended::ALL {

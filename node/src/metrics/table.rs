@@ -54,6 +54,11 @@ metrics! {
         MAP_VERSION = Gauge "pontoon_map_version" [] "The version of the cluster's map that this node has.";
         META_LEADER = Gauge "pontoon_meta_leader" [] "1 if this node leads the meta group.";
     }
+    "The port" {
+        TURNED_AWAY = Counter "pontoon_turned_away_total" ["why"] "What was refused at the node's port before it was a call of anybody's, or that its caller may not ask.";
+        CERTIFICATE_EXPIRES = Gauge "pontoon_certificate_expires_seconds" [] "Until when the node's certificate is valid, in seconds since 1970; 0 without TLS.";
+        AUDIT_WRITTEN = Gauge "pontoon_audit_written" [] "1 while the audit log can be written.";
+    }
     "Clients" {
         CALLS = Counter "pontoon_calls_total" ["call", "ended"] "Calls that this node answered, also those that it passed on: done, refused without effect, or failed.";
         WRITES = Histogram "pontoon_write_seconds" [] "From a write's arrival at its leader, here, to its answer.";
