@@ -55,10 +55,11 @@ fn cases<S: Strategy>(strategy: S) -> Vec<S::Value> {
     (0..number("PONTOON_R30_CASES", 64)).map(draw).collect()
 }
 
-/// Two nodes with a predicate that is thrown at and one that must not notice.
+/// Three nodes with a predicate that is thrown at and one that must not notice. The first is thrown at in the name of the second.
 struct Stage {
     first: Node,
     second: Node,
+    third: Node,
     channel: Channel,
     victim: v1::Shard,
     _dir: TempDir,
@@ -74,17 +75,18 @@ impl Stage {
         };
         let first = Node::start(config("1")).await.unwrap();
         let second = Node::start(config("2").joining(first.address())).await.unwrap();
+        let third = Node::start(config("3").joining(first.address())).await.unwrap();
         let client = first.client().await.unwrap();
         for predicate in ["victim", "bystander"] {
-            client.create_map(predicate, 2).await.unwrap();
+            client.create_map(predicate, 3).await.unwrap();
             client.put(predicate, "k", "v").await.unwrap();
         }
-        // A replica on each node: the second may still be on its way.
+        // A replica on each node: some may still be on their way.
         let whole = async {
             loop {
                 let ask = v1::FindPredicateRequest { predicate: "victim".to_owned(), hops: 0 };
                 let shard = client.find_predicate(ask).await.unwrap().shard.unwrap();
-                if shard.voters.len() == 2 {
+                if shard.voters.len() == 3 {
                     return shard;
                 }
                 sleep(Duration::from_millis(10)).await;
@@ -94,7 +96,7 @@ impl Stage {
         let endpoint =
             tonic::transport::Endpoint::from_shared(format!("http://{}", first.address())).unwrap();
         let channel = endpoint.connect().await.unwrap();
-        Stage { first, second, channel, victim, _dir: dir }
+        Stage { first, second, third, channel, victim, _dir: dir }
     }
 
     /// Sends bytes as the body of a call; its status, `None` if the connection broke.
@@ -146,6 +148,7 @@ impl Stage {
     }
 
     async fn end(self) {
+        self.third.shutdown().await.unwrap();
         self.second.shutdown().await.unwrap();
         self.first.shutdown().await.unwrap();
     }

@@ -68,7 +68,7 @@ async fn a_node_that_cannot_start_says_why_and_what_to_do() {
     fs::write(&file, "").unwrap();
     node_refused(&file, &free_address(), &[], &["file"]).await;
 
-    refused(&["node", "--dir", "d"], &["--listen", "--help"]).await;
+    refused(&["node", "--dir", "d"], &["--listen", "PONTOON_LISTEN", "--config"]).await;
     refused(&["node", "--dir", "d", "--listen", "x:1", "--engine", "paper"], &["paper", "fjall or sled"])
         .await;
     refused(&["noed"], &["noed", "--help"]).await;
