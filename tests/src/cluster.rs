@@ -74,6 +74,8 @@ pub struct Cluster {
     members: Vec<Member>,
     // Last: the processes end before their files go.
     scratch: TempDir,
+    /// Elsewhere: what a node says of a disk that is full must not be lost on it.
+    logs: TempDir,
 }
 
 impl Cluster {
@@ -82,8 +84,9 @@ impl Cluster {
     /// # Panics
     /// As everything here: if what must happen does not.
     pub async fn start(program: Program, engine: &str, nodes: usize) -> Cluster {
-        let mut cluster =
-            Cluster { program, engine: engine.to_owned(), members: Vec::new(), scratch: program.scratch() };
+        let (engine, members) = (engine.to_owned(), Vec::new());
+        let logs = tempfile::tempdir().expect("a directory for what nodes say");
+        let mut cluster = Cluster { program, engine, members, scratch: program.scratch(), logs };
         for _ in 0..nodes {
             cluster.add().await;
         }
@@ -285,7 +288,7 @@ impl Cluster {
 
     /// Where a node's process writes what it says.
     pub fn log(&self, at: usize) -> PathBuf {
-        self.scratch.path().join(format!("{at}.log"))
+        self.logs.path().join(format!("{at}.log"))
     }
 
     /// A client that knows every node.

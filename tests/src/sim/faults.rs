@@ -235,9 +235,12 @@ impl World {
         };
         let seen = self.seen.iter().map(|((group, _), status)| (*group, &status.conf_state));
         let held = self.held.iter().map(|((group, _), conf)| (*group, conf));
-        // What a move changes next may stand in logs already and be applied by nobody.
-        let mut next =
-            self.meta.running_moves().filter(|mv| mv.phase() >= v1::MovePhase::CatchUp).filter_map(|mv| {
+        // What a move changes next may stand in logs already and be applied by nobody. When it has gone on, its leader shows it.
+        let mut next = self
+            .meta
+            .running_moves()
+            .filter(|mv| (v1::MovePhase::CatchUp..=v1::MovePhase::Joint).contains(&mv.phase()))
+            .filter_map(|mv| {
                 let shard = self.meta.shards.values().find(|shard| shard.group == mv.group)?;
                 let stay = shard.voters.iter().copied().filter(|id| *id != mv.source && *id != mv.target);
                 Some((GroupId(mv.group), stay.chain([mv.target]).collect::<Vec<u64>>()))
