@@ -24,10 +24,11 @@ fn seeds(default: u64) -> std::ops::RangeInclusive<u64> {
     }
 }
 
-/// What the ordinary seeds may miss, since it takes a millisecond of a pull and a kind that strikes seldom; `simulate` demands
+/// What the ordinary seeds may miss, since it takes a millisecond of a pull, or of a move's last step, and a kind that strikes seldom; `simulate` demands
 /// it of a hunt of a thousand seeds.
-const RARE: [(Kind, &str); 6] = [
+const RARE: [(Kind, &str); 7] = [
     (Kind::Duplicate, "staged"),
+    (Kind::Rot, "Cleanup"),
     (Kind::Rot, "asked"),
     (Kind::Rot, "staged"),
     (Kind::Lost, "asked"),
