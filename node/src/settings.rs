@@ -164,16 +164,9 @@ struct TlsParts {
 impl TlsParts {
     /// All or none.
     fn files(&self) -> Result<Option<TlsFiles>, SettingsError> {
-        let missing = match (&self.cert, &self.key, &self.ca) {
-            (None, None, None) => return Ok(None),
-            (Some(cert), Some(key), Some(ca)) => {
-                return Ok(Some(TlsFiles { cert: cert.clone(), key: key.clone(), ca: ca.clone() }));
-            }
-            (None, ..) => "tls.cert",
-            (_, None, _) => "tls.key",
-            _ => "tls.ca",
-        };
-        Err(SettingsError::Together(format!("of tls.cert, tls.key and tls.ca, {missing} is missing")))
+        TlsFiles::together([self.cert.clone(), self.key.clone(), self.ca.clone()]).map_err(|missing| {
+            SettingsError::Together(format!("of tls.cert, tls.key and tls.ca, tls.{missing} is missing"))
+        })
     }
 }
 

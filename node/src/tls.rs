@@ -198,6 +198,20 @@ impl Tls {
 }
 
 impl TlsFiles {
+    /// Certificate, key and authority, where all of them or none were named.
+    ///
+    /// # Errors
+    /// Which one is missing: `cert`, `key` or `ca`.
+    pub fn together(files: [Option<PathBuf>; 3]) -> Result<Option<TlsFiles>, &'static str> {
+        match files {
+            [None, None, None] => Ok(None),
+            [Some(cert), Some(key), Some(ca)] => Ok(Some(TlsFiles { cert, key, ca })),
+            [None, ..] => Err("cert"),
+            [_, None, _] => Err("key"),
+            _ => Err("ca"),
+        }
+    }
+
     fn each(&self) -> [&Path; 3] {
         [&self.cert, &self.key, &self.ca]
     }

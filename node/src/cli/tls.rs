@@ -52,18 +52,8 @@ impl FromTlsArgs {
 }
 
 fn together(flag: &str, files: [Option<PathBuf>; 3]) -> Result<Option<TlsFiles>, Failure> {
-    match files {
-        [None, None, None] => Ok(None),
-        [Some(cert), Some(key), Some(ca)] => Ok(Some(TlsFiles { cert, key, ca })),
-        [cert, key, _] => {
-            let missing = match (cert, key) {
-                (None, _) => "cert",
-                (_, None) => "key",
-                _ => "ca",
-            };
-            let text =
-                format!("{flag}-cert, {flag}-key and {flag}-ca go together: {flag}-{missing} is missing");
-            Err(Failure::new(Failure::REFUSED, text))
-        }
-    }
+    TlsFiles::together(files).map_err(|missing| {
+        let text = format!("{flag}-cert, {flag}-key and {flag}-ca go together: {flag}-{missing} is missing");
+        Failure::new(Failure::REFUSED, text)
+    })
 }
