@@ -40,6 +40,8 @@ impl Shared {
             labels,
             capacity_bytes,
             engine: self.engine.to_string(),
+            oldest_version: self.versions.oldest,
+            newest_version: self.versions.newest,
         };
         let mut pause = RETRY_FIRST;
         let mut copied_since = None;

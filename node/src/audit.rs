@@ -218,6 +218,14 @@ impl Open {
     }
 }
 
+/// Passes a result on once it is written how the action ended.
+pub(crate) async fn ended<T>(open: Option<Open>, result: Result<T, Status>) -> Result<T, Status> {
+    if let Some(open) = open {
+        open.end(&result).await;
+    }
+    result
+}
+
 impl Drop for Open {
     fn drop(&mut self) {
         let Some(entry) = self.entry.take() else { return };

@@ -8,6 +8,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use pontoon_proto::{GroupId, NodeId, v1};
 use pontoon_raftstore::{Proposal, ProposeError, ReadLevel};
+use pontoon_shard::versions;
 use prost::Message;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status, transport::Channel};
@@ -65,6 +66,7 @@ macro_rules! calls {
 calls! {
     CreatePredicateRequest => CreatePredicateReply by create_predicate meta;
     DropPredicateRequest => DropPredicateReply by drop_predicate meta;
+    ReplacePredicateRequest => ReplacePredicateReply by replace_predicate meta;
     FindPredicateRequest => FindPredicateReply by find_predicate meta;
     MoveStartRequest => MoveStartReply by move_start meta;
     MoveListRequest => MoveListReply by move_list meta;
@@ -80,14 +82,20 @@ calls! {
     RebalanceApplyRequest => RebalanceApplyReply by rebalance_apply meta;
     ExplainRequest => ExplainReply by explain_placement meta;
     RecoverRecordRequest => RecoverRecordReply by recover_record meta;
+    BackupNoteRequest => BackupNoteReply by backup_note meta;
+    EngineRequest => EngineReply by engine;
+    UpgradeFinaliseRequest => UpgradeStatusReply by upgrade_finalise meta;
+    UpgradeStatusRequest => UpgradeStatusReply by upgrade_status;
     RemainsRequest => RemainsReply by remains;
     RecoverReplicaRequest => RecoverReplicaReply by recover_replica;
     RecoverPlanRequest => RecoverPlanReply by recover_plan;
     RecoverApplyRequest => RecoverApplyReply by recover_apply;
     AuditRequest => AuditReply by audit;
+    HeatRequest => HeatReply by heat;
     UsageRequest => UsageReply by usage;
     InspectRequest => InspectReply by inspect;
     InspectGroupRequest => InspectGroupReply by inspect_group;
+    ProfileRequest => ProfileReply by profile;
     GroupsRequest => GroupsReply by groups;
     ReportRequest => NodeView by report;
     CasualtiesRequest => CasualtiesReply by casualties;
@@ -123,7 +131,8 @@ impl Shared {
             .map
             .address(node)
             .ok_or_else(|| Status::unavailable(format!("where {node} listens is not known")))?;
-        timeout(limit, call.send(self.channels.admin(&address)?)).await.map_err(late)?
+        let answer = timeout(limit, call.send(self.channels.admin(&address)?)).await.map_err(late)?;
+        answer.map_err(|status| too_old(node, status))
     }
 
     /// Asks the leader of the meta group, through its members if need be.
@@ -203,6 +212,21 @@ impl Shared {
     /// # Errors
     /// `UNAVAILABLE` if it does not lead or the outcome is not known: the commands may be repeated.
     pub(crate) async fn meta_command(&self, body: v1::meta_command::Body) -> Result<v1::MetaReply, Status> {
+        loop {
+            let version = self.meta_state().cluster_version;
+            let mut fitted = body.clone();
+            versions::fit(&mut fitted, version);
+            let reply = self.propose_meta(fitted).await?;
+            // If the version has risen between the two, what it needs was left out of the command.
+            let is_refused = matches!(&reply.body, Some(v1::meta_reply::Body::Refused(refused))
+                if refused.reason() == v1::MetaRefusal::WrongVersion);
+            if !is_refused || self.meta_state_at(reply.version).await?.cluster_version == version {
+                return Ok(reply);
+            }
+        }
+    }
+
+    async fn propose_meta(&self, body: v1::meta_command::Body) -> Result<v1::MetaReply, Status> {
         let group = self
             .raft
             .group(GroupId::META)
@@ -242,6 +266,18 @@ pub(crate) fn refused_status(refused: &v1::MetaRefused) -> Status {
         _ => Code::FailedPrecondition,
     };
     Status::new(code, refused.text.clone())
+}
+
+/// A node that does not have a method is of an older release.
+fn too_old(node: NodeId, status: Status) -> Status {
+    // With TLS a node says it in the words of its table.
+    let unknown = status.code() == Code::Unimplemented || status.message().starts_with("no role may call");
+    match unknown {
+        true => Status::failed_precondition(format!(
+            "{node}, which would have to answer, runs an older release that does not know this call: upgrade it first"
+        )),
+        false => status,
+    }
 }
 
 /// Whether the call may have found nobody who leads.

@@ -3,25 +3,32 @@
 //! Exit codes: [`EXIT_CODES`].
 
 mod audit;
+mod backup;
 mod certs;
 mod cluster;
 mod config;
 mod data;
 mod debug;
+mod engine;
+mod examples;
 mod load;
 mod log;
 mod moves;
 mod node;
+mod notify;
 mod output;
+mod pages;
 mod placement;
 mod problems;
+mod profile;
 mod recover;
 mod tls;
+mod upgrade;
 mod wal;
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use pontoon_node::{
     TlsFiles,
     client::{Client, ClientError, ConnectOptions, Reads},
@@ -72,12 +79,20 @@ enum Command {
     /// Three nodes and then a fourth on this machine: load, move under traffic with a kill, verify.
     Demo(crate::demo::DemoArgs),
     /// Run one node until SIGTERM or Ctrl-C. The first founds a cluster, the others --join it.
-    Node(node::NodeArgs),
+    Node(Box<node::NodeArgs>),
     /// The configuration of a node: print the default file, or check one.
     #[command(subcommand)]
     Config(config::ConfigCommand),
     /// Load N-Triples, N-Quads or Dgraph RDF, also .gz. Run it again to go on after a kill.
     Load(load::LoadArgs),
+    /// Keep predicates in a directory or file, each as of one index; only what is new is added. list, prune and verify beside it.
+    Backup(backup::BackupArgs),
+    /// Bring predicates of a backup into this cluster, and read them back. Run it again to go on after a kill.
+    Restore(backup::RestoreArgs),
+    /// Read and hash every byte of backups, and say what is damaged.
+    Verify(backup::VerifyArgs),
+    /// Write predicates as RDF that `load` gives back unchanged.
+    Export(backup::ExportArgs),
     /// Read a key; for loaded data, all objects of a subject.
     Get(data::GetArgs),
     /// Set the value of a key.
@@ -125,9 +140,12 @@ enum Command {
     Rebalance(placement::RebalanceCommand),
     /// Why a predicate's replicas are on a node, and why not.
     Explain(placement::ExplainArgs),
+    /// Which engine each node has, and how to change it in place.
+    #[command(subcommand)]
+    Engine(engine::EngineCommand),
     /// What happened in the cluster.
     Events(cluster::EventsArgs),
-    /// For whoever looks for a fault: everything that the nodes can tell, or one group in depth.
+    /// For whoever looks for a fault: everything that the nodes can tell, one group in depth, or where time and memory go.
     #[command(subcommand)]
     Debug(debug::DebugCommand),
     /// Certificates for TLS: who each node and each client is, and what it may do.
@@ -135,6 +153,21 @@ enum Command {
     Certs(certs::CertsCommand),
     /// Who changed what, from where, and how it ended.
     Audit(audit::AuditArgs),
+    /// Which cluster versions the nodes speak; finalise one once all of them do.
+    #[command(subcommand)]
+    Upgrade(upgrade::UpgradeCommand),
+    /// This binary's version, and the cluster versions that it speaks with what each turned on.
+    Version,
+    /// Print the script by which a shell completes `pontoon`.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages.
+    Man {
+        /// Where to; made if it is missing.
+        dir: PathBuf,
+    },
     /// Generate load and measure latencies.
     Bench(crate::bench::BenchArgs),
     /// Look at a node's log on this machine's disk.
@@ -153,9 +186,17 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) async fn client(&self) -> Result<Client, ClientError> {
+        self.client_of(self.addresses.clone()).await
+    }
+
+    /// The same through other nodes.
+    pub(crate) async fn client_of(
+        &self,
+        addresses: impl IntoIterator<Item = String>,
+    ) -> Result<Client, ClientError> {
         let mut options = ConnectOptions::default();
         options.tls = self.tls.clone();
-        Ok(Client::connect_with(self.addresses.iter().cloned(), options).await?.with_deadline(self.timeout))
+        Ok(Client::connect_with(addresses, options).await?.with_deadline(self.timeout))
     }
 }
 
@@ -189,6 +230,17 @@ pub(crate) struct EngineArgs {
     pub(crate) engine: Option<EngineKind>,
 }
 
+/// All commands, with their examples.
+fn command() -> clap::Command {
+    examples::add(Cli::command())
+}
+
+/// Reads the command line; ends the process where it asks for help or makes no sense.
+pub(crate) fn parse() -> Cli {
+    let matches = command().get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
 /// Runs a command to its exit code.
 pub(crate) async fn run(cli: Cli) -> ExitCode {
     let tls = match cli.tls.files() {
@@ -202,9 +254,14 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
     }
     let end = match cli.command {
         Command::Demo(args) => crate::demo::run(&context, args).await,
-        Command::Node(args) => node::run(&context, args).await,
+        Command::Node(args) => node::run(&context, *args).await,
         Command::Config(command) => config::run(command),
         Command::Load(args) => load::run(&context, args).await,
+        Command::Backup(args) => backup::run(&context, args).await,
+        Command::Restore(args) => backup::restore(&context, args).await,
+        Command::Verify(args) => backup::verify(&context, args).await,
+        Command::Export(args) => backup::run_export(&context, args).await,
+        Command::Engine(command) => engine::run(&context, command).await,
         Command::Get(args) => data::get(&context, args).await,
         Command::Put(args) => data::put(&context, args).await,
         Command::Delete(args) => data::delete(&context, args).await,
@@ -231,6 +288,10 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
         Command::Bench(args) => crate::bench::run(&context, args).await,
         Command::Audit(args) => audit::run(&context, args).await,
         Command::Certs(command) => certs::run(command),
+        Command::Upgrade(command) => upgrade::run(&context, command).await,
+        Command::Version => Ok(upgrade::version()),
+        Command::Completions { shell } => Ok(pages::completions(shell)),
+        Command::Man { dir } => pages::man(&dir),
         Command::Wal(command) => wal::run(command),
     };
     output::finish(context.json, end)
@@ -286,8 +347,7 @@ mod tests {
 
     #[test]
     fn the_commands_fit_together() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -299,6 +359,8 @@ mod tests {
             &["pontoon", "status", "--addr", "localhost"],
             &["pontoon", "status", "--addr", "http://127.0.0.1:7400/"],
             &["pontoon", "move", "start", "name", "--to", "0"],
+            &["pontoon", "move", "start", "name", "--to", "2", "--remove"],
+            &["pontoon", "move", "start", "name", "--remove"],
             &["pontoon", "decommission", "third"],
             &["pontoon", "recover", "plan"],
             &["pontoon", "recover", "plan", "--lost", "n2,third"],
@@ -306,6 +368,13 @@ mod tests {
             &["pontoon", "log", "tail", "events", "--from", "-1"],
             &["pontoon", "log", "truncate", "events"],
             &["pontoon", "log", "mirror", "events"],
+            &["pontoon", "debug", "profile", "--seconds", "0"],
+            &["pontoon", "debug", "profile", "--seconds", "61"],
+            &["pontoon", "debug", "profile", "--raw", "--out", "f"],
+            &["pontoon", "debug", "profile", "--heap", "--raw"],
+            &["pontoon", "backup"],
+            &["pontoon", "backup", "prune", "b"],
+            &["pontoon", "restore"],
             // Without a cluster to join there is nobody whose place it could take.
             &["pontoon", "node", "--dir", "d", "--listen", "127.0.0.1:1", "--replace", "3"],
         ] {

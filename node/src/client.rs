@@ -44,7 +44,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use pontoon_proto::v1;
 use tokio::time::{Instant, timeout};
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 use tracing::Instrument;
 
 pub use error::ClientError;
@@ -58,6 +58,7 @@ use crate::{
     route::Routed,
     tls::{Dialer, Tls, TlsFiles},
 };
+use error::words;
 use place::{Missing, Place};
 use stream::Streams;
 
@@ -254,6 +255,9 @@ impl Client {
         for address in &addresses {
             match timeout(GREETING, client.greet(address)).await {
                 Ok(Ok(())) => return Ok(client),
+                // It answers, and so would the others: this caller may not ask.
+                Ok(Err(refused @ ClientError::Refused { .. })) => return Err(refused),
+                Ok(Err(ClientError::NobodyAnswers { reason: said, .. })) => reason = said,
                 Ok(Err(error)) => reason = error.to_string(),
                 Err(_) => reason = format!("no answer within {} s", GREETING.as_secs()),
             }
@@ -263,7 +267,10 @@ impl Client {
 
     async fn greet(&self, address: &str) -> Result<(), ClientError> {
         let mut admin = self.admin_at(address)?;
-        let status = admin.status(v1::StatusRequest {}).await.map_err(|status| ClientError::of(&status))?;
+        let status = admin.status(v1::StatusRequest {}).await.map_err(|status| match status.code() {
+            Code::PermissionDenied => ClientError::of(&status),
+            _ => ClientError::NobodyAnswers { address: address.to_owned(), reason: words(&status) },
+        })?;
         for node in status.into_inner().nodes.into_iter().filter_map(|view| view.node) {
             self.learn(&node.address);
         }
@@ -446,7 +453,7 @@ impl Client {
         self.inner.addresses.lock().expect(UNPOISONED).first().cloned().unwrap_or_default()
     }
 
-    fn admin_at(&self, address: &str) -> Result<AdminClient<Channel>, ClientError> {
+    pub(crate) fn admin_at(&self, address: &str) -> Result<AdminClient<Channel>, ClientError> {
         self.inner.channels.admin(address).map_err(|status| ClientError::of(&status))
     }
 

@@ -1,7 +1,11 @@
 //! What the leader of the meta group answers: predicates, moves, members. Runs on whichever node leads it; a call that
 //! finds the leadership gone ends with `UNAVAILABLE` and is taken elsewhere.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures::future::join_all;
 use pontoon_proto::{
@@ -9,10 +13,10 @@ use pontoon_proto::{
     v1::{self, meta_command::Body, meta_reply::Body as Answer, refusal::Kind},
 };
 use pontoon_shard::{
-    MetaState,
+    Feature, MetaState, Versions,
     planner::{self, Seen},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Status;
 
 use crate::{
@@ -28,12 +32,22 @@ use crate::{
 const CREATE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a node may take to show that it is there.
 const ANSWER: Duration = Duration::from_secs(2);
+/// What a cluster says that cannot do it yet.
+pub(crate) const REPLACE_LATER: &str = "the cluster is at version 1, where nothing takes the place of something else in one step: run `pontoon upgrade \
+                             finalise` once all nodes are upgraded, or drop the predicate and restore without --replace";
 const REPLICAS_DEFAULT: u32 = 3;
 const EVENTS_DEFAULT: usize = 100;
 
 impl Shared {
     pub(crate) fn meta_state(&self) -> Arc<MetaState> {
         self.machines.shards().meta().borrow().clone()
+    }
+
+    /// The meta state here as soon as it is as new as that version.
+    pub(crate) async fn meta_state_at(&self, version: u64) -> Result<Arc<MetaState>, Status> {
+        let mut states = self.machines.shards().meta();
+        let state = states.wait_for(|state| state.version >= version).await;
+        state.map(|state| state.clone()).map_err(|_| Status::unavailable("the node is shutting down"))
     }
 
     pub(crate) async fn create_predicate(
@@ -116,6 +130,33 @@ impl Shared {
         Ok(v1::DropPredicateReply {})
     }
 
+    /// Answers when the old predicate is gone, or its nodes are down. Whoever still writes to it by an older map may be told that
+    /// that is done, until it is gone.
+    pub(crate) async fn replace_predicate(
+        self: &Arc<Self>,
+        request: v1::ReplacePredicateRequest,
+    ) -> Result<v1::ReplacePredicateReply, Status> {
+        let v1::ReplacePredicateRequest { predicate, old_group, new_group, .. } = request;
+        // It may not be proposed before: an older node would stop at it.
+        if !self.meta_state().has(Feature::ReplacedShards) {
+            return Err(Status::failed_precondition(REPLACE_LATER));
+        }
+        let until = Instant::now() + CREATE_PATIENCE;
+        let mut states = self.machines.shards().meta();
+        let still = states.wait_for(|state| {
+            [old_group, new_group].into_iter().all(|group| state.running_move(group).is_none())
+        });
+        // If one goes on, the meta group says so.
+        drop(timeout_at(until, still).await);
+        let replace = v1::ReplaceShard { predicate, old_group, new_group };
+        let Some(Answer::Shard(shard)) = self.meta_done(Body::ReplaceShard(replace)).await?.body else {
+            return Err(Status::internal("the meta group answered something else than a shard"));
+        };
+        let gone = states.wait_for(|state| !state.shards.contains_key(&old_group));
+        drop(timeout_at(until, gone).await);
+        Ok(v1::ReplacePredicateReply { shard: Some(shard) })
+    }
+
     pub(crate) async fn move_start(
         self: &Arc<Self>,
         request: v1::MoveStartRequest,
@@ -157,6 +198,9 @@ impl Shared {
                 .map_or(0, |id| id.node().get()),
             steps: Vec::new(),
             estimate_ms: 0,
+            revision: shard.revision,
+            from_node: source_node,
+            to_node: plan.target_node,
         };
         if request.dry_run {
             let learners: Vec<u64> = shard
@@ -171,7 +215,12 @@ impl Shared {
             reply.steps = preview::steps(kind, &reply.before, &learners, source_node, target);
             reply.estimate_ms = preview::estimate(bytes, budget, target != 0).as_millis() as u64;
         }
-        let start = v1::StartMove { bytes_total: bytes, session: fresh(), ..plan };
+        let start = v1::StartMove {
+            bytes_total: bytes,
+            session: fresh(),
+            expect_revision: request.expect_revision,
+            ..plan
+        };
         reply.r#move = Some(if request.dry_run {
             v1::Move {
                 group: shard.group,
@@ -249,7 +298,7 @@ impl Shared {
             }
         }
         let removed = v1::NodeState::Removed.into();
-        let remove = v1::SetNodeState { node: node.get(), state: removed, force: true };
+        let remove = v1::SetNodeState { node: node.get(), state: removed, force: true, seen: None };
         match self.meta_done(Body::SetNodeState(remove)).await?.body {
             Some(Answer::Node(node)) => Ok(v1::DecommissionReply { node: Some(node), replicas }),
             _ => Err(Status::internal("the meta group answered something else than a node")),
@@ -273,6 +322,13 @@ impl Shared {
 
     /// Takes a node in. The same nonce gets the same answer.
     pub(crate) async fn join(self: &Arc<Self>, request: v1::JoinRequest) -> Result<v1::JoinReply, Status> {
+        if self.founding.load(Ordering::Acquire) {
+            return Err(Status::unavailable("the cluster is being founded: ask again"));
+        }
+        let speaks = Versions::said(request.oldest_version, request.newest_version);
+        if let Some(reason) = speaks.misses(self.meta_state().cluster_version) {
+            return Err(Status::failed_precondition(reason));
+        }
         let register = v1::RegisterNode {
             address: request.address,
             engine: request.engine,
@@ -282,18 +338,15 @@ impl Shared {
             nonce: request.nonce,
             replace: request.replace,
             wanted: request.wanted,
+            oldest_version: request.oldest_version,
+            newest_version: request.newest_version,
         };
         let reply = self.meta_done(Body::RegisterNode(register)).await?;
         let Some(Answer::Node(node)) = reply.body else {
             return Err(Status::internal("the meta group answered something else than a node"));
         };
         // The map that is handed out must hold the new node.
-        let mut states = self.machines.shards().meta();
-        let state = states
-            .wait_for(|state| state.version >= reply.version)
-            .await
-            .map_err(|_| Status::unavailable("the node is shutting down"))?
-            .clone();
+        let state = self.meta_state_at(reply.version).await?;
         Ok(v1::JoinReply {
             cluster: self.cluster.as_bytes().to_vec().into(),
             node: node.id,
@@ -313,6 +366,8 @@ impl Shared {
             labels,
             capacity_bytes,
             engine,
+            oldest_version,
+            newest_version,
             ..
         } = request;
         if let Ok(id) = NodeId::new(node)
@@ -320,8 +375,17 @@ impl Shared {
         {
             return Ok(v1::AnnounceReply { copied, perhaps: true });
         }
-        let address =
-            v1::SetNodeAddress { node, address, boot_token, boot_history, labels, capacity_bytes, engine };
+        let address = v1::SetNodeAddress {
+            node,
+            address,
+            boot_token,
+            boot_history,
+            labels,
+            capacity_bytes,
+            engine,
+            oldest_version,
+            newest_version,
+        };
         match self.meta_command(Body::SetNodeAddress(address)).await?.body {
             Some(Answer::Refused(refused)) if refused.reason() == v1::MetaRefusal::OtherDisk => {
                 Ok(v1::AnnounceReply { copied: refused.text, perhaps: false })
@@ -394,7 +458,7 @@ fn plan_move(
             .get(),
         (_, node) if holders(shard).iter().any(|holder| holder.get() == node) => {
             return Err(Status::failed_precondition(format!(
-                "n{node} already holds a replica of {}; choose another node",
+                "n{node} already holds a replica of {}; choose another node, or let one join (`pontoon node --join`)",
                 shard.predicate
             )));
         }

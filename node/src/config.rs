@@ -11,7 +11,7 @@ use std::{
 
 use pontoon_proto::{GroupId, NodeId, v1};
 use pontoon_raftstore::{MachineError, StateMachine};
-use pontoon_shard::EngineKind;
+use pontoon_shard::{EngineKind, Versions};
 
 use crate::{
     error::NodeError,
@@ -22,6 +22,9 @@ use crate::{
 
 /// Shard kinds from here on belong to the embedder: [`MachineExtension`] opens their machines.
 pub const OWN_KINDS_FROM: i32 = 1000;
+
+/// A rolling upgrade is done by then.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// So many groups have metrics of their own unless the operator says otherwise.
 const TOP_GROUPS: usize = 10;
@@ -59,6 +62,9 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// What the node may hold, in bytes; 0 is not limited.
     pub capacity_bytes: u64,
+    /// How long nodes may differ in the versions that they speak, or leave one unfinalised that all speak, until that is told as a
+    /// problem.
+    pub upgrade_patience: Duration,
     /// Bytes of disk to keep free: below that no writes are taken. `None`: 512 MiB, or a tenth of a disk smaller than 5 GiB.
     pub disk_reserve_bytes: Option<u64>,
     /// The runtime's threads and clocks.
@@ -71,8 +77,48 @@ pub struct NodeConfig {
     pub settings: Vec<InForce>,
     /// Whether acknowledged writes survive a loss of power. False only for tests and caches.
     pub durable: bool,
+    /// The cluster versions that the node speaks. Fewer than [`Versions::OURS`] only for tests: the node plays an older binary.
+    pub versions: Versions,
     /// Opens the machines of the embedder's own shard kinds.
     pub machines: Option<Arc<dyn MachineExtension>>,
+    /// What profiles the heap, for `pontoon debug profile --heap`: only who sets the program's allocator knows how.
+    pub heap: Option<Arc<dyn HeapProfiler>>,
+}
+
+/// The profiler of the program's allocator.
+///
+/// It is started and stopped in turn, by one caller at a time. Every method may block.
+pub trait HeapProfiler: Send + Sync {
+    /// Begins to record who allocates, from nothing.
+    ///
+    /// # Errors
+    /// Why it cannot, with the next step.
+    fn start(&self) -> Result<(), String>;
+
+    /// What was recorded since the start, as jemalloc writes it (`heap_v2/…`).
+    ///
+    /// # Errors
+    /// Local trouble, in words.
+    fn dump(&self) -> Result<String, String>;
+
+    /// Stops to record and forgets what was recorded. Also called after a start that failed.
+    fn stop(&self);
+
+    /// What the whole process holds.
+    fn usage(&self) -> HeapUsage;
+}
+
+/// What a process holds of memory, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeapUsage {
+    /// What the program has allocated and not freed.
+    pub allocated: u64,
+    /// The pages that this lies on.
+    pub active: u64,
+    /// The pages that are in memory for the allocator, its own included.
+    pub resident: u64,
+    /// Address space that is kept for later, and takes no memory.
+    pub retained: u64,
 }
 
 /// Opens state machines of the embedder's own kinds ([`OWN_KINDS_FROM`] and above).
@@ -126,7 +172,10 @@ impl NodeConfig {
             top_groups: TOP_GROUPS,
             settings: Vec::new(),
             durable: true,
+            versions: Versions::OURS,
+            upgrade_patience: UPGRADE_PATIENCE,
             machines: None,
+            heap: None,
         }
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!  DIR/NODE      the marker: format, cluster, node, engine, and how far the first start came
 //!  DIR/PEERS     where the other nodes listened when last heard, so that a restart needs nobody
+//!  DIR/ENGINE    the engine to start with the next time, if it is to be another one
 //!  DIR/wal/      the shared log (elsewhere with --wal-dir)
 //!  DIR/engine/   the engine's files
 //! ```
@@ -14,19 +15,24 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use pontoon_proto::{ClusterId, NodeId, v1};
+use pontoon_shard::EngineKind;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::error::NodeError;
 
-/// The newest format of the marker that this version reads and the one it writes.
+/// The format of the marker. While the cluster is at version 1 the older one is written: an older binary may come back.
 const FORMAT: u32 = 1;
+/// The format from cluster version 2 on, which names the version.
+const VERSIONED: u32 = 2;
 const MARKER: &str = "NODE";
 const PEERS: &str = "PEERS";
+const WISH: &str = "ENGINE";
 
 /// How far the first start came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,16 +56,33 @@ pub(crate) struct Marker {
     pub(crate) nonce: uuid::Uuid,
     pub(crate) cluster: Option<uuid::Uuid>,
     pub(crate) node: Option<u64>,
+    /// The cluster version that the directory was last used at, from 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster_version: Option<u32>,
 }
 
 impl Marker {
     pub(crate) fn new(state: State, engine: String) -> Self {
-        Marker { format: FORMAT, state, engine, nonce: uuid::Uuid::new_v4(), cluster: None, node: None }
+        let nonce = uuid::Uuid::new_v4();
+        Marker { format: FORMAT, state, engine, nonce, cluster: None, node: None, cluster_version: None }
     }
 
     /// The marker of a node that knows who it is.
     pub(crate) fn member(&self, cluster: ClusterId, node: NodeId) -> Self {
         Marker { state: State::Member, cluster: Some(cluster.0), node: Some(node.get()), ..self.clone() }
+    }
+
+    /// The cluster version that the directory was last used at.
+    pub(crate) fn version(&self) -> u32 {
+        self.cluster_version.unwrap_or(1)
+    }
+
+    /// The marker of a directory that is used at this cluster version. It never goes back.
+    pub(crate) fn at_version(&self, version: u32) -> Self {
+        match version > self.version() {
+            true => Marker { format: VERSIONED, cluster_version: Some(version), ..self.clone() },
+            false => self.clone(),
+        }
     }
 }
 
@@ -112,9 +135,40 @@ impl Directory {
             .unwrap_or_default()
     }
 
+    /// The engine to start with the next time; durable on return.
+    pub(crate) fn write_wish(&self, wish: Option<EngineKind>) -> Result<(), NodeError> {
+        match wish {
+            Some(wish) => self.replace(WISH, format!("{wish}\n").as_bytes()),
+            None => match fs::remove_file(self.path.join(WISH)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(source) => Err(NodeError::Io { path: self.path.join(WISH), source }),
+                Ok(()) => sync_directory(&self.path),
+            },
+        }
+    }
+
+    /// What [`Directory::write_wish`] kept; `None` if there is nothing legible.
+    pub(crate) fn read_wish(&self) -> Option<EngineKind> {
+        fs::read_to_string(self.path.join(WISH)).ok()?.trim().parse().ok()
+    }
+
+    /// Engines that were put aside for one of another kind.
+    pub(crate) fn switched(&self) -> Result<Vec<PathBuf>, NodeError> {
+        let io = |source| NodeError::Io { path: self.path.clone(), source };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("engine.switched-")) {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
     fn prepare_empty(&self) -> Result<(), NodeError> {
         let io = |source| NodeError::Io { path: self.path.clone(), source };
-        fs::create_dir_all(&self.path).map_err(io)?;
+        // Rows lie here in the clear: what is made is its owner's alone.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(io)?;
         for entry in fs::read_dir(&self.path).map_err(io)? {
             let name = entry.map_err(io)?.file_name();
             // A marker that was being written when the very first start crashed.
@@ -155,8 +209,8 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Marker, NodeError> {
     }
     let damaged = |source| NodeError::Marker { path: path.to_owned(), source };
     let Versioned { format } = serde_json::from_slice(bytes).map_err(damaged)?;
-    if format != FORMAT {
-        return Err(NodeError::UnknownFormat { path: path.to_owned(), found: format, known: FORMAT });
+    if !(FORMAT..=VERSIONED).contains(&format) {
+        return Err(NodeError::UnknownFormat { path: path.to_owned(), found: format, known: VERSIONED });
     }
     serde_json::from_slice(bytes).map_err(damaged)
 }
@@ -177,7 +231,15 @@ mod tests {
 
         let member = marker.member(ClusterId(uuid::Uuid::new_v4()), NodeId::new(7).unwrap());
         directory.write_marker(&member).unwrap();
-        assert_eq!(Directory::open(&path).unwrap().1, Some(member));
+        assert_eq!(Directory::open(&path).unwrap().1, Some(member.clone()));
+
+        let text = || fs::read_to_string(path.join(MARKER)).unwrap();
+        directory.write_marker(&member.at_version(1)).unwrap();
+        assert!(text().contains("\"format\": 1") && !text().contains("version"), "an older binary reads it");
+        let later = member.at_version(2);
+        directory.write_marker(&later).unwrap();
+        assert!(text().contains("\"format\": 2"));
+        assert_eq!(Directory::open(&path).unwrap().1, Some(later.at_version(1)), "it never goes back");
     }
 
     #[test]
@@ -185,7 +247,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         fs::write(scratch.path().join(MARKER), br#"{"format": 9, "surprise": true}"#).unwrap();
         let error = Directory::open(scratch.path()).unwrap_err();
-        assert!(matches!(error, NodeError::UnknownFormat { found: 9, known: FORMAT, .. }), "{error}");
+        assert!(matches!(error, NodeError::UnknownFormat { found: 9, known: VERSIONED, .. }), "{error}");
     }
 
     #[test]

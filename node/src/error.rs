@@ -116,6 +116,14 @@ pub enum NodeError {
         /// The format known here.
         known: u32,
     },
+    /// The directory belongs to a cluster of a version that this binary does not speak.
+    #[error("{}: {reason}", path.display())]
+    WrongVersion {
+        /// The data directory.
+        path: PathBuf,
+        /// Which versions, and the next step.
+        reason: String,
+    },
     /// The parts of the directory do not belong together.
     #[error("{} belongs to {found}, not to {expected}; start this node with its own --dir and --wal-dir", path.display())]
     ForeignDirectory {

@@ -16,10 +16,10 @@ use std::{
 use pontoon_raftstore::Foreground;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::shared::Shared;
+use crate::{clock::unix_ms, shared::Shared};
 
 /// How often what was recorded is looked at.
-const WINDOW: Duration = Duration::from_millis(250);
+pub(crate) const WINDOW: Duration = Duration::from_millis(250);
 /// The windows that are judged together.
 const WINDOWS: usize = 4;
 /// With fewer writes nothing is said of the slowest hundredth.
@@ -111,13 +111,15 @@ pub(crate) async fn watch_foreground(shared: Arc<Shared>) {
         }
         turns += 1;
         if turns.is_multiple_of(WINDOWS) {
-            shared.meter.turn();
+            shared.meter.turn(unix_ms() / 1_000);
         }
         windows.push_back(shared.foreground.take());
         if windows.len() > WINDOWS {
             windows.pop_front();
         }
-        let now = shared.foreground.judge(shared.started.elapsed(), &windows, shared.raft.copies());
+        let copies = shared.raft.copies() || shared.backups.active() > 0;
+        let now = shared.foreground.judge(shared.started.elapsed(), &windows, copies);
+        shared.backups.tick(now);
         if std::mem::replace(&mut strained, now) != now {
             shared.raft.set_strained(now);
         }

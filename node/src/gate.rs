@@ -65,7 +65,7 @@ fn denied(request: &Request, status: Status) -> Response {
 }
 
 /// A browser shows its owner's certificate to whatever page asks: only the node's own pages may.
-fn own_page(request: &Request) -> Result<(), Status> {
+pub(crate) fn own_page(request: &Request) -> Result<(), Status> {
     let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
     let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
     let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());

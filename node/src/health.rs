@@ -48,6 +48,8 @@ pub(crate) enum Code {
     DeadReplicas,
     ClockSkew,
     ClockJumped,
+    MixedVersions,
+    FinaliseDue,
 }
 
 /// A service of the node's port.
@@ -59,7 +61,7 @@ pub(crate) enum Serves {
 }
 
 impl Code {
-    pub(crate) const ALL: [Code; 11] = [
+    pub(crate) const ALL: [Code; 13] = [
         Code::Stopping,
         Code::NoMap,
         Code::LogFailed,
@@ -71,6 +73,8 @@ impl Code {
         Code::DeadReplicas,
         Code::ClockSkew,
         Code::ClockJumped,
+        Code::MixedVersions,
+        Code::FinaliseDue,
     ];
 
     /// The word for programs.
@@ -87,6 +91,8 @@ impl Code {
             Code::DeadReplicas => "dead-replicas",
             Code::ClockSkew => "clock-skew",
             Code::ClockJumped => "clock-jumped",
+            Code::MixedVersions => "mixed-versions",
+            Code::FinaliseDue => "finalise-due",
         }
     }
 
@@ -99,7 +105,11 @@ impl Code {
             Code::NoMap => &[Serves::Data, Serves::Admin],
             Code::DiskStalled | Code::DiskFull | Code::DiskLow => &[Serves::Data],
             Code::MetaLost => &[Serves::Admin],
-            Code::DeadReplicas | Code::ClockSkew | Code::ClockJumped => &[],
+            Code::DeadReplicas
+            | Code::ClockSkew
+            | Code::ClockJumped
+            | Code::MixedVersions
+            | Code::FinaliseDue => &[],
         }
     }
 }
@@ -195,6 +205,8 @@ struct Signs {
     dead: usize,
     skew_ms: i64,
     jumped_ms: Option<i64>,
+    /// What an upgrade has waited for too long, nodes (true) or an operator, where the meta group is led here.
+    upgrade: Option<(bool, String)>,
 }
 
 fn judge(signs: &Signs) -> Vec<(Code, String)> {
@@ -237,8 +249,8 @@ fn judge(signs: &Signs) -> Vec<(Code, String)> {
         add(
             Code::MetaLost,
             format!(
-                "the meta group has no leader that is heard here ({reached} of its {voters} voters are reached): data is served, nothing \
-                 is made, moved or repaired; start the nodes that hold it, or see `pontoon recover plan`"
+                "the meta group has no leader that is heard here ({reached} of its {voters} voters are reached): predicates that have a \
+                 quorum are served, nothing is made, moved or repaired; start the nodes that hold it, or see `pontoon recover plan`"
             ),
         );
     }
@@ -271,6 +283,9 @@ fn judge(signs: &Signs) -> Vec<(Code, String)> {
                 jump.unsigned_abs()
             ),
         );
+    }
+    if let Some((nodes, text)) = &signs.upgrade {
+        add(if *nodes { Code::MixedVersions } else { Code::FinaliseDue }, text.clone());
     }
     found
 }
@@ -341,12 +356,14 @@ pub(crate) async fn watch_health(shared: Arc<Shared>) {
             dead: shared.raft.dead().len(),
             skew_ms: raft.clock_skew_ms,
             jumped_ms: wall.look(),
+            upgrade: shared.upgrade.late(Instant::now()),
         };
         let (new, passed) = shared.health.set(judge(&signs));
         for Problem { code, text, .. } in new {
             warn!(code = code.word(), "{text}");
         }
-        for code in passed {
+        // Every start is without a map at first, which is not said.
+        for code in passed.into_iter().filter(|code| *code != Code::NoMap) {
             info!(code = code.word(), "this problem has passed");
         }
     }
@@ -388,6 +405,8 @@ mod tests {
             (Signs { dead: 2, ..well() }, Code::DeadReplicas),
             (Signs { skew_ms: -501, ..well() }, Code::ClockSkew),
             (Signs { jumped_ms: Some(-9_000), ..well() }, Code::ClockJumped),
+            (Signs { upgrade: Some((true, String::new())), ..well() }, Code::MixedVersions),
+            (Signs { upgrade: Some((false, String::new())), ..well() }, Code::FinaliseDue),
             (Signs { log_failed: Some("torn".to_owned()), ..well() }, Code::LogFailed),
             (Signs { engine_failed: Some("gone".to_owned()), ..well() }, Code::EngineFailed),
         ] {

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How long a joiner tries to reach the node that it was told of.
-const REACH_PATIENCE: Duration = Duration::from_secs(3);
+const REACH_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a joiner waits for a cluster that answers but has no leader yet.
 const JOIN_PATIENCE: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_millis(100);
@@ -53,11 +53,18 @@ pub(crate) async fn join(
         hops: 0,
         replace: config.replace.map_or(0, NodeId::get),
         wanted: wanted.map_or(0, NodeId::get),
+        oldest_version: config.versions.oldest,
+        newest_version: config.versions.newest,
     };
     let reply = ask_to_join(&address, request, channels).await?;
     let refused = |reason: String| NodeError::JoinRefused { address: address.clone(), reason };
     let cluster = ClusterId::from_slice(&reply.cluster).map_err(|error| refused(error.to_string()))?;
-    map.offer(reply.map.unwrap_or_default());
+    let told = reply.map.unwrap_or_default();
+    // A leader that knows of no versions takes everybody in.
+    if let Some(reason) = config.versions.misses(told.cluster_version.max(1)) {
+        return Err(refused(reason));
+    }
+    map.offer(told);
     establish(wal, cluster, reply.node, own_address).await
 }
 

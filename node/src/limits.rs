@@ -11,6 +11,7 @@
 //! | messages | [`MESSAGE_LIMIT_BYTES`], [`ADMIN_REQUEST_BYTES`], [`PEER_FRAME_BYTES`]; lengths are checked before anything is allocated |
 //! | nesting of messages | prost's 100 |
 //! | a reader that takes nothing | [`SLOW_READER`] |
+//! | pages of the console | [`LIVE_MOST`], [`LIVE_LASTS`], [`ORDER_BYTES`] |
 //! | compression | none is offered or accepted, so nothing can be small on the wire and large here |
 
 use std::time::Duration;
@@ -47,6 +48,13 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
 /// How long the reader of a stream may take nothing, while something waits for it, until the stream ends.
 pub(crate) const SLOW_READER: Duration = Duration::from_secs(60);
+
+/// Pages of the console that hear at once what goes on. More ask again and again.
+pub(crate) const LIVE_MOST: usize = 64;
+/// So long such a stream lasts; the page asks anew. A browser says nothing meanwhile, and [`SILENCE`] would end it.
+pub(crate) const LIVE_LASTS: Duration = Duration::from_secs(45);
+/// What a page of the console may order with.
+pub(crate) const ORDER_BYTES: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests;

@@ -45,7 +45,7 @@ pub enum LoadError {
     },
     /// The cluster did not take a batch.
     #[error(
-        "loading into {predicate} (lines {first_line} to {last_line}): {source}; run the same command again to go on from there"
+        "loading into {predicate} (lines {first_line} to {last_line}): {source}; once that is mended the same command goes on from there"
     )]
     Write {
         /// The predicate.

@@ -1,5 +1,6 @@
 //! The binary `pontoon`: nodes, data and operation from a terminal.
 
+mod allocator;
 mod bench;
 mod cli;
 mod demo;
@@ -7,14 +8,8 @@ mod local;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-/// Threads of a node free what others have allocated: decision 25. Who embeds the crates chooses for himself.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

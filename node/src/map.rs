@@ -49,6 +49,11 @@ impl MapView {
         self.map.version
     }
 
+    /// What is turned on in the cluster. A sender that does not say so knows of version 1 alone.
+    pub(crate) fn cluster_version(&self) -> u32 {
+        self.map.cluster_version.max(1)
+    }
+
     /// The shard of a predicate, in whatever state it is.
     pub(crate) fn predicate(&self, name: &str) -> Option<&v1::Shard> {
         self.predicates.get(name).map(|&at| &self.map.shards[at])

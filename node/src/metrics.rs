@@ -33,6 +33,7 @@ pub(crate) fn page(shared: &Shared) -> String {
     collect::runtime(&mut page, shared);
     collect::groups(&mut page, shared);
     collect::moves(&mut page, shared);
+    collect::backups(&mut page, shared);
     collect::engine(&mut page, shared);
     collect::transport(&mut page, shared);
     process::process(&mut page);

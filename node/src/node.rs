@@ -11,7 +11,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use pontoon_proto::{
     v1::{self, meta_command::Body, meta_reply::Body as Answer},
 };
 use pontoon_raftstore::{Event, Group, GroupSpec, Identity, MultiRaft};
-use pontoon_shard::{EngineKind, META_PREDICATE};
+use pontoon_shard::META_PREDICATE;
 use pontoon_wal::{Durability, KeyFile, Wal};
 use prost::Message;
 use tokio::{
@@ -31,7 +31,7 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     announce::announce,
@@ -39,15 +39,19 @@ use crate::{
     channels::Channels,
     client::{Client, ClientError},
     config::{NodeConfig, resolve},
+    console::Console,
     directory::{Directory, Marker, State},
+    engines::{EngineStory, choose_engine, forget_old_engine},
     error::NodeError,
     follow::remember_peers,
-    foreground::{Latencies, watch_foreground},
+    foreground::{Latencies, WINDOW, watch_foreground},
+    giving::Backups,
     health::{Health, watch_health},
     join::join,
     machines::NodeMachines,
     map::MapCache,
     meter::Meter,
+    profile::Profiles,
     readers::Readers,
     reopen::open_engine,
     seek::{seek_once, seek_until_found},
@@ -57,6 +61,7 @@ use crate::{
     stats::Counted,
     tls::{Dialer, Door, Tls},
     transport::PeerTransport,
+    upgrade::{Upgrade, remember_version, watch_upgrade},
 };
 
 /// The id of the node that founds a cluster.
@@ -120,7 +125,10 @@ impl Node {
         let address = advertised(config.advertise.as_ref().unwrap_or(&config.listen), bound.port())?;
 
         let (directory, marker) = Directory::open(&config.dir)?;
-        let engine = choose_engine(&config, marker.as_ref())?;
+        if let Some(reason) = marker.as_ref().and_then(|marker| config.versions.misses(marker.version())) {
+            return Err(NodeError::WrongVersion { path: config.dir.clone(), reason });
+        }
+        let (engine, usual) = choose_engine(&config, marker.as_ref(), directory.read_wish())?;
         let wal_dir = config.wal_dir.clone().unwrap_or_else(|| directory.wal());
         let mut dirs = vec![config.dir.clone()];
         dirs.extend(wal_dir.parent().filter(|_| config.wal_dir.is_some()).map(Path::to_owned));
@@ -141,7 +149,8 @@ impl Node {
                 marker
             }
         };
-        let map = Arc::new(MapCache::new(directory.read_peers()));
+        let known = v1::ClusterMap { cluster_version: marker.version(), ..directory.read_peers() };
+        let map = Arc::new(MapCache::new(known));
         let dialer = Dialer::new(tls.clone());
         let channels = Channels::new(dialer.clone());
         let identity = match (stored, marker.state) {
@@ -167,9 +176,27 @@ impl Node {
             seek_once(join, cluster, own, &channels, &map).await;
         }
 
-        let shards = open_engine(engine, &directory, &wal, own, &map, &channels).await?;
+        let mut story = EngineStory { told: config.engine, problem: None };
+        let (engine, shards) =
+            match open_engine((engine, config.versions), &directory, &wal, own, &map, &channels).await {
+                Ok(shards) => (engine, shards),
+                // A wish keeps no node from starting.
+                Err(error @ NodeError::EngineLost { .. }) if usual != engine => {
+                    warn!(wish = %engine, %error, "the engine is not changed");
+                    story.problem = Some(error.to_string());
+                    (
+                        usual,
+                        open_engine((usual, config.versions), &directory, &wal, own, &map, &channels).await?,
+                    )
+                }
+                Err(error) => return Err(error),
+            };
+        if directory.read_wish() == Some(engine) {
+            directory.write_wish(None)?;
+        }
+        let directory = Arc::new(directory);
         let machines = Arc::new(NodeMachines::new(shards, config.machines.clone()));
-        let transport = Arc::new(PeerTransport::new(own, map.clone(), dialer));
+        let transport = Arc::new(PeerTransport::new(own, config.versions, map.clone(), dialer));
         let raft_config = pontoon_raftstore::Config {
             seed: wal.incarnation(),
             urgent_group: Some(GroupId::META),
@@ -188,6 +215,9 @@ impl Node {
             own,
             address: address.clone(),
             engine,
+            versions: config.versions,
+            founding: AtomicBool::new(matches!(marker.state, State::Founding)),
+            upgrade: Upgrade::new(config.upgrade_patience),
             wal,
             raft,
             machines,
@@ -198,7 +228,12 @@ impl Node {
             readers: Readers::default(),
             foreground: Latencies::default(),
             meter: Meter::default(),
+            console: Console::default(),
             counted: Counted::default(),
+            backups: Backups::new(WINDOW),
+            budget: config.raft.snapshots,
+            directory: directory.clone(),
+            story,
             health: Health::default(),
             top_groups: config.top_groups,
             settings: config.settings.clone(),
@@ -209,6 +244,7 @@ impl Node {
             })
             .await?,
             turned_away: Arc::default(),
+            profiles: Profiles::new(config.heap.clone()),
             slow_reader: config.slow_reader,
             creating: DashMap::new(),
             plans: Default::default(),
@@ -219,8 +255,8 @@ impl Node {
         });
         let door = Door::new(tls.clone(), shared.turned_away.clone(), config.max_connections);
         let server = tokio::spawn(server::serve(shared.clone(), door.open(listener), tls.is_some()));
-        let directory = Arc::new(directory);
         let mut tasks = vec![
+            tokio::spawn(forget_old_engine(shared.clone())),
             tokio::spawn(shared.transport.clone().greet_all()),
             tokio::spawn(shared.clone().follow_own_meta()),
             tokio::spawn(shared.clone().follow_others()),
@@ -230,11 +266,12 @@ impl Node {
             tokio::spawn(watch_space(shared.clone())),
             tokio::spawn(watch_foreground(shared.clone())),
             tokio::spawn(watch_health(shared.clone())),
+            tokio::spawn(watch_upgrade(shared.clone())),
             tokio::spawn(shared.clone().heed_map(config.raft.snapshots)),
             tokio::spawn(follow_leaders(shared.clone())),
         ];
         tasks.extend(tls.map(|tls| tokio::spawn(tls.watch(shared.stop.subscribe()))));
-        let node = Node { shared, server: Some(server), tasks };
+        let mut node = Node { shared, server: Some(server), tasks };
         match marker.state {
             State::Founding => {
                 if let Err(error) = node.found(&marker, &config).await {
@@ -252,6 +289,7 @@ impl Node {
         if member != marker {
             directory.write_marker(&member)?;
         }
+        node.tasks.push(tokio::spawn(remember_version(node.shared.clone(), directory, member)));
         info!(node = %own, %cluster, address, engine = %engine, "serving");
         Ok(node)
     }
@@ -317,6 +355,7 @@ impl Node {
             reason = self.shared.transport.copied() => reason,
             reason = self.shared.overtaken() => reason,
             reason = self.removed() => reason,
+            reason = self.shared.left_behind() => reason,
         }
     }
 
@@ -349,9 +388,10 @@ impl Node {
 
     fn with_next_step(&self, what: &str, reason: &str) -> String {
         let disk = self.shared.space.seen().disk;
+        // A write that fails for lack of room gives back what it had taken: there may be plenty again by now.
         let step = match disk.is_nearly_full() {
             true => "free some space",
-            false => "check the disk",
+            false => "check the disk, or free some space if it was full",
         };
         format!(
             "the {what} failed: {reason} ({} MiB are free on the disk); {step}, then start the node again: what it \
@@ -444,9 +484,12 @@ impl Node {
         }
         let mut views = self.shared.map.subscribe();
         match timeout(FOUND_PATIENCE, views.wait_for(|view| view.version() > 0)).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(NodeError::Founding { reason }),
+            Ok(Ok(_)) => {}
+            _ => return Err(NodeError::Founding { reason }),
         }
+        self.shared.begin_at_newest().await;
+        self.shared.founding.store(false, Ordering::Release);
+        Ok(())
     }
 }
 
@@ -498,17 +541,6 @@ fn advertised(given: &str, bound: u16) -> Result<String, NodeError> {
     }
 }
 
-fn choose_engine(config: &NodeConfig, marker: Option<&Marker>) -> Result<EngineKind, NodeError> {
-    let Some(marker) = marker else { return Ok(config.engine.unwrap_or(EngineKind::Fjall)) };
-    let found: EngineKind =
-        marker.engine.parse().map_err(|_| NodeError::UnknownEngine { name: marker.engine.clone() })?;
-    match config.engine {
-        // The other kind takes its state from the other members; see [`crate::reopen`].
-        Some(asked) => Ok(asked),
-        None => Ok(found),
-    }
-}
-
 async fn open_wal(config: &NodeConfig, path: &Path) -> Result<Wal, NodeError> {
     let mut options = pontoon_wal::Options::new(path);
     if let Some(segment_bytes) = config.segment_bytes {
@@ -523,7 +555,12 @@ async fn open_wal(config: &NodeConfig, path: &Path) -> Result<Wal, NodeError> {
         options.durability = Durability::System;
     }
     let (wal, report) = blocking(move || Wal::open(options)).await?;
-    info!(path = %path.display(), ?report, "the log is open");
+    let (path, damaged) = (path.display(), report.damaged.len());
+    info!(%path, segments = report.segments, records = report.records, torn = ?report.torn, "the log is open");
+    if report.lost_frames > 0 || damaged > 0 {
+        let (lost_frames, groups) = (report.lost_frames, report.damaged_groups.keys());
+        warn!(%path, lost_frames, damaged, ?groups, "the log has lost something: `pontoon wal verify` says what");
+    }
     Ok(wal)
 }
 
@@ -596,15 +633,5 @@ mod tests {
         for nowhere in ["0.0.0.0:7000", "[::]:0", "host:http"] {
             assert!(matches!(advertised(nowhere, 7000), Err(NodeError::Advertise { .. })), "{nowhere}");
         }
-    }
-
-    #[test]
-    fn a_directory_keeps_its_engine_unless_another_is_asked_for() {
-        let marker = Marker::new(State::Member, "sled".to_owned());
-        let mut config = NodeConfig::new("d", "127.0.0.1:0");
-        assert_eq!(choose_engine(&config, Some(&marker)).unwrap(), EngineKind::Sled);
-        assert_eq!(choose_engine(&config, None).unwrap(), EngineKind::Fjall);
-        config.engine = Some(EngineKind::Fjall);
-        assert_eq!(choose_engine(&config, Some(&marker)).unwrap(), EngineKind::Fjall);
     }
 }

@@ -119,7 +119,8 @@ impl Shared {
             )));
         }
         if let Some(wanted) = wanted {
-            let set = v1::SetNodeState { node: id.get(), state: wanted.into(), force: false };
+            let set =
+                v1::SetNodeState { node: id.get(), state: wanted.into(), force: false, seen: request.seen };
             match self.meta_done(Body::SetNodeState(set)).await?.body {
                 Some(Answer::Node(_)) => {}
                 _ => return Err(Status::internal("the meta group answered something else than a node")),

@@ -82,6 +82,7 @@ pub(crate) const RULES: &[(&str, &[Role])] = &[
     ("/pontoon.v1.Admin/CreatePredicate", WRITERS),
     ("/pontoon.v1.Admin/Groups", ORDERS),
     ("/pontoon.v1.Admin/DropPredicate", ORDERS),
+    ("/pontoon.v1.Admin/ReplacePredicate", ORDERS),
     ("/pontoon.v1.Admin/MoveStart", ORDERS),
     ("/pontoon.v1.Admin/MoveList", ORDERS),
     ("/pontoon.v1.Admin/MoveWatch", ORDERS),
@@ -97,8 +98,15 @@ pub(crate) const RULES: &[(&str, &[Role])] = &[
     ("/pontoon.v1.Admin/RecoverPlan", OPERATORS),
     ("/pontoon.v1.Admin/RecoverApply", OPERATORS),
     ("/pontoon.v1.Admin/Audit", ORDERS),
+    ("/pontoon.v1.Admin/Heat", ORDERS),
+    ("/pontoon.v1.Admin/UpgradeStatus", READERS),
+    ("/pontoon.v1.Admin/UpgradeFinalise", ORDERS),
     ("/pontoon.v1.Admin/Inspect", ORDERS),
     ("/pontoon.v1.Admin/InspectGroup", ORDERS),
+    ("/pontoon.v1.Admin/Profile", OPERATORS),
+    ("/pontoon.v1.Admin/Backup", OPERATORS),
+    ("/pontoon.v1.Admin/BackupNote", ORDERS),
+    ("/pontoon.v1.Admin/Engine", OPERATORS),
     ("/pontoon.v1.Admin/Join", NODES),
     ("/pontoon.v1.Admin/Announce", NODES),
     ("/pontoon.v1.Admin/Report", NODES),
@@ -123,6 +131,20 @@ pub(crate) const RULES: &[(&str, &[Role])] = &[
     ("/healthz", ALL),
     ("/readyz", ALL),
     ("/metrics", &[Operator, Metrics]),
+    ("/", READERS),
+    ("/console/*", READERS),
+    ("/api/now", READERS),
+    ("/api/live", READERS),
+    ("/api/matrix", READERS),
+    ("/api/predicate", READERS),
+    ("/api/heat", READERS),
+    ("/api/events", READERS),
+    ("/api/moves", READERS),
+    ("/api/move/start", OPERATORS),
+    ("/api/move/cancel", OPERATORS),
+    ("/api/drain", OPERATORS),
+    ("/api/rebalance/plan", OPERATORS),
+    ("/api/rebalance/apply", OPERATORS),
 ];
 
 /// Who may call a path; `None` if nobody may, since it is not in the table.
@@ -173,7 +195,7 @@ mod tests {
     #[test]
     fn every_method_that_is_served_is_in_the_table_and_no_other() {
         let methods = RULES.iter().map(|&(path, _)| path.to_owned());
-        let listed: BTreeSet<String> = methods.filter(|path| path.matches('/').count() == 2).collect();
+        let listed: BTreeSet<String> = methods.filter(|path| path.contains(".v1")).collect();
         assert_eq!(listed, served());
         let paths: BTreeSet<_> = RULES.iter().map(|(path, _)| path).collect();
         assert_eq!(paths.len(), RULES.len(), "a path is listed twice");
@@ -182,9 +204,15 @@ mod tests {
     #[test]
     fn what_is_not_listed_nobody_may_call() {
         assert_eq!(allowed("/pontoon.v1.Data/Get"), Some(READERS));
-        for strange in
-            ["/", "", "/pontoon.v1.Data/Get/", "/pontoon.v1.Data/", "/healthz/x", "/pontoon.v1.Admin/join"]
-        {
+        for strange in [
+            "/console",
+            "",
+            "/api/",
+            "/pontoon.v1.Data/Get/",
+            "/pontoon.v1.Data/",
+            "/healthz/x",
+            "/pontoon.v1.Admin/join",
+        ] {
             assert_eq!(allowed(strange), None, "{strange}");
         }
     }

@@ -8,7 +8,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     api::{FILE_DESCRIPTOR_SET, admin_server::AdminServer, data_server::DataServer, peer_server::PeerServer},
-    gate,
+    console, gate,
     health::Serves,
     limits::{
         ADMIN_REQUEST_BYTES, CONNECTION_WINDOW_BYTES, HEADERS_BYTES, MESSAGE_LIMIT_BYTES, PEER_FRAME_BYTES,
@@ -70,6 +70,7 @@ pub(crate) async fn serve(
         .add_service(reflection)
         .into_axum_router()
         .merge(http::routes(shared.clone()))
+        .merge(console::routes(shared.clone()))
         .layer(from_fn_with_state(gate, gate::allowed_only));
     if !tls {
         router = router.layer(from_fn(http::local_only));

@@ -1,6 +1,7 @@
 //! The services on the node's port.
 
 pub(crate) mod admin;
+mod backup;
 mod calls;
 mod common;
 pub(crate) mod data;

@@ -5,15 +5,15 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use dashmap::DashMap;
 use pontoon_proto::{ClusterId, GroupId, NodeId, v1};
-use pontoon_raftstore::{MultiRaft, Role};
-use pontoon_shard::EngineKind;
+use pontoon_raftstore::{MultiRaft, Role, SnapshotBudget};
+use pontoon_shard::{EngineKind, Versions};
 use pontoon_wal::Wal;
 use tokio::{
     sync::{Mutex, mpsc, watch},
@@ -24,11 +24,16 @@ use tonic::Status;
 use crate::{
     audit::Audit,
     channels::Channels,
+    console::Console,
+    directory::Directory,
+    engines::EngineStory,
     foreground::Latencies,
+    giving::Backups,
     health::{Code, Health, Serves},
     machines::NodeMachines,
     map::MapCache,
     meter::Meter,
+    profile::Profiles,
     readers::Readers,
     settings::InForce,
     space::Space,
@@ -36,6 +41,7 @@ use crate::{
     tls::Tls,
     transport::PeerTransport,
     turned_away::{TurnedAway, Why},
+    upgrade::Upgrade,
 };
 
 /// A running node, without its server.
@@ -44,6 +50,12 @@ pub(crate) struct Shared {
     pub(crate) own: NodeId,
     pub(crate) address: String,
     pub(crate) engine: EngineKind,
+    /// The cluster versions that this binary speaks.
+    pub(crate) versions: Versions,
+    /// The cluster begins here and has not got its version yet: nobody else may join.
+    pub(crate) founding: AtomicBool,
+    /// How the upgrade stands, as the leader of the meta group sees it.
+    pub(crate) upgrade: Upgrade,
     pub(crate) wal: Wal,
     pub(crate) raft: MultiRaft,
     pub(crate) machines: Arc<NodeMachines>,
@@ -56,8 +68,17 @@ pub(crate) struct Shared {
     pub(crate) foreground: Latencies,
     /// How much is asked of each group here.
     pub(crate) meter: Meter,
+    /// What the console of this node shows.
+    pub(crate) console: Console,
     /// What is counted here for whoever looks.
     pub(crate) counted: Counted,
+    /// What backups take.
+    pub(crate) backups: Backups,
+    /// What the node was told that copies may take of it.
+    pub(crate) budget: SnapshotBudget,
+    pub(crate) directory: Arc<Directory>,
+    /// How it came to its engine.
+    pub(crate) story: EngineStory,
     /// What is wrong here.
     pub(crate) health: Health,
     pub(crate) top_groups: usize,
@@ -68,6 +89,8 @@ pub(crate) struct Shared {
     pub(crate) audit: Audit,
     /// What was refused at the port.
     pub(crate) turned_away: Arc<TurnedAway>,
+    /// Who profiles this node at the moment.
+    pub(crate) profiles: Profiles,
     /// How long the reader of a stream may take nothing of what waits for it.
     pub(crate) slow_reader: Duration,
     /// Predicates that are being created on behalf of a first write.
@@ -96,11 +119,11 @@ impl Shared {
         self.turns.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A write that is led here was answered.
-    pub(crate) fn wrote(&self, group: GroupId, took: Duration) {
+    /// A write of so many bytes that is led here was answered.
+    pub(crate) fn wrote(&self, group: GroupId, bytes: usize, took: Duration) {
         self.foreground.note(took);
         self.counted.writes.note(took);
-        self.meter.wrote(group);
+        self.meter.wrote(group, bytes);
     }
 
     /// A read was answered here.

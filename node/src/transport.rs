@@ -28,6 +28,7 @@ use pontoon_proto::{
     v1::{self, PeerMessage, peer_frame::Frame},
 };
 use pontoon_raftstore::{Class, MultiRaft, Transport};
+use pontoon_shard::Versions;
 use prost::Message;
 use tokio::{
     sync::{mpsc, watch},
@@ -41,6 +42,7 @@ use crate::{
     limits::{MESSAGE_LIMIT_BYTES, PEER_FRAME_BYTES},
     map::MapCache,
     tls::Dialer,
+    upgrade::{introduce, unspoken},
 };
 
 /// Messages are packed into one frame up to about this size.
@@ -78,6 +80,7 @@ pub(crate) struct PeerTransport {
 
 struct Inner {
     own: NodeId,
+    versions: Versions,
     map: Arc<MapCache>,
     dialer: Dialer,
     /// Set once the runtime is open, emptied at shutdown: the runtime owns the transport, not the other way round.
@@ -122,10 +125,11 @@ impl fmt::Debug for PeerTransport {
 
 impl PeerTransport {
     /// Must be called within a tokio runtime; the pumps run there.
-    pub(crate) fn new(own: NodeId, map: Arc<MapCache>, dialer: Dialer) -> Self {
+    pub(crate) fn new(own: NodeId, versions: Versions, map: Arc<MapCache>, dialer: Dialer) -> Self {
         PeerTransport {
             inner: Arc::new(Inner {
                 own,
+                versions,
                 map,
                 dialer,
                 raft: RwLock::new(None),
@@ -385,7 +389,8 @@ impl Pump {
             .max_encoding_message_size(PEER_FRAME_BYTES);
 
         let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
-        let greeting = v1::Greeting { hello: Some(raft.hello()), class: class_number(self.class) };
+        let hello = introduce(raft.hello(), self.inner.versions);
+        let greeting = v1::Greeting { hello: Some(hello), class: class_number(self.class) };
         let greeting = v1::PeerFrame { frame: Some(Frame::Greeting(greeting)) };
         frames.try_send(greeting).expect("the channel is empty and its receiver is at hand");
         let greet = async {
@@ -410,6 +415,9 @@ impl Pump {
         let hello = reply.hello.ok_or_else(|| broken(&format!("{address} does not say who it is")))?;
         if hello.node != self.peer.get() {
             return Err(Ended::Refused(format!("at {address} is node {}, not {}", hello.node, self.peer)));
+        }
+        if let Some(reason) = unspoken(&hello, &self.inner.map.view()) {
+            return Err(Ended::Refused(reason));
         }
         // The check makes the peer's token durable, so it blocks.
         let checked = raft.clone();

@@ -1,6 +1,10 @@
 //! What people are told: nodes, predicates, groups and moves, put together from the map and from what nodes report.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::join_all;
 use pontoon_proto::{GroupId, NodeId, ReplicaId, v1};
@@ -12,6 +16,7 @@ use tonic::Status;
 
 use crate::{
     health::Problem,
+    json::node_of,
     problems::problems,
     shared::Shared,
     space::{Seen, room_to_wire},
@@ -26,6 +31,15 @@ impl Shared {
     pub(crate) async fn status(self: &Arc<Self>) -> v1::StatusReply {
         let view = self.map.view();
         let shards = view.map().shards.iter().filter(|shard| shard.kind() != v1::ShardKind::Meta);
+        let nodes = self.node_views().await;
+        let silent: BTreeSet<u64> = nodes
+            .iter()
+            .filter(|view| !view.reachable)
+            .filter_map(|view| view.node.as_ref().map(|node| node.id))
+            .collect();
+        let lacks = |shard: &&v1::Shard| {
+            view.under_replicated(shard) || shard.voters.iter().any(|&voter| silent.contains(&node_of(voter)))
+        };
         v1::StatusReply {
             cluster: self.cluster.as_bytes().to_vec().into(),
             node: self.own.get(),
@@ -34,14 +48,14 @@ impl Shared {
             engine: self.engine.to_string(),
             meta_leader: self.meta_leader().map_or(view.map().meta_leader, NodeId::get),
             map_version: view.version(),
-            nodes: self.node_views().await,
             predicates: shards.clone().count() as u64,
             groups: view.map().shards.len() as u64,
-            under_replicated: view.map().shards.iter().filter(|shard| view.under_replicated(shard)).count()
-                as u64,
+            under_replicated: view.map().shards.iter().filter(lacks).count() as u64,
+            nodes,
             moves_running: view.map().moves.len() as u64,
             uptime_ms: self.started.elapsed().as_millis() as u64,
             dead: self.dead(),
+            cluster_version: view.cluster_version(),
         }
     }
 
@@ -87,7 +101,12 @@ impl Shared {
             .filter(|group| group.look(|status| status.role == pontoon_raftstore::Role::Leader))
             .count();
         let Seen { disk, room } = self.space.seen();
+        let (writes_per_s, reads_per_s) = self.meter.all();
+        let p99 = self.foreground.seen().0;
         Ok(v1::NodeView {
+            writes_per_s,
+            reads_per_s,
+            write_p99_us: p99.map_or(0, |p99| p99.as_micros() as u64),
             disk_free_bytes: disk.free,
             disk_total_bytes: disk.total,
             room: room_to_wire(room).into(),
@@ -102,6 +121,10 @@ impl Shared {
             certificate_expires: self.tls.as_ref().map_or(0, |tls| tls.now().expires),
             audit_problem: self.audit.problem().unwrap_or_default(),
             turned_away: self.turned_away.counts().into_iter().collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            oldest_version: self.versions.oldest,
+            newest_version: self.versions.newest,
+            boot_token: self.raft.identity().boot_token(),
         })
     }
 

@@ -8,6 +8,7 @@ use pontoon_node::{
     client::{ClientError, Range, Reads},
 };
 use pontoon_proto::v1;
+use pontoon_shard::Versions;
 use tonic::transport::Channel;
 
 fn config(dir: &Path) -> NodeConfig {
@@ -95,6 +96,24 @@ async fn stop(nodes: Vec<Node>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_start_together_begin_at_the_newest_version() {
+    let scratch = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
+    let mut founder = config(&scratch.path().join("first"));
+    founder.listen.clone_from(&address);
+    let joins = |name: &str| config(&scratch.path().join(name)).joining(&address);
+    // Those that join ask from before there is anybody until the founder takes them in.
+    let (one, two, three) =
+        tokio::join!(Node::start(founder), Node::start(joins("second")), Node::start(joins("third")));
+    let nodes = [one, two, three].map(|node| node.unwrap());
+    for node in &nodes {
+        map_until(node, |map| map.nodes.len() == 3 && map.cluster_version == Versions::OURS.newest).await;
+    }
+    stop(nodes.into()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lone_node_serves_and_comes_back_with_what_it_had() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("1");
@@ -110,6 +129,8 @@ async fn a_lone_node_serves_and_comes_back_with_what_it_had() {
 
     let node = Node::start(config(&dir)).await.unwrap();
     assert_eq!((node.id(), node.cluster()), (id, cluster));
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&dir).unwrap().permissions());
+    assert_eq!(mode & 0o077, 0, "rows lie there in the clear");
     let mut client = data(&node).await;
     assert_eq!(scan_all(&mut client, "name", 7).await.len(), 20);
     assert_eq!(get(&mut client, "name", "k19").await.as_deref(), Some("v19"));

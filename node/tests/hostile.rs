@@ -18,6 +18,7 @@ use pontoon_proto::{
     ReplicaId,
     v1::{self, peer_frame::Frame, peer_message::Body as Says},
 };
+use pontoon_shard::Versions;
 use proptest::{
     collection::vec,
     prelude::*,
@@ -120,8 +121,18 @@ impl Stage {
         }
     }
 
+    /// What the second node says of itself.
+    fn hello(&self) -> v1::Hello {
+        let spoken = Versions::OURS;
+        v1::Hello {
+            oldest_version: spoken.oldest,
+            newest_version: spoken.newest,
+            ..self.second.raft().hello()
+        }
+    }
+
     fn greeting(&self) -> v1::PeerFrame {
-        let greeting = v1::Greeting { hello: Some(self.second.raft().hello()), class: 1 };
+        let greeting = v1::Greeting { hello: Some(self.hello()), class: 1 };
         v1::PeerFrame { frame: Some(Frame::Greeting(greeting)) }
     }
 
@@ -281,13 +292,14 @@ async fn r30_bad_bytes_on_a_peer_stream_end_it_and_are_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn r30_a_peer_that_is_not_who_it_says_is_refused_and_counted() {
     let stage = Stage::new().await;
-    let hello = stage.second.raft().hello();
+    let hello = stage.hello();
     let strangers = [
         v1::Hello { cluster: vec![7; 16].into(), ..hello.clone() },
         v1::Hello { cluster: vec![7; 3].into(), ..hello.clone() },
         v1::Hello { boot_history: vec![1, 2, 3], ..hello.clone() },
         v1::Hello { boot_history: Vec::new(), ..hello.clone() },
         v1::Hello { protocol: 99, ..hello.clone() },
+        v1::Hello { newest_version: 1, ..hello.clone() },
         v1::Hello { node: stage.first.id().get(), ..hello.clone() },
         v1::Hello { node: 0, ..hello.clone() },
         v1::Hello { node: u64::MAX, ..hello.clone() },

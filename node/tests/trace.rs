@@ -3,12 +3,14 @@
 use std::{
     collections::BTreeMap,
     fmt::Debug,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use pontoon_node::{Node, NodeConfig};
 use pontoon_proto::v1;
+use tokio::{sync::Notify, time::timeout};
 use tracing::{
     Subscriber,
     field::{Field, Visit},
@@ -29,7 +31,17 @@ struct Seen {
 }
 
 #[derive(Clone, Default)]
-struct Spans(Arc<Mutex<Vec<Seen>>>);
+struct Spans(Arc<Closed>);
+
+#[derive(Default)]
+struct Closed {
+    spans: Mutex<Vec<Seen>>,
+    /// Told of each span that is closed.
+    more: Notify,
+}
+
+/// When a wait has failed. Far above what anything here takes.
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Default, Clone)]
 struct Fields(BTreeMap<&'static str, String>);
@@ -59,20 +71,30 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
             above: above.iter().map(|span| span.name()).collect(),
             outermost: above.last().map(fields_of).unwrap_or_default(),
         };
-        self.0.lock().unwrap().push(seen);
+        self.0.spans.lock().unwrap().push(seen);
+        self.0.more.notify_waiters();
     }
 }
 
 impl Spans {
     /// Waits until a span is closed that is as wanted.
     async fn wait_for(&self, what: &str, wanted: impl Fn(&Seen) -> bool) -> Seen {
-        for _ in 0..6_000 {
-            if let Some(seen) = self.0.lock().unwrap().iter().find(|seen| wanted(seen)) {
-                return seen.clone();
+        let found = async {
+            loop {
+                let mut more = pin!(self.0.more.notified());
+                // What is closed from here on is heard, also before anybody waits.
+                more.as_mut().enable();
+                let found = self.0.spans.lock().unwrap().iter().find(|seen| wanted(seen)).cloned();
+                match found {
+                    Some(seen) => return seen,
+                    None => more.await,
+                }
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        match timeout(LIMIT, found).await {
+            Ok(seen) => seen,
+            Err(_) => panic!("no {what} among {:#?}", self.0.spans.lock().unwrap()),
         }
-        panic!("no {what} among {:#?}", self.0.lock().unwrap());
     }
 }
 
@@ -116,7 +138,7 @@ async fn a_write_is_followed_to_the_sync_and_the_apply_and_a_move_through_its_ph
     let whole = spans.wait_for("move", |seen| seen.name == "move" && seen.fields["id"] == id).await;
     assert_eq!(whole.fields["predicate"], "name");
     let phases: Vec<String> = {
-        let seen = spans.0.lock().unwrap();
+        let seen = spans.0.spans.lock().unwrap();
         let phases = seen.iter().filter(|seen| seen.name == "phase" && seen.outermost.get("id") == Some(&id));
         phases.map(|seen| seen.fields["phase"].clone()).collect()
     };

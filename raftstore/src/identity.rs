@@ -194,6 +194,8 @@ impl Identity {
             node: self.node.get(),
             boot_history: self.history.clone(),
             address: self.address.clone(),
+            // What a node speaks beyond this protocol it adds itself.
+            ..Default::default()
         }
     }
 }

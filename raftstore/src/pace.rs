@@ -118,7 +118,7 @@ impl Foreground {
 }
 
 /// The whole budget.
-pub(crate) const WHOLE: u32 = 1024;
+pub(crate) const WHOLE: u32 = Share::WHOLE;
 /// What a receiver begins with after a rest: whether more is too much is found out on the way.
 const FIRST: u32 = WHOLE / 16;
 /// How soon that doubles, as long as nobody was ever strained since. That is how long it takes to be seen.
@@ -135,9 +135,9 @@ const REST: Duration = Duration::from_secs(5);
 /// How much of a budget a receiver uses: it doubles until somebody is strained, and from then on additive increase, multiplicative
 /// decrease, as a sender of TCP does (RFC 5681, slow start and congestion avoidance).
 ///
-/// Invariant: between [`LEAST`] and [`WHOLE`].
+/// Invariant: between a 32nd of [`Share::WHOLE`] and all of it.
 #[derive(Debug, Clone)]
-pub(crate) struct Share {
+pub struct Share {
     tick: Duration,
     share: u32,
     /// Nobody has been strained since the rest.
@@ -148,18 +148,22 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    pub(crate) fn new(tick: Duration) -> Share {
+    /// The whole budget.
+    pub const WHOLE: u32 = 1024;
+
+    /// As after a rest. `tick` is how long a tick lasts.
+    pub fn new(tick: Duration) -> Share {
         let (since_double, since_cut, rests) = (Duration::ZERO, BETWEEN_CUTS, Duration::ZERO);
         Share { tick, share: FIRST, doubles: true, since_double, since_cut, rests }
     }
 
-    /// In parts of [`WHOLE`].
-    pub(crate) fn get(&self) -> u32 {
+    /// In parts of [`Share::WHOLE`].
+    pub fn get(&self) -> u32 {
         self.share
     }
 
     /// Time goes on. `strained`: clients here, or at a node that gives, wait longer than they do without copies.
-    pub(crate) fn tick(&mut self, ticks: u64, copies: bool, strained: bool) {
+    pub fn tick(&mut self, ticks: u64, copies: bool, strained: bool) {
         let passed = self.tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX));
         self.since_cut = self.since_cut.saturating_add(passed);
         if !copies {

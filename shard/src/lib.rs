@@ -6,6 +6,7 @@
 //!   the live one in the mark's batch, durably, and the old one is dropped only afterwards.
 //! - Three engines keep the same promises ([`engine`]) and show it in one suite.
 //! - The meta group's commands, the mover, the planner and routing are pure: state and observations in, commands out.
+//! - What a command does depends on the state and its cluster version alone ([`versions`]); what is not known stops a replica.
 //! - A move's phases are committed before they act, and each action is "ensure that": whoever dies, it goes on or
 //!   can be rolled back.
 //!
@@ -40,6 +41,7 @@
 //! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 //! ```
 
+mod contents;
 mod error;
 mod layout;
 mod log;
@@ -53,7 +55,9 @@ pub mod engine;
 pub mod mover;
 pub mod planner;
 pub mod recover;
+pub mod versions;
 
+pub use contents::Contents;
 pub use engine::EngineKind;
 pub use error::Error;
 pub use log::{
@@ -70,3 +74,4 @@ pub use meta::{
 };
 pub use mover::{Action, Decision, Observation};
 pub use routing::{Route, Routing};
+pub use versions::{Feature, Versions};

@@ -30,9 +30,11 @@ use prost::Message;
 pub(crate) use self::machine::LogMachine;
 pub use self::reader::{LogPage, LogReader, Records};
 use crate::{
+    engine::EngineSnapshot,
     error::Error,
-    layout::DATA,
+    layout::{DATA, row_key},
     map::{MAX_COMMAND_BYTES, MAX_OPS, MAX_VALUE_BYTES},
+    store::GroupView,
 };
 
 /// The longest record.
@@ -158,7 +160,7 @@ pub fn decode_log_reply(reply: &[u8]) -> Result<v1::LogReply, Error> {
 }
 
 /// The logical key of a record.
-fn record_key(era: u64, offset: u64) -> Bytes {
+pub(crate) fn record_key(era: u64, offset: u64) -> Bytes {
     let mut key = BytesMut::with_capacity(18);
     key.put_slice(&[DATA, 1]);
     key.put_u64(era);
@@ -173,6 +175,16 @@ fn fresh() -> v1::LogState {
 
 fn bounds_of(state: &v1::LogState) -> LogBounds {
     LogBounds { lowest: state.lowest, next: state.next, era: state.era }
+}
+
+/// Which offsets the log has, as a snapshot of one of its generations shows it.
+pub(crate) fn bounds_in(
+    view: &GroupView,
+    snapshot: &dyn EngineSnapshot,
+    generation: u32,
+) -> Result<LogBounds, Error> {
+    let row = snapshot.get(view.space, &row_key(view.group, generation, &STATE))?;
+    Ok(bounds_of(&decode_state(view.group, row)?))
 }
 
 /// Reads the state's row.

@@ -10,12 +10,14 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
 
 use crate::{
+    contents::Contents,
     engine::{Engine, EngineStats},
     error::Error,
     log::{LogBounds, LogMachine, LogReader},
     map::{MapMachine, MapReader},
     meta::{MetaMachine, MetaState},
     store::{GroupStore, GroupView, Known, Shared},
+    versions::Versions,
 };
 
 /// How many rows of dead generations a flush drops at most.
@@ -32,6 +34,7 @@ pub struct ShardMachines {
     /// What the logs here say of themselves, for readers that wait.
     logs: DashMap<GroupId, watch::Receiver<LogBounds>>,
     meta: watch::Sender<Arc<MetaState>>,
+    versions: Versions,
 }
 
 impl fmt::Debug for ShardMachines {
@@ -46,6 +49,14 @@ impl ShardMachines {
     /// # Errors
     /// The engine's, and [`Error::Damaged`] or [`Error::UnknownFormat`] for a mark that does not read.
     pub fn new(engine: Arc<dyn Engine>) -> Result<Arc<ShardMachines>, Error> {
+        ShardMachines::speaking(engine, Versions::OURS)
+    }
+
+    /// The same for a binary that speaks other cluster versions: beyond them the meta group's machine stops.
+    ///
+    /// # Errors
+    /// As [`ShardMachines::new`].
+    pub fn speaking(engine: Arc<dyn Engine>, versions: Versions) -> Result<Arc<ShardMachines>, Error> {
         let (shared, known) = Shared::open(engine)?;
         let (meta, _) = watch::channel(Arc::default());
         Ok(Arc::new(ShardMachines {
@@ -54,6 +65,7 @@ impl ShardMachines {
             views: DashMap::new(),
             logs: DashMap::new(),
             meta,
+            versions,
         }))
     }
 
@@ -69,6 +81,21 @@ impl ShardMachines {
         let seen = self.logs.get(&group)?;
         let there = view.0 == v1::ShardKind::Log && view.1.is_there();
         there.then(|| LogReader::new(view.1.clone(), seen.clone()))
+    }
+
+    /// What a map or a log holds, as of the last command that was applied here; `None` if neither of this group was opened
+    /// here, or it was destroyed. Blocks on the engine.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], and the engine's.
+    pub fn contents(&self, group: GroupId) -> Result<Option<Contents>, Error> {
+        let Some((kind, view)) = self.views.get(&group).map(|view| (view.0, view.1.clone())) else {
+            return Ok(None);
+        };
+        if kind == v1::ShardKind::Meta || !view.is_there() {
+            return Ok(None);
+        }
+        Contents::of(&view, kind).map(Some)
     }
 
     /// The meta group's state as this node has applied it; of version 0 while this node has no replica of it.
@@ -113,7 +140,7 @@ impl ShardMachines {
         self.views.insert(group, (kind, store.view().clone()));
         Ok(match kind {
             v1::ShardKind::Map => Box::new(MapMachine::new(store)),
-            v1::ShardKind::Meta => Box::new(MetaMachine::open(store, self.meta.clone())?),
+            v1::ShardKind::Meta => Box::new(MetaMachine::open(store, self.meta.clone(), self.versions)?),
             v1::ShardKind::Log => {
                 let (sender, seen) = watch::channel(LogBounds { lowest: 0, next: 0, era: 1 });
                 self.logs.insert(group, seen);

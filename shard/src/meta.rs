@@ -10,7 +10,9 @@ mod apply;
 mod machine;
 mod moves;
 mod recover;
+mod replace;
 mod state;
+mod version;
 mod wishes;
 
 use bytes::Bytes;

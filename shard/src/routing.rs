@@ -75,7 +75,8 @@ impl Routing {
         if self.shards.get(&shard.group).is_some_and(|known| age(known) >= age(&shard)) {
             return false;
         }
-        if self.shards.get(&shard.group).is_some_and(|known| known.low != shard.low) {
+        let known = self.shards.get(&shard.group);
+        if known.is_some_and(|known| known.low != shard.low || known.predicate != shard.predicate) {
             self.forget(shard.group);
         }
         let ranges = self.predicates.entry(shard.predicate.clone()).or_default();
@@ -194,6 +195,25 @@ mod tests {
         assert!(!routing.learn(shard(2, 1, 9)), "it was dropped");
         routing.update(&map(14, vec![]));
         assert!(routing.route("name", b"").is_none());
+    }
+
+    #[test]
+    fn who_takes_a_name_serves_it_in_whatever_order_that_is_heard() {
+        let named = |name: &str, shard: v1::Shard| v1::Shard { predicate: name.into(), ..shard };
+        let dropping = v1::Shard { state: v1::ShardState::Dropping.into(), ..shard(2, 2, 12) };
+        let (old, new) = (named("beside", dropping), shard(7, 1, 12));
+        for order in [[&old, &new], [&new, &old]] {
+            let mut routing = Routing::new();
+            routing.update(&map(10, vec![shard(2, 1, 9), named("beside", shard(7, 1, 10))]));
+            for record in order {
+                assert!(routing.learn(record.clone()));
+            }
+            assert_eq!(routing.route("name", b"").unwrap().shard.group, 7);
+            assert!(!routing.learn(shard(2, 1, 9)), "what was before");
+            routing.update(&map(13, vec![new.clone()]));
+            assert_eq!(routing.route("name", b"").unwrap().shard.group, 7);
+            assert!(routing.route("beside", b"").is_none());
+        }
     }
 
     #[test]

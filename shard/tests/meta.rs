@@ -128,7 +128,7 @@ fn nodes_change_address_and_state() {
     assert_eq!(refusal(meta.ask(address(3, "127.0.0.1:9000"))), MetaRefusal::AddressHeld);
     assert_eq!(refusal(meta.ask(address(8, "x"))), MetaRefusal::NoSuchNode);
     let state = |node, state: v1::NodeState, force| {
-        Ask::SetNodeState(v1::SetNodeState { node, state: state.into(), force })
+        Ask::SetNodeState(v1::SetNodeState { node, state: state.into(), force, seen: None })
     };
     assert_eq!(node(meta.ask(state(2, v1::NodeState::Draining, false))).state(), v1::NodeState::Draining);
     assert_eq!(refusal(meta.ask(create("other", &[2]))), MetaRefusal::Invalid);
@@ -220,6 +220,69 @@ fn predicates_are_created_once_and_dropped_in_steps() {
     meta.ask(gone(2)).unwrap();
     meta.ask(gone(2)).unwrap();
     assert_eq!(meta.shard("name", 3, &[1]).group, 3, "a group's id is never given out again");
+}
+
+#[test]
+fn a_drain_is_refused_if_the_node_is_not_as_it_was_seen() {
+    let mut meta = Meta::with_nodes(3);
+    meta.ask(finalise()).unwrap();
+    meta.shard("name", 1, &[2]);
+    let seen = |state: v1::NodeState, replicas| Some(v1::SeenNode { state: state.into(), replicas });
+    let mut drain = |seen| {
+        let state = v1::NodeState::Draining.into();
+        meta.ask(Ask::SetNodeState(v1::SetNodeState { node: 2, state, force: false, seen }))
+    };
+    assert_eq!(refusal(drain(seen(v1::NodeState::Live, 0))), MetaRefusal::Changed, "it has a replica by now");
+    assert_eq!(refusal(drain(seen(v1::NodeState::Draining, 1))), MetaRefusal::Changed, "it was used again");
+    assert_eq!(node(drain(seen(v1::NodeState::Live, 1))).state(), v1::NodeState::Draining);
+    assert!(drain(seen(v1::NodeState::Live, 1)).is_ok(), "a repeat is done already");
+}
+
+/// Of nodes that speak version 2.
+fn finalise() -> Ask {
+    let said = (1..6).map(|node| v1::NodeSpeaks { node, newest_version: 2, ..Default::default() });
+    Ask::FinaliseVersion(v1::FinaliseVersion { version: 2, nodes: said.collect() })
+}
+
+#[test]
+fn a_predicate_takes_the_place_of_another_in_one_step_that_survives_a_restart() {
+    let disk = MemoryDisk::new();
+    let mut meta = Meta::open(Arc::new(MemoryEngine::open(&disk)));
+    let first =
+        v1::BootstrapCluster { cluster: vec![7; 16].into(), node: Some(register(1)), meta_replicas: 3 };
+    meta.ask(Ask::Bootstrap(first)).unwrap();
+    let (old, new) = (meta.shard("name", 1, &[1]), meta.shard("beside", 1, &[1]));
+    let replace = |predicate: &str, old_group, new_group| {
+        Ask::ReplaceShard(v1::ReplaceShard { predicate: predicate.into(), old_group, new_group })
+    };
+    let ask = || replace("name", old.group, new.group);
+    assert_eq!(refusal(meta.ask(ask())), MetaRefusal::WrongVersion, "version 1 does not have it");
+    meta.ask(finalise()).unwrap();
+    let before = meta.state();
+    assert_eq!(refusal(meta.ask(replace("beside", new.group, old.group))), MetaRefusal::Invalid);
+    assert_eq!(refusal(meta.ask(replace("other", old.group, new.group))), MetaRefusal::Changed);
+    assert_eq!(refusal(meta.ask(replace("name", 9, new.group))), MetaRefusal::NoSuchShard);
+    assert_eq!(refusal(meta.ask(replace("name", 1, new.group))), MetaRefusal::Changed);
+    let Ok(Answer::Shard(making)) = meta.ask(create("making", &[1])) else { panic!("a shard") };
+    assert_eq!(refusal(meta.ask(replace("name", old.group, making.group))), MetaRefusal::Changed);
+    assert_eq!(meta.state().shard("name"), before.shard("name"), "a refusal changes nothing");
+
+    let Ok(Answer::Shard(named)) = meta.ask(ask()) else { panic!("a shard") };
+    let whole = |meta: &Meta| {
+        let state = meta.state();
+        let (name, beside) = (state.shard("name").unwrap().clone(), state.shard("beside").unwrap().clone());
+        assert_eq!((name.group, name.state()), (new.group, v1::ShardState::Live));
+        assert_eq!(name.epoch, new.epoch, "its replicas serve on as they do");
+        assert_eq!((beside.group, beside.state()), (old.group, v1::ShardState::Dropping));
+    };
+    whole(&meta);
+    let Ok(Answer::Shard(again)) = meta.ask(ask()) else { panic!("a repeat is answered in the same way") };
+    assert_eq!(again, named);
+    let mut meta = Meta::open(Arc::new(MemoryEngine::open(&disk)));
+    whole(&meta);
+    meta.ask(Ask::ShardDropped(v1::ShardDropped { group: old.group })).unwrap();
+    assert!(meta.state().shard("beside").is_none());
+    assert_eq!(meta.state().shard("name").unwrap().group, new.group);
 }
 
 #[test]
@@ -342,7 +405,7 @@ fn phases_follow_the_path_or_leave_it_up_to_joint() {
 }
 
 #[test]
-fn the_event_log_keeps_the_newest_and_versions_never_go_back() {
+fn the_event_log_keeps_the_newest() {
     let mut meta = Meta::with_nodes(1);
     for n in 0..MAX_EVENTS + 5 {
         meta.ask(Ask::NoteEvent(v1::NoteEvent { text: format!("event {n}") })).unwrap();
@@ -350,10 +413,6 @@ fn the_event_log_keeps_the_newest_and_versions_never_go_back() {
     let state = meta.state();
     assert_eq!(state.events.len(), MAX_EVENTS);
     assert_eq!(state.events.last_key_value().unwrap().1.text, format!("event {}", MAX_EVENTS + 4));
-    let version = |version| Ask::SetClusterVersion(v1::SetClusterVersion { version });
-    meta.ask(version(3)).unwrap();
-    assert_eq!(refusal(meta.ask(version(2))), MetaRefusal::Invalid);
-    assert_eq!(meta.state().cluster_version, 3);
 }
 
 #[test]
@@ -406,7 +465,7 @@ fn new_predicates_go_where_there_is_least_and_odd_numbers_win() {
     assert_eq!(nodes(&meta, 1), [1]);
     assert_eq!(nodes(&Meta::with_nodes(2), 3), [2]);
     assert!(nodes(&Meta::empty(), 3).is_empty());
-    let drain = v1::SetNodeState { node: 1, state: v1::NodeState::Draining.into(), force: false };
+    let drain = v1::SetNodeState { node: 1, state: v1::NodeState::Draining.into(), force: false, seen: None };
     meta.ask(Ask::SetNodeState(drain)).unwrap();
     assert_eq!(nodes(&meta, 3), [2, 3, 4]);
     assert_eq!(
@@ -421,7 +480,7 @@ fn a_voter_on_a_removed_node_is_replaced_as_soon_as_there_is_room() {
     meta.shard("a", 3, &[1, 2, 3]);
     meta.shard("b", 1, &[1]);
     let group = meta.state().shard("a").unwrap().group;
-    let removed = v1::SetNodeState { node: 3, state: v1::NodeState::Removed.into(), force: true };
+    let removed = v1::SetNodeState { node: 3, state: v1::NodeState::Removed.into(), force: true, seen: None };
     meta.ask(Ask::SetNodeState(removed)).unwrap();
     assert!(planner::repairs(&meta.state(), &Seen::default()).is_empty(), "every live node holds a replica");
     node(meta.ask(Ask::RegisterNode(register(4))));
@@ -506,14 +565,19 @@ fn asks() -> impl Strategy<Value = Vec<Ask>> {
     let one = prop_oneof![
         (1..6u64, 0..4u64)
             .prop_map(|(n, replace)| Ask::RegisterNode(v1::RegisterNode { replace, ..register(n) })),
-        (0..6u64, 0..3i32, any::<bool>())
-            .prop_map(|(node, state, force)| Ask::SetNodeState(v1::SetNodeState { node, state, force })),
+        (0..6u64, 0..3i32, any::<bool>()).prop_map(|(node, state, force)| Ask::SetNodeState(
+            v1::SetNodeState { node, state, force, seen: None }
+        )),
         (name(), proptest::collection::vec(1..5u64, 0..4)).prop_map(|(predicate, nodes)| {
             Ask::CreateShard(v1::CreateShard { predicate, replicas_wanted: 3, nodes, ..Default::default() })
         }),
         group.clone().prop_map(|group| Ask::ShardLive(v1::ShardLive { group })),
         name().prop_map(|predicate| Ask::DropShard(v1::DropShard { predicate })),
         group.clone().prop_map(|group| Ask::ShardDropped(v1::ShardDropped { group })),
+        (name(), group.clone(), group.clone()).prop_map(|(predicate, old_group, new_group)| {
+            Ask::ReplaceShard(v1::ReplaceShard { predicate, old_group, new_group })
+        }),
+        Just(finalise()),
         (group, 0..4i32, 1..6u64, 1..4u32, 0..6u64).prop_map(|(group, kind, node, ordinal, target_node)| {
             let source = replica(node, ordinal);
             Ask::StartMove(v1::StartMove { group, kind, source, target_node, ..Default::default() })
@@ -568,12 +632,15 @@ fn what_a_silent_node_owes_is_kept_until_it_is_settled_or_the_node_is_removed() 
         v1::BootstrapCluster { cluster: vec![7; 16].into(), node: Some(register(1)), meta_replicas: 1 };
     meta.ask(Ask::Bootstrap(begin)).unwrap();
     (2..=5).for_each(|node| drop(meta.ask(Ask::RegisterNode(register(node))).unwrap()));
-    let owe = |meta: &mut Meta, predicate: &str, source: u64| {
+    let fencing = |meta: &mut Meta, predicate: &str, source: u64| {
         let shard = meta.shard(predicate, 3, &[source, 4, 5]);
         let mut mv = meta.start(replace(&shard, 0, 1)).unwrap();
         for phase in 1..=MovePhase::Fence as i32 {
             mv = meta.advance(&mv, MovePhase::try_from(phase).unwrap(), 1).unwrap();
         }
+        (mv, (shard.group, shard.voters[0]))
+    };
+    let end = |meta: &mut Meta, mv: v1::Move| {
         let owing = |mv: &v1::Move, phase: MovePhase| {
             Ask::AdvanceMove(v1::AdvanceMove {
                 id: mv.id,
@@ -587,17 +654,22 @@ fn what_a_silent_node_owes_is_kept_until_it_is_settled_or_the_node_is_removed() 
         assert_eq!(refusal(meta.ask(owing(&mv, MovePhase::Fence))), MetaRefusal::IllegalPhase);
         let Ok(Answer::Move(mv)) = meta.ask(owing(&mv, MovePhase::Cleanup)) else { panic!("a move") };
         meta.advance(&mv, MovePhase::Done, 1).unwrap();
-        (shard.group, shard.voters[0])
     };
-    let (first, second) = (owe(&mut meta, "a", 2), owe(&mut meta, "b", 3));
+    let ((a, first), (b, second)) = (fencing(&mut meta, "a", 2), fencing(&mut meta, "b", 3));
+    let (c, _) = fencing(&mut meta, "c", 3);
+    end(&mut meta, a);
+    end(&mut meta, b);
     drop(meta);
     let mut meta = Meta::open(Arc::new(MemoryEngine::open(&disk)));
     assert_eq!(meta.state().debts, BTreeSet::from([first, second]));
     meta.ask(Ask::SettleDebt(v1::SettleDebt { group: first.0, replica: first.1 })).unwrap();
     assert_eq!(meta.state().debts, BTreeSet::from([second]));
     let removed = v1::NodeState::Removed.into();
-    meta.ask(Ask::SetNodeState(v1::SetNodeState { node: 3, state: removed, force: true })).unwrap();
+    meta.ask(Ask::SetNodeState(v1::SetNodeState { node: 3, state: removed, force: true, seen: None }))
+        .unwrap();
     assert!(meta.state().debts.is_empty(), "a node that is removed is never spoken to again");
+    end(&mut meta, c);
+    assert!(meta.state().debts.is_empty(), "nor does it owe what is found out later");
     drop(meta);
     assert!(Meta::open(Arc::new(MemoryEngine::open(&disk))).state().debts.is_empty());
 }

@@ -521,7 +521,10 @@ fn without_its_target(voters: &[u64], kind: MoveKind, source: u64, node: u64) ->
         world.turn(None);
     }
     let removed = v1::NodeState::Removed.into();
-    world.meta.ask(Ask::SetNodeState(v1::SetNodeState { node, state: removed, force: true })).unwrap();
+    world
+        .meta
+        .ask(Ask::SetNodeState(v1::SetNodeState { node, state: removed, force: true, seen: None }))
+        .unwrap();
     world.gone.insert(id(world.mv().target).node());
     world.down = world.gone.clone();
     world

@@ -49,7 +49,8 @@ fn repairs(meta: &Meta, seen: &Seen) -> Vec<v1::StartMove> {
 
 fn drain(meta: &mut Meta, node: u64) {
     let draining = v1::NodeState::Draining.into();
-    meta.ask(Ask::SetNodeState(v1::SetNodeState { node, state: draining, force: false })).unwrap();
+    meta.ask(Ask::SetNodeState(v1::SetNodeState { node, state: draining, force: false, seen: None }))
+        .unwrap();
 }
 
 fn finish(meta: &mut Meta, start: v1::StartMove) {
@@ -383,7 +384,8 @@ fn a_plan_to_a_node_that_takes_nothing_any_more_ends() {
         meta.state().shards.keys().map(|group| (*group, GroupSeen { bytes: 10, leader: 1 })).collect();
     let plan = planner::balance(&meta.state(), &Seen { groups, ..Default::default() }, Limits::default(), 0);
     assert!(!planner::continue_plan(&meta.state(), &plan).unwrap().is_empty());
-    let drains = v1::SetNodeState { node: 2, state: v1::NodeState::Draining.into(), force: false };
+    let drains =
+        v1::SetNodeState { node: 2, state: v1::NodeState::Draining.into(), force: false, seen: None };
     meta.ask(Ask::SetNodeState(drains)).unwrap();
     assert_eq!(
         planner::continue_plan(&meta.state(), &plan),

@@ -289,7 +289,8 @@ fn a_planners_move_asks_another_source_then_another_target() {
     );
     stage.meta.advance(&mv, MovePhase::Aborted, 1).unwrap();
     // The next one goes to node 5, and if that is given up, too, back to where it is longest ago.
-    let drains = v1::SetNodeState { node: 3, state: v1::NodeState::Draining.into(), force: false };
+    let drains =
+        v1::SetNodeState { node: 3, state: v1::NodeState::Draining.into(), force: false, seen: None };
     stage.meta.ask(Ask::SetNodeState(drains)).unwrap();
     let mut next = |expected: u64| {
         let group = stage.mv().group;

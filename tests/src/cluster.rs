@@ -220,8 +220,18 @@ impl Cluster {
     /// # Panics
     /// If it runs.
     pub fn start_in_vain(&mut self, at: usize) {
+        self.start_in_vain_with(at, &[]);
+    }
+
+    /// The same with these options.
+    pub fn start_in_vain_with(&mut self, at: usize, options: &[&str]) {
         assert!(self.members[at].process.is_none(), "node {at} runs already");
-        self.spawn(at, None, &[]);
+        self.spawn(at, None, options);
+    }
+
+    /// What is started from now on is this program.
+    pub fn set_program(&mut self, program: Program) {
+        self.program = program;
     }
 
     /// Starts a stopped node again, from its directory alone, and waits until it serves.

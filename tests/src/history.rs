@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -65,10 +66,23 @@ pub struct Judged {
 impl Histories {
     /// Starts so many clients for each predicate, drawn from this seed.
     pub fn start(client: &Client, predicates: &[String], clients: u64, seed: u64) -> Histories {
+        Histories::start_from(client, predicates, clients, seed, 0, Duration::ZERO)
+    }
+
+    /// The same with keys from this number on: whoever starts again does so far above the keys of before. After each operation a
+    /// client rests for up to `rest`.
+    pub fn start_from(
+        client: &Client,
+        predicates: &[String],
+        clients: u64,
+        seed: u64,
+        first_key: u64,
+        rest: Duration,
+    ) -> Histories {
         let mut histories =
             Histories { shared: Arc::default(), stop: watch::Sender::new(false), clients: JoinSet::new() };
         for (nth, predicate) in predicates.iter().enumerate() {
-            let turn = Arc::new(AtomicU64::new(0));
+            let turn = Arc::new(AtomicU64::new(first_key * KEY_OPS));
             for id in 0..clients {
                 let rng = Rng::new(seed ^ ((nth as u64) << 32) ^ id);
                 let run = run(
@@ -78,6 +92,7 @@ impl Histories {
                     turn.clone(),
                     histories.stop.subscribe(),
                     rng,
+                    rest,
                 );
                 histories.clients.spawn(run);
             }
@@ -114,6 +129,7 @@ async fn run(
     turn: Arc<AtomicU64>,
     stop: watch::Receiver<bool>,
     mut rng: Rng,
+    rest: Duration,
 ) {
     let mut known: (String, Option<Value>) = Default::default();
     while !*stop.borrow() {
@@ -169,6 +185,15 @@ async fn run(
             }
             Err(()) => drop(shared.unknown.fetch_add(1, Ordering::Relaxed)),
         }
+        pause(&mut rng, rest).await;
+    }
+}
+
+/// Rests for a while, at most so long.
+pub(crate) async fn pause(rng: &mut Rng, most: Duration) {
+    let micros = u64::try_from(most.as_micros()).unwrap_or(u64::MAX);
+    if micros > 0 {
+        tokio::time::sleep(Duration::from_micros(rng.below(micros))).await;
     }
 }
 

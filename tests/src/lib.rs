@@ -6,9 +6,12 @@
 //! [`balance`] tells how long it takes until nodes are evenly used, in virtual time.
 //!
 //! [`cluster`] is one of real processes, killed for real, and [`traffic`] and [`history`] the writers and readers that know what must
-//! be true of it.
+//! be true of it. [`chaos`] hurts the network, the disks and the clocks of such a cluster, and [`browser`] is a headless one that looks at
+//! its console.
 
 pub mod balance;
+pub mod browser;
+pub mod chaos;
 pub mod cluster;
 pub mod films;
 pub mod history;

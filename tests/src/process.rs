@@ -1,6 +1,7 @@
 //! One node as a process of its own: started, killed, asked to stop, and its words kept.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
@@ -38,34 +39,51 @@ impl Program {
     }
 
     /// The command with these arguments; killed with the value that stands for it.
-    pub fn command<A: AsRef<std::ffi::OsStr>>(self, arguments: impl IntoIterator<Item = A>) -> Command {
-        let mut command = Command::new(self.exe);
-        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-        // What a test sees must not depend on who runs it; who looks for a fault asks for more by PONTOON_TEST_LOG.
-        command.env_remove("PONTOON_ADDR").env("NO_COLOR", "1");
-        for name in ["PONTOON_TLS_CERT", "PONTOON_TLS_KEY", "PONTOON_TLS_CA"] {
-            command.env_remove(name);
-        }
-        match std::env::var_os("PONTOON_TEST_LOG") {
-            Some(filter) => command.env("PONTOON_LOG", filter),
-            None => command.env_remove("PONTOON_LOG"),
-        };
-        command
+    pub fn command<A: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = A>) -> Command {
+        ours(self.exe, arguments)
     }
 
     /// Runs a command to its end and returns how it ended and everything that it said.
     ///
     /// # Panics
     /// If it does not end.
-    pub async fn run<A: AsRef<std::ffi::OsStr>>(
-        self,
-        arguments: impl IntoIterator<Item = A>,
-    ) -> (ExitStatus, String) {
+    pub async fn run<A: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = A>) -> (ExitStatus, String) {
         let output = within("a command to end", self.command(arguments).output()).await;
         let output = output.expect("the binary starts");
         let said = [output.stdout, output.stderr].concat();
         (output.status, String::from_utf8_lossy(&said).into_owned())
     }
+}
+
+/// All files in a directory and below it.
+///
+/// # Panics
+/// If the disk refuses.
+pub fn files_in(dir: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).expect("the directory is there") {
+        let path = entry.expect("it lists").path();
+        match path.is_dir() {
+            true => all.extend(files_in(&path)),
+            false => all.push(path),
+        }
+    }
+    all
+}
+
+/// What a test sees must not depend on who runs it; who looks for a fault asks for more by PONTOON_TEST_LOG.
+fn ours<A: AsRef<OsStr>>(exe: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(exe);
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    command.env_remove("PONTOON_ADDR").env("NO_COLOR", "1");
+    for name in ["PONTOON_TLS_CERT", "PONTOON_TLS_KEY", "PONTOON_TLS_CA"] {
+        command.env_remove(name);
+    }
+    match std::env::var_os("PONTOON_TEST_LOG") {
+        Some(filter) => command.env("PONTOON_LOG", filter),
+        None => command.env_remove("PONTOON_LOG"),
+    };
+    command
 }
 
 /// A node's process. Dropping it kills it.
@@ -93,14 +111,22 @@ impl Process {
     /// # Panics
     /// If it cannot be started.
     pub fn start(program: Program, name: &str, log: &Path, arguments: &[String]) -> Process {
+        Process::begin(program.command(arguments), name, log)
+    }
+
+    /// The same by way of another command, whose words end with the program's and its arguments and which becomes the program.
+    ///
+    /// # Panics
+    /// As [`Process::start`].
+    pub fn start_by(words: &[String], name: &str, log: &Path) -> Process {
+        let (first, rest) = words.split_first().expect("a command has a name");
+        Process::begin(ours(first, rest), name, log)
+    }
+
+    fn begin(mut command: Command, name: &str, log: &Path) -> Process {
         let file = File::options().create(true).append(true).open(log).expect("a log can be written");
         let stderr = file.try_clone().expect("a file has two handles");
-        let mut child = program
-            .command(arguments)
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
-            .expect("the binary starts");
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("the binary starts");
         let (sender, lines) = watch::channel(Vec::new());
         tokio::spawn(listen(child.stdout.take().expect("stdout is a pipe"), file, sender));
         Process { name: name.to_owned(), log: log.to_owned(), child, lines }

@@ -89,7 +89,7 @@ fn the_dashboard_names_what_a_node_tells() {
 
 /// For each alert: what is told, and its values while it is well, while it is not, and when it is well again, as promtool writes
 /// them. A value is told every minute; trouble begins at 20 minutes and is over at 60.
-const TRIED: [(&str, &str, &str); 20] = [
+const TRIED: [(&str, &str, &str); 22] = [
     ("PontoonNodeDown", "up{job=\"pontoon\"}", "1x20 0x40 1x60"),
     ("PontoonNotReady", "pontoon_ready", "1x20 0x40 1x60"),
     ("PontoonDiskStalled", "pontoon_problem{code=\"disk-stalled\"}", "0x20 1x40 0x60"),
@@ -106,7 +106,10 @@ const TRIED: [(&str, &str, &str); 20] = [
     ("PontoonWritesFail", "pontoon_calls_total{call=\"write\",ended=\"failed\"}", "0x20 0+60x40 2400x60"),
     ("PontoonPeerUnreachable", "pontoon_peer_connected{peer=\"2\",class=\"control\"}", "1x20 0x40 1x60"),
     ("PontoonClockTrouble", "pontoon_clock_skew_seconds", "0x20 -1.5x40 0x60"),
+    ("PontoonUpgradeUndone", "pontoon_problem{code=\"finalise-due\"}", "0x20 1x40 0x60"),
     ("PontoonCertificateExpires", "pontoon_certificate_expires_seconds", "4000000x20 100000x40 4000000x60"),
+    // The clock begins at 0 there. Two days are 172,800 s.
+    ("PontoonBackupOverdue", "pontoon_backup_last_success_seconds", "-170000x60 6000x60"),
     ("PontoonAuditNotWritten", "pontoon_audit_written", "1x20 0x40 1x60"),
     ("PontoonTurnedAway", "pontoon_turned_away_total{why=\"handshakes_failed\"}", "0x20 0+600x40 24000x60"),
     ("PontoonRestarts", "process_start_time_seconds{job=\"pontoon\"}", "100x20 100+1x40 140x180"),
@@ -162,6 +165,55 @@ fn each_alert_fires_and_clears() {
     let tested = Command::new("promtool").args(["test", "rules"]).arg(&file).output().expect("it runs");
     let said = [tested.stdout, tested.stderr].concat();
     assert!(tested.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+/// The units as their directives, comments and descriptions left out.
+fn directives(unit: &str) -> Vec<String> {
+    let lines = unit.lines().filter(|line| !line.is_empty() && !line.starts_with(['#', '[']));
+    lines.filter(|line| !line.starts_with("Description=")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_units_are_the_same_but_for_the_node_and_systemd_understands_them() {
+    let (one, several) = (read("systemd/pontoon.service"), read("systemd/pontoon@.service"));
+    let places = [
+        ("/etc/pontoon/pontoon.toml", "/etc/pontoon/%i.toml"),
+        ("--dir /var/lib/pontoon", "--dir /var/lib/pontoon/%i"),
+        ("StateDirectory=pontoon", "StateDirectory=pontoon/%i"),
+    ];
+    let as_several: Vec<String> = directives(&one)
+        .into_iter()
+        .map(|line| match places.iter().find(|(from, _)| line.ends_with(from)) {
+            Some((from, to)) => line.replace(from, to),
+            // Its file is named before the directory.
+            None => line,
+        })
+        .map(|line| line.replace("/etc/pontoon/pontoon.toml", "/etc/pontoon/%i.toml"))
+        .collect();
+    assert_eq!(as_several, directives(&several));
+    assert!(one.contains("Type=notify") && one.contains("RestartPreventExitStatus=2"));
+
+    if !Command::new("systemd-analyze").arg("--version").output().is_ok_and(|output| output.status.success())
+    {
+        eprintln!("skipped: systemd-analyze is not installed");
+        return;
+    }
+    let scratch = tempfile::tempdir().expect("a directory");
+    for (name, unit) in [("pontoon.service", one), ("pontoon@1.service", several)] {
+        // Its binary and its user are not on this machine.
+        let unit = unit.replace("/usr/local/bin/pontoon", "/bin/true").replace("=pontoon\n", "=root\n");
+        let file = scratch.path().join(name);
+        fs::write(&file, unit).expect("room for a file");
+        let verified = Command::new("systemd-analyze")
+            .args(["verify", "--man=no"])
+            .arg(&file)
+            .output()
+            .expect("it runs");
+        let said = [verified.stdout, verified.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let ours: Vec<&str> = said.lines().filter(|line| line.contains(name)).collect();
+        assert!(verified.status.success() && ours.is_empty(), "{said}");
+    }
 }
 
 /// Those that look back for an hour clear later.

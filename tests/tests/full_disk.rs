@@ -166,7 +166,7 @@ async fn a_disk_that_fills_up_is_noticed_and_freed_without_a_loss() {
     assert!(matches!(error, ClientError::Unknown { .. } | ClientError::Late { .. }), "{error}");
     let (exit, said) = cluster.ended(0).await;
     assert_eq!(exit.code(), Some(1), "{said}");
-    assert!(said.contains("free some space, then start the node again"), "{said}");
+    assert!(said.contains("free some space") && said.contains("then start the node again"), "{said}");
     assert!(!said.contains("panicked"), "{said}");
 
     disk.fill_to(1);

@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use pontoon_proto::v1::MovePhase;
+use pontoon_proto::v1::{self, MovePhase};
 use pontoon_tests::{
     cluster::{Cluster, until, within},
     http::{get, metric_names, metrics},
@@ -301,6 +301,95 @@ async fn a_group_is_shown_from_each_of_its_replicas() {
     cluster.says(0, &["debug", "group", "999"], 2, &["no node holds a replica of group 999"]).await;
     let rows = traffic.stop().await;
     verify(&client, "name", &rows).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_names_the_threads_that_write_and_the_code_that_allocates() {
+    let cluster = Cluster::start(PROGRAM, "fjall", 1).await;
+    let client = cluster.client().await;
+    let mut traffic = Traffic::start(&client, "name", 2);
+    traffic.acknowledged(20).await;
+    let stacks = cluster.dir(0).with_file_name("threads.txt");
+    let file = stacks.display().to_string();
+    let said =
+        cluster.says(0, &["debug", "profile", "--seconds", "3", "--out", &file, "--json"], 0, &[]).await;
+    let json: serde_json::Value = serde_json::from_str(said.lines().last().expect("a line")).expect("JSON");
+    assert_eq!(json["node"], cluster.id(0));
+    let threads = json["threads"].as_array().expect("threads");
+    for name in ["raft-0", "apply-0", "wal-writer-"] {
+        let crew = threads.iter().filter(|thread| thread["name"].as_str().unwrap_or("").starts_with(name));
+        let cpu: u64 = crew.filter_map(|thread| thread["cpu_us"].as_u64()).sum();
+        assert!(cpu > 0, "{name} has done nothing: {json}");
+    }
+    let text = fs::read_to_string(&stacks).expect("the file is there");
+    assert!(text.lines().any(|line| line.starts_with("raft-0;")), "{text}");
+    let legible = |line: &str| line.rsplit_once(' ').is_some_and(|(_, ms)| ms.parse::<u64>().is_ok());
+    assert!(text.lines().all(legible), "{text}");
+    cluster.says(0, &["debug", "profile", "--out", &file], 2, &["name another file"]).await;
+    cluster.says(0, &["debug", "profile", "--node", "n99"], 2, &["there is no node n99"]).await;
+    let rows = traffic.stop().await;
+    verify(&client, "name", &rows).await;
+
+    // What is written while the heap is recorded, with much to allocate.
+    let raw = cluster.dir(0).with_file_name("heap.txt");
+    let heap = [
+        "debug",
+        "profile",
+        "--heap",
+        "--seconds",
+        "3",
+        "--raw",
+        "--out",
+        &raw.display().to_string(),
+        "--json",
+    ];
+    let written = async {
+        let rows = fill(&client, "large", 2_000, 1_000).await;
+        verify(&client, "large", &rows).await;
+    };
+    let (said, ()) = tokio::join!(cluster.says(0, &heap, 0, &[]), written);
+    let json: serde_json::Value = serde_json::from_str(said.lines().last().expect("a line")).expect("JSON");
+    assert!(json["resident_bytes"].as_u64() >= json["active_bytes"].as_u64(), "{json}");
+    let stacks = json["stacks"].as_array().expect("stacks");
+    let named = |stack: &serde_json::Value| {
+        let frames = stack["frames"].to_string();
+        ["node", "raftstore", "wal"].iter().any(|name| frames.contains(&format!(" ({name}/src/")))
+    };
+    assert!(stacks.iter().any(named), "nobody of ours has allocated: {json}");
+    let raw = fs::read_to_string(raw).expect("the file is there");
+    assert!(raw.starts_with("heap_v2/") && raw.contains("MAPPED_LIBRARIES"), "{raw}");
+    assert!(!cluster.dir(0).join("heap.profile").exists(), "what the allocator wrote is taken away again");
+    cluster.says(0, &["audit"], 0, &["Profile", "threads", "heap"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_profile_at_a_time_and_it_ends_with_whoever_asked() {
+    let cluster = Cluster::start(PROGRAM, "fjall", 1).await;
+    let client = cluster.client().await;
+    let address = cluster.address(0);
+    for kind in [v1::ProfileKind::Threads, v1::ProfileKind::Heap] {
+        let ask = |seconds| {
+            let request = v1::ProfileRequest { kind: kind.into(), seconds, raw: false };
+            client.profile_at(address, request)
+        };
+        // Neither can end well so soon: the one that does not wait for a minute was refused, and the other is dropped.
+        let refused = tokio::select! {
+            first = ask(60) => first,
+            second = ask(60) => second,
+        };
+        let refused = refused.expect_err("there is one already").to_string();
+        assert!(refused.contains("is being profiled already"), "{refused}");
+        until("the dropped one to have ended", async || ask(1).await.ok()).await;
+        for wrong in [0, 61] {
+            let refused = ask(wrong).await.expect_err("the time is wrong").to_string();
+            assert!(refused.contains("1 to 60 seconds"), "{refused}");
+        }
+    }
+    let unknown = v1::ProfileRequest { kind: 9, seconds: 1, raw: false };
+    let refused = client.profile_at(address, unknown).await.expect_err("there is no such kind").to_string();
+    assert!(refused.contains("kind 9"), "{refused}");
+    // The two that were dropped are told, too.
+    cluster.says(0, &["audit"], 0, &["Profile", "unknown", "is being profiled already"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -214,6 +214,7 @@ async fn a_lost_disk_is_replaced_with_all_that_it_held() {
     traffic.acknowledged(20).await;
     let decommission = format!("pontoon decommission n{lost}");
     cluster.says(0, &["groups", "--problem"], 0, &["name", "@meta", "does not answer", &decommission]).await;
+    cluster.says(0, &["status"], 0, &["2 under-replicated", "status --problems"]).await;
 
     let old = cluster.replace(2).await;
     // Both groups: the predicate's and the meta group.

@@ -3,13 +3,13 @@
 use std::{
     fs::{self, OpenOptions},
     io::{Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use pontoon_proto::v1::{self, MovePhase};
 use pontoon_tests::{
     cluster::{Cluster, admin_at, until},
-    process::Program,
+    process::{Program, files_in},
     traffic::{Rows, fill, verify},
 };
 
@@ -44,18 +44,6 @@ async fn caught_up(cluster: &Cluster, at: usize, predicate: &str) {
     .await;
 }
 
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(dir).expect("the directory is there") {
-        let path = entry.expect("it lists").path();
-        match path.is_dir() {
-            true => all.extend(files(&path)),
-            false => all.push(path),
-        }
-    }
-    all
-}
-
 /// What can happen to an engine's files.
 #[derive(Debug, Clone, Copy)]
 enum Harm {
@@ -69,14 +57,14 @@ fn harm(engine: &Path, how: Harm) {
     match how {
         Harm::Deleted => fs::remove_dir_all(engine).expect("it can be removed"),
         Harm::Garbled => {
-            for path in files(&engine.join("data")) {
+            for path in files_in(&engine.join("data")) {
                 let mut file = OpenOptions::new().write(true).open(&path).expect("it opens");
                 file.seek(SeekFrom::Start(0)).expect("it seeks");
                 file.write_all(&[0xa5; 64 << 10]).expect("it takes nonsense");
             }
         }
         Harm::Cut => {
-            for path in files(&engine.join("data")) {
+            for path in files_in(&engine.join("data")) {
                 OpenOptions::new().write(true).open(&path).expect("it opens").set_len(7).expect("it is cut");
             }
         }

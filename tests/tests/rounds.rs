@@ -14,9 +14,10 @@ use std::{
 };
 
 use pontoon_node::client::Client;
-use pontoon_proto::{ReplicaId, v1};
+use pontoon_proto::v1;
 use pontoon_tests::{
     Rng,
+    chaos::work::move_around,
     cluster::{Cluster, until},
     films::{FILMS, Triples, films, triples_of},
     history::Histories,
@@ -89,58 +90,6 @@ async fn compare(client: &Client, loaded: &Loaded) {
                     &plain(read_all(client, predicate).await) == rows,
                     "{predicate} is not what was loaded"
                 );
-            }
-        }
-    }
-}
-
-/// Moves one replica of one predicate after the other to a node that has none, and counts the moves that were done.
-async fn move_around(
-    client: Client,
-    predicates: Vec<String>,
-    nodes: Vec<u64>,
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
-    mut rng: Rng,
-) {
-    let mut turn = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let predicate = &predicates[turn % predicates.len()];
-        turn += 1;
-        let find = v1::FindPredicateRequest { predicate: predicate.clone(), hops: 0 };
-        let Ok(v1::FindPredicateReply { shard: Some(shard) }) = client.find_predicate(find).await else {
-            continue;
-        };
-        let holds: Vec<u64> = shard
-            .voters
-            .iter()
-            .filter_map(|id| ReplicaId::new(*id).ok())
-            .map(|replica| replica.node().get())
-            .collect();
-        let free: Vec<u64> = nodes.iter().copied().filter(|node| !holds.contains(node)).collect();
-        if holds.is_empty() || free.is_empty() {
-            continue;
-        }
-        let start = v1::MoveStartRequest {
-            predicate: predicate.clone(),
-            from_node: holds[rng.below(holds.len() as u64) as usize],
-            to_node: free[rng.below(free.len() as u64) as usize],
-            ..Default::default()
-        };
-        // A node that was killed just now refuses; the next turn finds another.
-        let Ok(reply) = client.move_start(start).await else { continue };
-        let id = reply.r#move.map_or(0, |mv| mv.id);
-        let list = v1::MoveListRequest { all: true, hops: 0 };
-        while !stop.load(Ordering::Relaxed) {
-            let moves = client.move_list(list).await.map(|reply| reply.moves).unwrap_or_default();
-            let mv = moves.into_iter().filter_map(|view| view.r#move).find(|mv| mv.id == id);
-            match mv.map(|mv| mv.phase()) {
-                Some(v1::MovePhase::Done) => {
-                    done.fetch_add(1, Ordering::Relaxed);
-                    break;
-                }
-                Some(v1::MovePhase::Aborted) => break,
-                _ => sleep(Duration::from_millis(20)).await,
             }
         }
     }

@@ -61,8 +61,7 @@ async fn three_nodes_by_tls_with_roles_an_audit_and_a_certificate_that_is_renewe
         says(&issue, &[], 0, &[&format!("speaks for pontoon://test/node/{id}")]).await;
     }
     for (role, name) in [("operator", "ann"), ("writer", "app"), ("reader", "bob"), ("metrics", "prom")] {
-        says(&["certs", "client", "--dir", &dir, "--role", role, "--name", name], &[], 0, &["next: use it"])
-            .await;
+        says(&["certs", "client", "--dir", &dir, "--role", role, "--name", name], &[], 0, &["next: "]).await;
     }
     says(
         &["certs", "client", "--dir", &dir, "--role", "node", "--name", "x"],
@@ -95,7 +94,8 @@ async fn three_nodes_by_tls_with_roles_an_audit_and_a_certificate_that_is_renewe
         addresses.push(address);
     }
     let addr = addresses.join(",");
-    let [ann, app, bob] = ["operator-ann", "writer-app", "reader-bob"].map(|name| shows(&certs, name));
+    let [ann, app, bob, prom] =
+        ["operator-ann", "writer-app", "reader-bob", "metrics-prom"].map(|name| shows(&certs, name));
 
     says(&["put", "name", "k", "v", "--addr", &addr], &app, 0, &[]).await;
     says(&["get", "name", "k", "--addr", &addr], &bob, 0, &["v"]).await;
@@ -108,7 +108,8 @@ async fn three_nodes_by_tls_with_roles_an_audit_and_a_certificate_that_is_renewe
         &["needs the role operator", "writer app"],
     )
     .await;
-    says(&["status", "--addr", &addr], &[], 1, &["nobody answers"]).await;
+    says(&["status", "--addr", &addr], &prom, 2, &["needs the role reader", "metrics prom"]).await;
+    says(&["status", "--addr", &addr], &[], 1, &["nobody answers", "speaks TLS", "--tls-cert"]).await;
     says(&["predicate", "create", "other", "--addr", &addr], &ann, 0, &[]).await;
     says(&["predicate", "drop", "other", "--addr", &addr], &ann, 0, &[]).await;
     says(&["predicate", "drop", "other", "--addr", &addr], &ann, 2, &[]).await;
@@ -120,6 +121,11 @@ async fn three_nodes_by_tls_with_roles_an_audit_and_a_certificate_that_is_renewe
     assert!(of("DropPredicate", "done") && of("DropPredicate", "refused: "), "{audit}");
     assert!(of("DropPredicate", "denied: ") && of("Join", "done"), "{audit}");
     says(&["audit", "--addr", &addr], &bob, 2, &["needs the role operator"]).await;
+    let bundle = scratch.path().join("b.tar.gz").display().to_string();
+    says(&["debug", "bundle", &bundle, "--addr", &addr], &ann, 0, &["n1, n2, n3 told"]).await;
+    let profile = ["debug", "profile", "--node", "n3", "--seconds", "1", "--addr", &addr];
+    says(&profile, &ann, 0, &["n3 over", "raft-0"]).await;
+    says(&profile, &bob, 2, &["needs the role operator"]).await;
 
     // A bad file first, which changes nothing; then the certificate is renewed under the running node.
     let cert = certs.join("node-2.pem");
@@ -148,4 +154,21 @@ async fn three_nodes_by_tls_with_roles_an_audit_and_a_certificate_that_is_renewe
     nodes[0].prints("serves on").await;
     says(&["put", "name", "k", "x", "--addr", &addr], &app, 0, &[]).await;
     says(&["audit", "--dir", &data], &[], 0, &["Join"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_speaks_tls_to_a_node_without_is_told() {
+    let scratch = PROGRAM.scratch();
+    let certs = scratch.path().join("certs");
+    let dir = certs.display().to_string();
+    says(&["certs", "init", "--dir", &dir, "--cluster", "test"], &[], 0, &[]).await;
+    says(&["certs", "client", "--dir", &dir, "--role", "operator", "--name", "ann"], &[], 0, &[]).await;
+    let (address, data) = (free_address(), scratch.path().join("n1").display().to_string());
+    let arguments =
+        ["node", "--end-with-parent", "--dir", &data, "--listen", &address].map(str::to_owned).to_vec();
+    let mut node = Process::start(PROGRAM, "node", &scratch.path().join("n1.log"), &arguments);
+    node.prints("serves on").await;
+    let words = ["nobody answers", "no TLS with", "if that node runs without TLS, leave --tls-cert"];
+    says(&["status", "--addr", &address], &shows(&certs, "operator-ann"), 1, &words).await;
+    says(&["status", "--addr", &address], &[], 0, &[]).await;
 }

@@ -2,7 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use crate::{Case, Cluster, Figures, Load, Outcome, case, ours::Ours};
+use crate::{
+    Case, Cluster, Figures, Load, Outcome, case,
+    ours::{Kind, Ours},
+};
 
 const ACTIVE: Case = case("48 active", Load::Put, 64, 128, 48);
 const CROWD: u32 = 4096;
@@ -13,8 +16,8 @@ const REST: Duration = Duration::from_secs(10);
 /// Measures ten interleaved pairs and prints each, their medians and the cost.
 pub(crate) fn run(binary: &Path, dir: &Path, time: Duration) -> Outcome<()> {
     let (alone_dir, beside_dir) = (tempfile::tempdir_in(dir)?, tempfile::tempdir_in(dir)?);
-    let mut alone = Ours::start(binary, alone_dir.path(), "fjall")?;
-    let mut beside = Ours::start(binary, beside_dir.path(), "fjall")?;
+    let mut alone = Ours::start(binary, alone_dir.path(), Kind::FJALL)?;
+    let mut beside = Ours::start(binary, beside_dir.path(), Kind::FJALL)?;
     beside.run(&Case { predicates: CROWD, ..ACTIVE }, Duration::from_secs(5))?;
     std::thread::sleep(REST);
     println!("{ACTIVE:?}, without and with {CROWD} idle predicates beside");

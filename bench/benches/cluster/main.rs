@@ -2,7 +2,9 @@
 //! machine, one cluster at a time, in turn.
 //!
 //! `cargo bench --manifest-path bench/Cargo.toml --bench cluster [-- --json] [--seconds S] [--rounds N] [--dir D]
-//! [--engine fjall] [--engine sled] [CASE…]`
+//! [--engine fjall] [--engine sled] [--tls] [CASE…]`
+//!
+//! With `--tls` ours is measured once without and once with it, between the nodes and towards clients.
 //!
 //! Two cases of their own measure ours alone: `matrix` (values of 16 B, 128 B and 1 KiB, 1, 64 and 1,024 predicates, 1, 64
 //! and 512 clients, on both engines) and `idle-beside` (48 active predicates, with and without 4,096 idle ones beside them,
@@ -18,6 +20,7 @@ mod process;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use ours::Kind;
 use serde::Serialize;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -125,8 +128,8 @@ struct Args {
     time: Duration,
     rounds: usize,
     dir: PathBuf,
-    /// Engines of ours, by the names that `pontoon node --engine` takes.
-    engines: Vec<&'static str>,
+    engines: Vec<Kind>,
+    tls: bool,
     only: Vec<String>,
 }
 
@@ -143,6 +146,7 @@ fn args() -> Outcome<Args> {
         rounds: 3,
         dir: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")),
         engines: Vec::new(),
+        tls: false,
         only: Vec::new(),
     };
     let mut words = std::env::args().skip(1);
@@ -151,12 +155,13 @@ fn args() -> Outcome<Args> {
         match word.as_str() {
             "--bench" => {}
             "--json" => parsed.json = true,
+            "--tls" => parsed.tls = true,
             "--seconds" => parsed.time = Duration::from_secs(value()?.parse()?),
             "--rounds" => parsed.rounds = value()?.parse()?,
             "--dir" => parsed.dir = value()?.into(),
             "--engine" => parsed.engines.push(match value()?.as_str() {
-                "fjall" => "fjall",
-                "sled" => "sled",
+                "fjall" => Kind::FJALL,
+                "sled" => Kind::SLED,
                 other => return Err(format!("{other} is no engine: fjall, sled").into()),
             }),
             name if [MATRIX, BESIDE].contains(&name) || CASES.iter().any(|case| case.name == name) => {
@@ -185,15 +190,19 @@ fn run() -> Outcome<()> {
         false => (CASES.to_vec(), etcd::is_there()),
     };
     let engines = match (&args.engines[..], args.wants(MATRIX)) {
-        ([], true) => vec!["fjall", "sled"],
-        ([], false) => vec!["fjall"],
+        ([], true) => vec![Kind::FJALL, Kind::SLED],
+        ([], false) => vec![Kind::FJALL],
         (chosen, _) => chosen.to_vec(),
+    };
+    let kinds: Vec<Kind> = match args.tls {
+        true => engines.iter().flat_map(|kind| [*kind, kind.with_tls()]).collect(),
+        false => engines,
     };
     if !has_etcd && !args.wants(MATRIX) {
         println!("etcd is not installed (Debian: apt-get install etcd-server); ours is measured alone");
     }
     println!(
-        "{:<22} {:<8} {:>9} {:>8} {:>8} {:>8} {:>8} {:>10} {:>15}",
+        "{:<22} {:<9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>10} {:>15}",
         "case", "engine", "ops/s", "p50 ms", "p99 ms", "p99.9", "max ms", "CPU ms/op", "spread of ops/s"
     );
     for case in
@@ -205,9 +214,9 @@ fn run() -> Outcome<()> {
             if has_etcd {
                 measure(&mut etcd::Etcd::start(dir.path())?, case, args.time, &mut rounds)?;
             }
-            for engine in &engines {
+            for kind in &kinds {
                 let dir = tempfile::tempdir_in(&args.dir)?;
-                measure(&mut ours::Ours::start(&binary, dir.path(), engine)?, case, args.time, &mut rounds)?;
+                measure(&mut ours::Ours::start(&binary, dir.path(), *kind)?, case, args.time, &mut rounds)?;
             }
         }
         for (engine, rounds) in rounds {
@@ -240,7 +249,7 @@ fn report(case: &Case, engine: &str, rounds: &[Figures], json: bool) -> Outcome<
     let low = rounds.iter().map(|f| f.per_s).fold(f64::INFINITY, f64::min);
     let high = rounds.iter().map(|f| f.per_s).fold(0.0, f64::max);
     println!(
-        "{:<22} {engine:<8} {:>9.0} {:>8.2} {:>8.2} {:>8.2} {:>8.1} {:>10.3} {low:>7.0}-{high:<7.0}",
+        "{:<22} {engine:<9} {:>9.0} {:>8.2} {:>8.2} {:>8.2} {:>8.1} {:>10.3} {low:>7.0}-{high:<7.0}",
         case.name,
         median.per_s,
         median.p50_ms,

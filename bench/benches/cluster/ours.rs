@@ -33,23 +33,45 @@ pub(crate) fn build() -> Outcome<PathBuf> {
     binary.ok_or_else(|| "the build names no binary".into())
 }
 
+/// What of ours is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    pub(crate) engine: &'static str,
+    /// Between the nodes and towards the load.
+    pub(crate) tls: bool,
+}
+
+impl Kind {
+    pub(crate) const FJALL: Kind = Kind { name: "fjall", engine: "fjall", tls: false };
+    pub(crate) const SLED: Kind = Kind { name: "sled", engine: "sled", tls: false };
+
+    pub(crate) fn with_tls(self) -> Kind {
+        let name = if self.engine == "sled" { "sled+tls" } else { "fjall+tls" };
+        Kind { name, tls: true, ..self }
+    }
+}
+
 pub(crate) struct Ours {
-    engine: &'static str,
+    kind: Kind,
+    /// Certificates, if there are any.
+    certs: Option<PathBuf>,
     binary: PathBuf,
     members: Vec<Member>,
     addresses: Vec<String>,
 }
 
 impl Ours {
-    /// Three nodes with an engine, ready.
-    pub(crate) fn start(binary: &Path, dir: &Path, engine: &'static str) -> Outcome<Ours> {
-        let mut cluster =
-            Ours { engine, binary: binary.to_owned(), members: Vec::new(), addresses: Vec::new() };
+    /// Three nodes, ready.
+    pub(crate) fn start(binary: &Path, dir: &Path, kind: Kind) -> Outcome<Ours> {
+        let certs = if kind.tls { Some(make_certs(binary, dir)?) } else { None };
+        let (members, addresses) = (Vec::new(), Vec::new());
+        let mut cluster = Ours { kind, certs, binary: binary.to_owned(), members, addresses };
         for number in 1..=3 {
             let log = std::fs::File::create(dir.join(format!("ours{number}.log")))?;
-            let mut command = Command::new(binary);
+            let mut command = cluster.command(&format!("node-{number}"));
             command.args(["node", "--json", "--end-with-parent", "--listen", "127.0.0.1:0"]);
-            command.args(["--engine", engine, "--dir"]).arg(dir.join(format!("ours{number}")));
+            command.args(["--engine", kind.engine, "--dir"]).arg(dir.join(format!("ours{number}")));
             if let Some(first) = cluster.addresses.first() {
                 command.args(["--join", first]);
             }
@@ -65,8 +87,19 @@ impl Ours {
         Ok(cluster)
     }
 
-    fn load(&self, case: &Case, seconds: u64, reads: bool) -> Outcome<Member> {
+    /// The program, with the certificate of that name.
+    fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.binary);
+        if let Some(certs) = &self.certs {
+            command.env("PONTOON_TLS_CA", certs.join("ca.pem"));
+            command.env("PONTOON_TLS_CERT", certs.join(format!("{name}.pem")));
+            command.env("PONTOON_TLS_KEY", certs.join(format!("{name}.key")));
+        }
+        command
+    }
+
+    fn load(&self, case: &Case, seconds: u64, reads: bool) -> Outcome<Member> {
+        let mut command = self.command("operator-bench");
         command.args(["bench", "--json", "--addr", &self.addresses.join(",")]);
         let batch = if let Load::Batch(batch) = case.load { batch } else { 1 };
         for (flag, value) in [
@@ -85,6 +118,21 @@ impl Ours {
     }
 }
 
+/// An authority, three nodes' certificates and one for the load, made as an operator makes them.
+fn make_certs(binary: &Path, dir: &Path) -> Outcome<PathBuf> {
+    let certs = dir.join("certs");
+    let init = vec!["init"];
+    let node = |id| vec!["node", "--id", id, "--host", "127.0.0.1"];
+    let client = vec!["client", "--role", "operator", "--name", "bench"];
+    for words in [init, node("1"), node("2"), node("3"), client] {
+        let output = Command::new(binary).arg("certs").args(&words).arg("--dir").arg(&certs).output()?;
+        if !output.status.success() {
+            return Err(format!("certs {words:?}: {}", String::from_utf8_lossy(&output.stderr)).into());
+        }
+    }
+    Ok(certs)
+}
+
 fn finish(mut load: Member) -> Outcome<Value> {
     let output = load.child().stdout.take().ok_or("no output")?;
     let lines: Vec<String> = BufReader::new(output).lines().collect::<Result<_, _>>()?;
@@ -99,7 +147,7 @@ fn finish(mut load: Member) -> Outcome<Value> {
 
 impl Cluster for Ours {
     fn name(&self) -> &'static str {
-        self.engine
+        self.kind.name
     }
 
     fn run(&mut self, case: &Case, time: Duration) -> Outcome<Option<Figures>> {

@@ -6,13 +6,24 @@ use futures::future::join_all;
 use pontoon_proto::{NodeId, v1};
 use tonic::Status;
 
-use crate::shared::Shared;
+use super::{Audited, ended};
+use crate::{caller::Caller, calls::MetaCall, shared::Shared};
 
 const ENTRIES_DEFAULT: u32 = 100;
 const ENTRIES_MOST: u32 = 1_000;
 const ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
 
 impl Shared {
+    /// Answers through the leader of the meta group; who asked, and how it ended, goes into the audit log.
+    pub(crate) async fn ordered<C: MetaCall + Audited>(
+        self: &Arc<Self>,
+        caller: &Caller,
+        call: C,
+    ) -> Result<C::Reply, Status> {
+        let open = self.audit.begin(caller, &call);
+        ended(open, self.at_meta_leader(call).await).await
+    }
+
     /// The latest entries of this node, or of all nodes that answer, in the order of their clocks.
     pub(crate) async fn audit(self: &Arc<Self>, request: v1::AuditRequest) -> Result<v1::AuditReply, Status> {
         let limit = match request.limit {

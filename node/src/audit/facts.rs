@@ -38,6 +38,11 @@ audited! {
         ("replicas", asks.replicas.to_string()),
     ]);
     DropPredicateRequest is "DropPredicate", asks => Some(vec![("predicate", asks.predicate.clone())]);
+    ReplacePredicateRequest is "ReplacePredicate", asks => Some(vec![
+        ("predicate", asks.predicate.clone()),
+        ("old_group", asks.old_group.to_string()),
+        ("new_group", asks.new_group.to_string()),
+    ]);
     MoveStartRequest is "MoveStart", asks => (!asks.dry_run).then(|| vec![
         ("predicate", asks.predicate.clone()),
         ("kind", words(asks.kind().as_str_name(), "MOVE_KIND_")),
@@ -57,11 +62,18 @@ audited! {
         ("action", words(asks.action().as_str_name(), "DRAIN_ACTION_")),
     ]);
     RebalanceApplyRequest is "RebalanceApply", asks => Some(vec![("plan", asks.id.clone())]);
+    UpgradeFinaliseRequest is "UpgradeFinalise", asks => Some(vec![("version", asks.version.to_string())]);
     RecoverRecordRequest is "RecoverRecord", asks => Some(plan(asks.plan.as_ref()));
     JoinRequest is "Join", asks => Some(vec![
         ("address", asks.address.clone()),
         ("id", asks.wanted.to_string()),
         ("replace", asks.replace.to_string()),
+    ]);
+    BackupNoteRequest is "BackupNote", asks => Some(vec![
+        ("action", asks.action.clone()),
+        ("backup", asks.id.clone()),
+        ("predicates", asks.predicates.to_string()),
+        ("bytes", asks.bytes.to_string()),
     ]);
     ResetLogRequest is "ResetLog", asks => Some(vec![("log", asks.log.clone()), ("at", asks.at.to_string())]);
 }
@@ -71,6 +83,43 @@ impl Audited for v1::RecoverApplyRequest {
 
     fn facts(&self) -> Option<Vec<(&'static str, String)>> {
         Some(plan(self.plan.as_ref()))
+    }
+
+    fn passed_on(&self) -> bool {
+        false
+    }
+}
+
+impl Audited for v1::BackupOpen {
+    const WHAT: &'static str = "Backup";
+
+    fn facts(&self) -> Option<Vec<(&'static str, String)>> {
+        Some(vec![("predicate", self.predicate.clone()), ("group", self.group.to_string())])
+    }
+
+    fn passed_on(&self) -> bool {
+        false
+    }
+}
+
+impl Audited for v1::EngineRequest {
+    const WHAT: &'static str = "Engine";
+
+    fn facts(&self) -> Option<Vec<(&'static str, String)>> {
+        (!self.wish.is_empty()).then(|| vec![("wish", self.wish.clone())])
+    }
+
+    fn passed_on(&self) -> bool {
+        false
+    }
+}
+
+impl Audited for v1::ProfileRequest {
+    const WHAT: &'static str = "Profile";
+
+    fn facts(&self) -> Option<Vec<(&'static str, String)>> {
+        let kind = words(self.kind().as_str_name(), "PROFILE_KIND_");
+        Some(vec![("kind", kind), ("seconds", self.seconds.to_string())])
     }
 
     fn passed_on(&self) -> bool {

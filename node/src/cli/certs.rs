@@ -89,8 +89,16 @@ pub(super) fn run(command: CertsCommand) -> Result<Done, Failure> {
         }
         CertsCommand::Client(ClientArgs { sign, role, name }) => {
             let made = certs::issue(&sign.dir, role, &name, &[], sign.days, sign.renew)?;
-            let start = format!("pontoon --addr HOST:PORT {} status", flags(&made, &sign.dir));
-            issued(&made, sign.renew, &format!("use it: {start}"))
+            let next = match role {
+                Role::Metrics => format!(
+                    "scrape with it: curl --cert {} --key {} --cacert {} https://HOST:PORT/metrics",
+                    made.cert.display(),
+                    made.key.display(),
+                    sign.dir.join("ca.pem").display()
+                ),
+                _ => format!("use it: pontoon --addr HOST:PORT {} status", flags(&made, &sign.dir)),
+            };
+            issued(&made, sign.renew, &next)
         }
         CertsCommand::Show { file } => show(&file),
     }

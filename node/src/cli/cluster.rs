@@ -3,12 +3,14 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use pontoon_proto::{NodeId, ReplicaId, v1};
+use pontoon_node::json::{self, cluster_name, kind_of, moment, name_of, node_ids, place};
+use pontoon_proto::{NodeId, v1};
 use serde_json::{Value, json};
 
 use super::{
     Context, Done, Failure,
-    output::{bytes, print_line, table},
+    output::{bytes, counted, print_line, table},
+    upgrade,
 };
 
 /// A certificate that is valid for fewer seconds is to be renewed.
@@ -20,13 +22,17 @@ const FOLLOW_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
 pub(super) enum PredicateCommand {
     /// Make a predicate, if it does not exist.
     Create {
+        /// The name.
         name: String,
         /// How many replicas it shall have; 0: three.
         #[arg(long, default_value_t = 0)]
         replicas: u32,
     },
     /// Drop a predicate with all its rows.
-    Drop { name: String },
+    Drop {
+        /// The name.
+        name: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -53,7 +59,7 @@ pub(super) async fn status(context: &Context) -> Result<Done, Failure> {
     let status = context.client().await?.status(v1::StatusRequest {}).await?;
     let cluster = cluster_name(&status.cluster);
     let mut text = format!(
-        "cluster {cluster}\nnode {} at {}, version {}, engine {}, up {}\n{}\n{} predicates in {} groups, {} under-replicated, {} moves running\n\n{}",
+        "cluster {cluster}\nnode {} at {}, version {}, engine {}, up {}\n{}\n{} in {}, {} under-replicated, {} running\n\n{}",
         status.node,
         status.address,
         status.version,
@@ -63,12 +69,16 @@ pub(super) async fn status(context: &Context) -> Result<Done, Failure> {
             0 => "nobody is known to lead the meta group".to_owned(),
             node => format!("the meta group is led by node {node}"),
         },
-        status.predicates,
-        status.groups,
+        counted(status.predicates, "predicate"),
+        counted(status.groups, "group"),
         status.under_replicated,
-        status.moves_running,
+        counted(status.moves_running, "move"),
         node_table(&status.nodes),
     );
+    if status.under_replicated > 0 || status.nodes.iter().any(|view| !view.reachable) {
+        text.push_str("\n`pontoon status --problems` says what is wrong, and what to do about it");
+    }
+    text.push_str(&upgrade::note(&status));
     text.push_str(&node_problems(&status.nodes));
     for dead in &status.dead {
         text.push_str(&format!(
@@ -86,6 +96,7 @@ pub(super) async fn status(context: &Context) -> Result<Done, Failure> {
         "node": status.node,
         "address": status.address,
         "version": status.version,
+        "cluster_version": status.cluster_version.max(1),
         "engine": status.engine,
         "meta_leader": status.meta_leader,
         "map_version": status.map_version,
@@ -94,7 +105,7 @@ pub(super) async fn status(context: &Context) -> Result<Done, Failure> {
         "under_replicated": status.under_replicated,
         "moves_running": status.moves_running,
         "uptime_ms": status.uptime_ms,
-        "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
+        "nodes": status.nodes.iter().map(json::node).collect::<Vec<_>>(),
         "dead": dead,
     });
     Ok(Done::new(text, json))
@@ -102,7 +113,7 @@ pub(super) async fn status(context: &Context) -> Result<Done, Failure> {
 
 pub(super) async fn nodes(context: &Context) -> Result<Done, Failure> {
     let reply = context.client().await?.nodes(v1::NodesRequest {}).await?;
-    let json = json!({ "nodes": reply.nodes.iter().map(node_json).collect::<Vec<_>>() });
+    let json = json!({ "nodes": reply.nodes.iter().map(json::node).collect::<Vec<_>>() });
     Ok(Done::new(node_table(&reply.nodes) + &node_problems(&reply.nodes), json))
 }
 
@@ -229,20 +240,6 @@ pub(super) async fn groups(context: &Context, args: GroupsArgs) -> Result<Done, 
     if !reply.unreachable.is_empty() {
         text.push_str(&format!("\nnodes that did not answer: {:?}", reply.unreachable));
     }
-    let replica = |replica: &v1::ReplicaInfo| {
-        json!({
-            "replica": place(replica.replica),
-            "role": replica.role,
-            "term": replica.term,
-            "first_index": replica.first_index,
-            "last_index": replica.last_index,
-            "commit": replica.commit,
-            "applied": replica.applied,
-            "durable": replica.durable,
-            "bytes": replica.bytes,
-            "dead": replica.dead,
-        })
-    };
     let groups: Vec<Value> = reply
         .groups
         .iter()
@@ -251,7 +248,7 @@ pub(super) async fn groups(context: &Context, args: GroupsArgs) -> Result<Done, 
                 "group": group.group,
                 "predicate": group.predicate,
                 "leader": group.leader_node,
-                "replicas": group.replicas.iter().map(replica).collect::<Vec<_>>(),
+                "replicas": group.replicas.iter().map(json::replica).collect::<Vec<_>>(),
                 "problems": group.problems,
             })
         })
@@ -262,7 +259,7 @@ pub(super) async fn groups(context: &Context, args: GroupsArgs) -> Result<Done, 
 pub(super) async fn events(context: &Context, args: EventsArgs) -> Result<Done, Failure> {
     let client = context.client().await?;
     let mut request = v1::EventsRequest { after: args.after, limit: args.limit, hops: 0 };
-    let line = |event: &v1::Event| format!("{:>6}  {}", event.seq, event.text);
+    let line = |event: &v1::Event| format!("{:>6}  {}  {}", event.seq, moment(event.time_ms), event.text);
     let json = |event: &v1::Event| json!({ "seq": event.seq, "time_ms": event.time_ms, "text": event.text });
     loop {
         let reply = client.events(request).await?;
@@ -279,43 +276,10 @@ pub(super) async fn events(context: &Context, args: EventsArgs) -> Result<Done, 
     }
 }
 
-/// A replica as people name it: node, then its place in the group's history.
-pub(super) fn place(replica: u64) -> String {
-    match ReplicaId::new(replica) {
-        Ok(id) => format!("n{}.{}", id.node().get(), id.ordinal()),
-        Err(_) => "-".to_owned(),
-    }
-}
-
-pub(super) fn node_of(replica: u64) -> u64 {
-    ReplicaId::new(replica).map_or(0, |id| id.node().get())
-}
-
-/// The name of a value of an enum of the schema, as people write it.
-pub(super) fn name_of(name: &str, prefix: &str) -> String {
-    name.strip_prefix(prefix).unwrap_or(name).to_lowercase().replace('_', "-")
-}
-
-/// What a predicate is: map, log, or the number of an embedder's own kind.
-fn kind_of(shard: &v1::Shard) -> String {
-    match v1::ShardKind::try_from(shard.kind) {
-        Ok(kind) => name_of(kind.as_str_name(), "SHARD_KIND_"),
-        Err(_) => shard.kind.to_string(),
-    }
-}
-
-pub(super) fn node_ids(replicas: &[u64]) -> Vec<u64> {
-    replicas.iter().map(|&replica| node_of(replica)).collect()
-}
-
 pub(super) fn places(replicas: &[u64]) -> String {
     let mut nodes = node_ids(replicas);
     nodes.sort_unstable();
     nodes.iter().map(u64::to_string).collect::<Vec<_>>().join(",")
-}
-
-fn cluster_name(cluster: &[u8]) -> String {
-    uuid::Uuid::from_slice(cluster).map(|id| id.to_string()).unwrap_or_default()
 }
 
 fn node_table(nodes: &[v1::NodeView]) -> String {
@@ -323,6 +287,8 @@ fn node_table(nodes: &[v1::NodeView]) -> String {
         .iter()
         .map(|view| {
             let node = view.node.clone().unwrap_or_default();
+            // Of one that does not answer nothing is known.
+            let known = |text: String| if view.reachable { text } else { "-".to_owned() };
             vec![
                 node.id.to_string(),
                 node.address.clone(),
@@ -332,15 +298,15 @@ fn node_table(nodes: &[v1::NodeView]) -> String {
                     (true, _) => "disk nearly full".to_owned(),
                 },
                 node.engine.clone(),
-                view.replicas.to_string(),
-                view.leaders.to_string(),
-                bytes(view.wal_bytes),
-                bytes(view.engine_bytes),
-                bytes(view.disk_free_bytes),
+                known(view.replicas.to_string()),
+                known(view.leaders.to_string()),
+                known(bytes(view.wal_bytes)),
+                known(bytes(view.engine_bytes)),
+                known(bytes(view.disk_free_bytes)),
             ]
         })
         .collect();
-    table(&["node", "address", "state", "engine", "replicas", "leaders", "log", "rows", "disk free"], &rows)
+    table(&["node", "address", "state", "engine", "replicas", "leaders", "log", "data", "disk free"], &rows)
 }
 
 /// A line for each thing at a node that wants a hand and is no group's problem.
@@ -363,28 +329,6 @@ fn node_problems(nodes: &[v1::NodeView]) -> String {
         }
     }
     text
-}
-
-pub(super) fn node_json(view: &v1::NodeView) -> Value {
-    let node = view.node.clone().unwrap_or_default();
-    json!({
-        "node": node.id,
-        "address": node.address,
-        "state": name_of(node.state().as_str_name(), "NODE_STATE_"),
-        "reachable": view.reachable,
-        "engine": node.engine,
-        "labels": node.labels,
-        "replicas": view.replicas,
-        "leaders": view.leaders,
-        "wal_bytes": view.wal_bytes,
-        "engine_bytes": view.engine_bytes,
-        "disk_free_bytes": view.disk_free_bytes,
-        "disk_total_bytes": view.disk_total_bytes,
-        "room": name_of(view.room().as_str_name(), "NODE_ROOM_"),
-        "audit_problem": view.audit_problem,
-        "certificate_expires": view.certificate_expires,
-        "turned_away": view.turned_away,
-    })
 }
 
 pub(super) fn duration(ms: u64) -> String {

@@ -13,7 +13,10 @@ pub(super) enum ConfigCommand {
     /// Print a file with every setting, its default and what it does.
     Default,
     /// Read a file, and say what is in force with it. Refused if anything in it is wrong.
-    Check { file: PathBuf },
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 pub(super) fn run(command: ConfigCommand) -> Result<Done, Failure> {

@@ -15,6 +15,7 @@ use super::{
 
 #[derive(Debug, Args)]
 pub(super) struct KeyArgs {
+    /// The predicate.
     predicate: String,
     /// The key; for loaded data a subject as it is kept, `<iri>` or `_:label`.
     key: String,
@@ -30,15 +31,20 @@ pub(super) struct GetArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct PutArgs {
+    /// The predicate.
     predicate: String,
+    /// The key.
     key: String,
+    /// The value.
     value: String,
 }
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("expected").required(true))]
 pub(super) struct CasArgs {
+    /// The predicate.
     predicate: String,
+    /// The key.
     key: String,
     /// The new value; without one the row is deleted.
     value: Option<String>,
@@ -55,6 +61,7 @@ pub(super) struct CasArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ScanArgs {
+    /// The predicate.
     predicate: String,
     /// Only keys that begin so.
     #[arg(long, conflicts_with_all = ["low", "high", "subject"])]

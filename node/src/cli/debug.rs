@@ -10,14 +10,17 @@ use std::{
 use clap::Subcommand;
 use flate2::{Compression, write::GzEncoder};
 use futures::future::join_all;
-use pontoon_node::client::{Client, ClientError};
+use pontoon_node::{
+    client::ClientError,
+    json::{self, place},
+};
 use pontoon_proto::v1;
 use serde_json::{Value, json};
 
 use super::{
     Context, Done, Failure,
-    cluster::{node_json, place},
     output::{bytes, table},
+    profile,
 };
 
 /// So many events of the cluster go into a bundle.
@@ -35,12 +38,15 @@ pub(super) enum DebugCommand {
         /// Its number, as in `pontoon groups`.
         group: u64,
     },
+    /// What the threads of a node do for some seconds, or which code allocates. One at a time; Ctrl-C ends it.
+    Profile(profile::ProfileArgs),
 }
 
 pub(super) async fn run(context: &Context, command: DebugCommand) -> Result<Done, Failure> {
     match command {
         DebugCommand::Bundle { file } => bundle(context, &file).await,
         DebugCommand::Group { group } => inspect_group(context, group).await,
+        DebugCommand::Profile(args) => profile::run(context, args).await,
     }
 }
 
@@ -113,7 +119,7 @@ async fn gather(context: &Context) -> Result<(Vec<Entry>, Vec<u64>, Vec<u64>), F
 }
 
 async fn inspect(context: &Context, address: &str) -> Result<v1::InspectReply, ClientError> {
-    let client = Client::connect([address.to_owned()]).await?.with_deadline(context.timeout);
+    let client = context.client_of([address.to_owned()]).await?;
     client.inspect(v1::InspectRequest {}).await
 }
 
@@ -124,7 +130,7 @@ fn of_node(node: u64, reply: &v1::InspectReply) -> Vec<Entry> {
         .iter()
         .map(|problem| json!({ "code": problem.code, "text": problem.text, "since_ms": problem.since_ms }))
         .collect();
-    let mut about = node_json(&report);
+    let mut about = json::node(&report);
     about["version"] = json!(reply.version);
     about["uptime_ms"] = json!(reply.uptime_ms);
     about["problems"] = json!(problems);
@@ -155,7 +161,7 @@ fn status_json(status: &v1::StatusReply) -> Value {
         "groups": status.groups,
         "under_replicated": status.under_replicated,
         "moves_running": status.moves_running,
-        "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
+        "nodes": status.nodes.iter().map(json::node).collect::<Vec<_>>(),
     })
 }
 

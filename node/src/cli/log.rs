@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use futures::future::join_all;
 use pontoon_node::{
     client::{Client, ConnectOptions, Log, MirrorError, mirror},
+    json::node_ids,
     shutdown_signal,
 };
 use pontoon_proto::v1;
@@ -18,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Context, Done, Failure, ReadArgs, address,
-    cluster::{node_ids, places},
+    cluster::places,
     output::{bytes, json_of, print_line, table, text_of},
     tls::FromTlsArgs,
 };
@@ -35,13 +36,17 @@ const EVERY: Duration = Duration::from_secs(1);
 pub(super) enum LogCommand {
     /// Make a log, if it does not exist.
     Create {
+        /// The name.
         name: String,
         /// How many replicas it shall have; 0: three.
         #[arg(long, default_value_t = 0)]
         replicas: u32,
     },
     /// Drop a log with all its records.
-    Drop { name: String },
+    Drop {
+        /// The name.
+        name: String,
+    },
     /// The logs, and which offsets they have.
     List,
     /// Append records, in order: those given, or each line of stdin.
@@ -52,6 +57,7 @@ pub(super) enum LogCommand {
     Tail(TailArgs),
     /// Drop every record below an offset. The others keep their offsets.
     Truncate {
+        /// The name.
         name: String,
         /// The lowest offset that stays.
         #[arg(long, value_name = "OFFSET")]
@@ -59,6 +65,7 @@ pub(super) enum LogCommand {
     },
     /// Drop every record and begin anew at an offset. Whoever follows the log is told.
     Reset {
+        /// The name.
         name: String,
         /// The offset of the next record.
         #[arg(long, value_name = "OFFSET", default_value_t = 0)]
@@ -71,6 +78,7 @@ pub(super) enum LogCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct AppendArgs {
+    /// The name.
     name: String,
     /// The records; without any, each line of stdin is one.
     records: Vec<String>,
@@ -81,6 +89,7 @@ pub(super) struct AppendArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct RangeArgs {
+    /// The name.
     name: String,
     /// The first offset; the log's lowest if not given.
     #[arg(long, value_name = "OFFSET")]
@@ -97,6 +106,7 @@ pub(super) struct RangeArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct TailArgs {
+    /// The name.
     name: String,
     /// The first offset; only what is appended from now on if not given.
     #[arg(long, value_name = "OFFSET")]

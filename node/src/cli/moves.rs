@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use pontoon_node::client::{Client, ClientError};
+use pontoon_node::{
+    client::{Client, ClientError},
+    json::{self, place},
+};
 use pontoon_proto::{NodeId, v1};
 use pontoon_shard::mover::needs_hand;
 use serde_json::{Value, json};
@@ -11,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Context, Done, Failure,
-    cluster::{duration, name_of, node_of, place},
+    cluster::duration,
     node_id,
     output::{bytes, print_line, table},
 };
@@ -27,8 +30,9 @@ const FIRST_WORD: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MoveCommand {
-    /// Start a move: replace the replica on --from by one on --to; with one of the two, remove or add.
+    /// Start a move: replace the replica on --from by one on --to. With --to alone one is added.
     Start {
+        /// The predicate.
         predicate: String,
         /// The node that gives its replica up.
         #[arg(long, value_name = "NODE", value_parser = node_id)]
@@ -39,6 +43,9 @@ pub(super) enum MoveCommand {
         /// With --to alone: the new replica follows without a vote, for good. It answers reads with --max-lag and --local.
         #[arg(long, requires = "to", conflicts_with = "from")]
         learner: bool,
+        /// With --from alone: nothing takes the replica's place.
+        #[arg(long, requires = "from", conflicts_with = "to")]
+        remove: bool,
         /// Only say what would be done.
         #[arg(long)]
         dry_run: bool,
@@ -54,26 +61,35 @@ pub(super) enum MoveCommand {
     },
     /// Follow a move until it has ended.
     Watch {
+        /// The number, as `pontoon move list` shows it.
         id: u64,
         /// Give up after so many seconds: exit code 4 if the move goes on, 3 if it waits for somebody's hand.
         #[arg(long, value_name = "SECONDS")]
         for_seconds: Option<u64>,
     },
     /// Ask a move to go back. Possible until its joint configuration is committed.
-    Cancel { id: u64 },
+    Cancel {
+        /// The number, as `pontoon move list` shows it.
+        id: u64,
+    },
 }
 
 pub(super) async fn run(context: &Context, command: MoveCommand) -> Result<Done, Failure> {
     let client = context.client().await?;
     match command {
-        MoveCommand::Start { predicate, from, to, learner, dry_run, wait } => {
+        MoveCommand::Start { predicate, from, to, learner, remove, dry_run, wait } => {
             let kind = match (from, to) {
                 (Some(_), Some(_)) => v1::MoveKind::Replace,
                 (None, Some(_)) if learner => v1::MoveKind::AddLearner,
                 (None, Some(_)) => v1::MoveKind::Add,
-                (Some(_), None) => v1::MoveKind::Remove,
+                (Some(_), None) if remove => v1::MoveKind::Remove,
+                (Some(_), None) => {
+                    let text = "where shall the replica go? Say --to NODE, or --remove if nothing is to take its place; a replica that the \
+                                rules want is made anew elsewhere";
+                    return Err(Failure::new(Failure::REFUSED, text));
+                }
                 (None, None) => {
-                    let text = "a move needs --from NODE, --to NODE or both; `pontoon predicates` shows who has what";
+                    let text = "a move needs --to NODE, --from NODE and --to NODE, or --from NODE --remove; `pontoon predicates` shows who has what";
                     return Err(Failure::new(Failure::REFUSED, text));
                 }
             };
@@ -85,6 +101,7 @@ pub(super) async fn run(context: &Context, command: MoveCommand) -> Result<Done,
                 dry_run,
                 hops: 0,
                 reason: "asked for by an operator".to_owned(),
+                ..Default::default()
             };
             let reply = client.move_start(request).await?;
             match (wait, reply.r#move.as_ref().map(|started| started.id)) {
@@ -94,7 +111,7 @@ pub(super) async fn run(context: &Context, command: MoveCommand) -> Result<Done,
         }
         MoveCommand::List { all } => {
             let moves = client.move_list(v1::MoveListRequest { all, hops: 0 }).await?.moves;
-            let json: Vec<Value> = moves.iter().map(view_json).collect();
+            let json: Vec<Value> = moves.iter().map(json::move_view).collect();
             let text = match moves.is_empty() {
                 true => "no moves".to_owned(),
                 false => move_table(&moves),
@@ -113,7 +130,7 @@ pub(super) async fn run(context: &Context, command: MoveCommand) -> Result<Done,
         MoveCommand::Cancel { id } => {
             let reply = client.move_cancel(v1::MoveCancelRequest { id, hops: 0 }).await?;
             let moved = reply.r#move.unwrap_or_default();
-            let phase = phase_of(&moved);
+            let phase = json::phase_of(&moved);
             let text = match moved.phase() {
                 v1::MovePhase::Aborted => format!("move {id} has gone back already"),
                 _ => format!(
@@ -155,22 +172,10 @@ fn started(dry_run: bool, reply: &v1::MoveStartReply) -> Done {
         let notes = reply.steps.iter().filter(|step| !step.text.is_empty());
         lines.extend(notes.map(|step| format!("{}: {}", step.name, step.text)));
     }
-    let checks: Vec<Value> =
-        reply.checks.iter().map(|check| json!({ "ok": check.ok, "text": check.text })).collect();
     let refused = dry_run && reply.checks.iter().any(|check| !check.ok);
     Done {
         text: lines.join("\n"),
-        json: json!({
-            "dry_run": dry_run,
-            "id": moved.id,
-            "predicate": moved.predicate,
-            "bytes": reply.bytes,
-            "before": reply.before,
-            "after": reply.after,
-            "checks": checks,
-            "estimate_ms": reply.estimate_ms,
-            "steps": reply.steps.iter().map(step_json).collect::<Vec<_>>(),
-        }),
+        json: json::move_start(dry_run, reply),
         code: if refused { Failure::REFUSED } else { 0 },
     }
 }
@@ -198,18 +203,6 @@ fn step_table(steps: &[v1::MoveStep]) -> String {
         })
         .collect();
     table(&["configuration", "voters", "learners", "majority", "may fail"], &rows)
-}
-
-fn step_json(step: &v1::MoveStep) -> Value {
-    json!({
-        "name": step.name,
-        "voters": step.voters,
-        "outgoing": step.outgoing,
-        "learners": step.learners,
-        "quorum": step.quorum,
-        "may_fail": step.may_fail,
-        "text": step.text,
-    })
 }
 
 /// Follows a move over the loss of the node that tells of it.
@@ -249,15 +242,15 @@ async fn watch(context: &Context, client: &Client, id: u64, until: Option<Instan
                 match context.json {
                     // The last word is the command's result.
                     true if ended => {}
-                    true => print_line(&view_json(&view).to_string()),
+                    true => print_line(&json::move_view(&view).to_string()),
                     false => print_line(&line_of(&view)),
                 }
             }
             match moved.phase() {
-                v1::MovePhase::Done => return Ok(Done::new("", view_json(&view))),
+                v1::MovePhase::Done => return Ok(Done::new("", json::move_view(&view))),
                 v1::MovePhase::Aborted => {
                     let text = format!("move {id} has gone back; {} is served where it was", moved.predicate);
-                    return Ok(Done { text, json: view_json(&view), code: Failure::ERROR });
+                    return Ok(Done { text, json: json::move_view(&view), code: Failure::ERROR });
                 }
                 _ if moved.stuck => return Err(wait_ended(id, &moved)),
                 _ => last = Some(view),
@@ -268,7 +261,7 @@ async fn watch(context: &Context, client: &Client, id: u64, until: Option<Instan
 }
 
 fn wait_ended(id: u64, moved: &v1::Move) -> Failure {
-    let phase = phase_of(moved);
+    let phase = json::phase_of(moved);
     let blocked = &moved.blocked;
     match (needs_hand(moved), blocked.is_empty()) {
         (true, _) => Failure::new(Failure::STUCK, format!("move {id} is stuck in phase {phase}: {blocked}")),
@@ -283,21 +276,9 @@ fn wait_ended(id: u64, moved: &v1::Move) -> Failure {
     }
 }
 
-fn phase_of(moved: &v1::Move) -> String {
-    name_of(moved.phase().as_str_name(), "MOVE_PHASE_")
-}
-
-/// What holds a move up, for programs; empty while it goes on.
-fn blocker_of(moved: &v1::Move) -> String {
-    match moved.blocker() {
-        v1::MoveBlocker::None => String::new(),
-        blocker => name_of(blocker.as_str_name(), "MOVE_BLOCKER_"),
-    }
-}
-
 fn line_of(view: &v1::MoveView) -> String {
     let moved = view.r#move.clone().unwrap_or_default();
-    let mut line = format!("move {} of {}: {}", moved.id, moved.predicate, phase_of(&moved));
+    let mut line = format!("move {} of {}: {}", moved.id, moved.predicate, json::phase_of(&moved));
     if view.bytes_total > 0 {
         line.push_str(&format!(", {} of {}", bytes(view.bytes_done), bytes(view.bytes_total)));
     }
@@ -307,21 +288,16 @@ fn line_of(view: &v1::MoveView) -> String {
     if view.lag > 0 {
         line.push_str(&format!(", lacks {} entries", view.lag));
     }
-    if let Some(now) = millis(view.foreground_p99_us) {
+    if let Some(now) = json::millis(view.foreground_p99_us) {
         line.push_str(&format!(", writes p99 {now:.1} ms"));
-        if let Some(before) = millis(view.foreground_before_us) {
+        if let Some(before) = json::millis(view.foreground_before_us) {
             line.push_str(&format!(", {before:.1} without copies"));
         }
     }
     if !moved.blocked.is_empty() {
-        line.push_str(&format!(", held up ({}): {}", blocker_of(&moved), moved.blocked));
+        line.push_str(&format!(", held up ({}): {}", json::blocker_of(&moved), moved.blocked));
     }
     line
-}
-
-/// Microseconds as milliseconds; 0 is not known.
-fn millis(micros: u64) -> Option<f64> {
-    (micros > 0).then(|| micros as f64 / 1_000.0)
 }
 
 fn move_table(moves: &[v1::MoveView]) -> String {
@@ -332,41 +308,16 @@ fn move_table(moves: &[v1::MoveView]) -> String {
             vec![
                 moved.id.to_string(),
                 moved.predicate.clone(),
-                name_of(moved.kind().as_str_name(), "MOVE_KIND_"),
+                json::name_of(moved.kind().as_str_name(), "MOVE_KIND_"),
                 place(moved.source),
                 place(moved.target),
-                phase_of(&moved),
+                json::phase_of(&moved),
                 format!("{} of {}", bytes(view.bytes_done), bytes(view.bytes_total)),
-                blocker_of(&moved),
+                json::blocker_of(&moved),
                 moved.blocked.clone(),
             ]
         })
         .collect();
     let head = ["move", "predicate", "kind", "from", "to", "phase", "bytes", "held up by", ""];
     table(&head, &rows)
-}
-
-fn view_json(view: &v1::MoveView) -> Value {
-    let moved = view.r#move.clone().unwrap_or_default();
-    json!({
-        "id": moved.id,
-        "predicate": moved.predicate,
-        "kind": name_of(moved.kind().as_str_name(), "MOVE_KIND_"),
-        "from": node_of(moved.source),
-        "to": node_of(moved.target),
-        "phase": phase_of(&moved),
-        "bytes_done": view.bytes_done,
-        "bytes_total": view.bytes_total,
-        "rate": view.rate,
-        "lag": view.lag,
-        "eta_ms": view.eta_ms,
-        "blocker": blocker_of(&moved),
-        "foreground_p99_ms": millis(view.foreground_p99_us),
-        "foreground_before_ms": millis(view.foreground_before_us),
-        "blocked": moved.blocked,
-        "stuck": moved.stuck,
-        "reason": moved.reason,
-        "started_ms": moved.started_ms,
-        "finished_ms": moved.finished_ms,
-    })
 }

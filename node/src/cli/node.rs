@@ -1,6 +1,6 @@
 //! `pontoon node`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
 use pontoon_node::{
@@ -11,7 +11,7 @@ use pontoon_node::{
 use pontoon_proto::NodeId;
 use serde_json::json;
 
-use super::{Context, Done, Failure, node_id, print_line};
+use super::{Context, Done, Failure, node_id, notify, print_line};
 
 /// Flags that are settings are kept as they were written: [`Settings`] reads them like lines of the file.
 #[derive(Debug, Args)]
@@ -65,6 +65,9 @@ pub(super) struct NodeArgs {
     /// Any setting of the file, as in raft.tick=50ms. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Play a binary that speaks no later cluster version: for tests of upgrades.
+    #[arg(long, hide = true)]
+    newest_version: Option<u32>,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     end_with_parent: bool,
@@ -121,6 +124,16 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
     let (settings, warnings) = args.settings(context)?;
     let mut config = settings.check()?;
     config.replace = args.replace;
+    config.heap = Some(Arc::new(crate::allocator::Profiler::new(&config.dir)));
+    if let Some(newest) = args.newest_version {
+        let ours = config.versions;
+        config.versions = ours.up_to(newest).ok_or_else(|| {
+            Failure::new(
+                Failure::REFUSED,
+                format!("cluster version {newest} is not among those of this binary, {ours}"),
+            )
+        })?;
+    }
     send_logs(settings.log_format(), settings.log_filter());
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -138,6 +151,7 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
         true => json!({ "node": id, "address": address, "cluster": node.cluster().to_string() }).to_string(),
         false => format!("node {id} of cluster {} serves on {address}", node.cluster()),
     });
+    notify::tell(notify::READY);
     let signal = tokio::select! {
         signal = &mut signal => {
             signal.map_err(|error| Failure::error(format!("signals cannot be heard: {error}")))?
@@ -148,6 +162,7 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
             return Err(Failure::error(format!("node {id} cannot go on: {reason}")));
         }
     };
+    notify::tell(notify::STOPPING);
     tracing::info!(signal, "ending");
     node.shutdown().await?;
     Ok(Done::new(

@@ -85,6 +85,8 @@ impl From<NodeError> for Failure {
             | NodeError::Tls(_)
             | NodeError::Resolve { .. }
             | NodeError::JoinRefused { .. }
+            | NodeError::WrongVersion { .. }
+            | NodeError::UnknownFormat { .. }
             | NodeError::DiskFull { .. } => Self::REFUSED,
             _ => Self::ERROR,
         };
@@ -183,6 +185,12 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut lines = vec![line(head.to_vec())];
     lines.extend(rows.iter().map(|row| line(row.iter().map(String::as_str).collect())));
     lines.join("\n")
+}
+
+/// So many of something, for people.
+pub(crate) fn counted(count: u64, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 /// A number of bytes for people.

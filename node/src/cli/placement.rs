@@ -3,15 +3,17 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
-use pontoon_node::{client::Client, rules};
+use pontoon_node::{
+    client::Client,
+    json::{self, place},
+    rules,
+};
 use pontoon_proto::{NodeId, v1};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Context, Done, Failure,
-    cluster::{name_of, node_of, place},
-    node_id,
+    Context, Done, Failure, node_id,
     output::{bytes, table},
     print_line,
 };
@@ -91,6 +93,7 @@ pub(super) enum RebalanceCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
+    /// The predicate.
     predicate: String,
     /// Only this node.
     #[arg(long, value_name = "NODE", value_parser = node_id)]
@@ -169,12 +172,16 @@ pub(super) async fn drain(context: &Context, args: DrainArgs) -> Result<Done, Fa
         (_, true) => v1::DrainAction::Look,
         _ => v1::DrainAction::Start,
     };
-    let ask =
-        |action: v1::DrainAction| v1::DrainRequest { node: args.node.get(), action: action.into(), hops: 0 };
+    let ask = |action: v1::DrainAction| v1::DrainRequest {
+        node: args.node.get(),
+        action: action.into(),
+        hops: 0,
+        seen: None,
+    };
     let mut reply = client.drain(ask(action)).await?;
     if args.cancel {
         let text = format!("{} takes replicas again; those that have left stay where they are", args.node);
-        return Ok(Done::new(text, drain_json(&reply)));
+        return Ok(Done::new(text, json::drain(&reply)));
     }
     let until = args.for_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut moved = Instant::now();
@@ -204,7 +211,7 @@ pub(super) async fn drain(context: &Context, args: DrainArgs) -> Result<Done, Fa
             return Err(Failure::new(Failure::STUCK, drain_text(&reply, args.node)));
         }
     }
-    Ok(Done::new(drain_text(&reply, args.node), drain_json(&reply)))
+    Ok(Done::new(drain_text(&reply, args.node), json::drain(&reply)))
 }
 
 fn drain_text(reply: &v1::DrainReply, node: NodeId) -> String {
@@ -216,7 +223,7 @@ fn drain_text(reply: &v1::DrainReply, node: NodeId) -> String {
         ),
         (replicas, state) => format!(
             "{node} is {}: {replicas} replicas, {} of them lead, {} on their way",
-            name_of(state.unwrap_or_default().as_str_name(), "NODE_STATE_"),
+            json::name_of(state.unwrap_or_default().as_str_name(), "NODE_STATE_"),
             reply.leaders,
             reply.moving
         ),
@@ -225,22 +232,6 @@ fn drain_text(reply: &v1::DrainReply, node: NodeId) -> String {
         text.push_str(&format!("\n{} (group {}): {}", stuck.predicate, stuck.group, stuck.reason));
     }
     text
-}
-
-fn drain_json(reply: &v1::DrainReply) -> Value {
-    let node = reply.node.clone().unwrap_or_default();
-    let stuck = reply
-        .stuck
-        .iter()
-        .map(|stuck| json!({ "predicate": stuck.predicate, "group": stuck.group, "reason": stuck.reason }));
-    json!({
-        "node": node.id,
-        "state": name_of(node.state().as_str_name(), "NODE_STATE_"),
-        "replicas": reply.replicas,
-        "leaders": reply.leaders,
-        "moving": reply.moving,
-        "stuck": stuck.collect::<Vec<_>>(),
-    })
 }
 
 pub(super) async fn rebalance(context: &Context, command: RebalanceCommand) -> Result<Done, Failure> {
@@ -264,7 +255,7 @@ pub(super) async fn rebalance(context: &Context, command: RebalanceCommand) -> R
             } else if !(plan.moves.is_empty() && plan.transfers.is_empty()) {
                 text.push_str(&format!("\n`pontoon rebalance apply {}` carries it out", plan.id));
             }
-            Ok(Done::new(text, plan_json(&plan)))
+            Ok(Done::new(text, json::plan(&plan)))
         }
         RebalanceCommand::Apply { id } => {
             let plan = client.rebalance_apply(v1::RebalanceApplyRequest { id, hops: 0 }).await?.plan;
@@ -275,7 +266,7 @@ pub(super) async fn rebalance(context: &Context, command: RebalanceCommand) -> R
                 plan.moves.len(),
                 plan.transfers.len()
             );
-            Ok(Done::new(text, plan_json(&plan)))
+            Ok(Done::new(text, json::plan(&plan)))
         }
     }
 }
@@ -313,7 +304,7 @@ fn plan_text(plan: &v1::Plan) -> String {
         text.push_str(&format!("\n\n{}", table(&["predicate", "from", "to", "bytes", "why"], &rows)));
     }
     text.push_str(&format!(
-        "\n\nspread {} → {}, of writes {} → {}, moves {}, bytes {} (no plan moves fewer than {}), transfers of leadership {}",
+        "\n\nspread {} → {}, of writes {} → {}, moves {}, bytes {} (an even use takes at least {}), transfers of leadership {}",
         percent(plan.spread_before),
         percent(plan.spread_after),
         percent(plan.load_spread_before),
@@ -327,46 +318,6 @@ fn plan_text(plan: &v1::Plan) -> String {
         text.push_str("\nno move makes it more even");
     }
     text
-}
-
-fn plan_json(plan: &v1::Plan) -> Value {
-    let moves = plan.moves.iter().map(|mv| {
-        json!({
-            "predicate": mv.predicate,
-            "group": mv.group,
-            "from": node_of(mv.source),
-            "to": mv.target_node,
-            "bytes": mv.bytes,
-            "reason": mv.reason,
-        })
-    });
-    let transfers = plan.transfers.iter().map(|transfer| {
-        json!({ "predicate": transfer.predicate, "from": transfer.from_node, "to": transfer.to_node })
-    });
-    let nodes = plan.nodes.iter().map(|node| {
-        json!({
-            "node": node.node,
-            "capacity_bytes": node.capacity_bytes,
-            "used_before": node.used_before,
-            "used_after": node.used_after,
-            "writes_before": node.writes_before,
-            "writes_after": node.writes_after,
-            "leads_before": node.leads_before,
-            "leads_after": node.leads_after,
-        })
-    });
-    json!({
-        "plan": plan.id,
-        "spread_before": f64::from(plan.spread_before) / 1_000.0,
-        "spread_after": f64::from(plan.spread_after) / 1_000.0,
-        "load_spread_before": f64::from(plan.load_spread_before) / 1_000.0,
-        "load_spread_after": f64::from(plan.load_spread_after) / 1_000.0,
-        "bytes": plan.bytes,
-        "bound_bytes": plan.bound_bytes,
-        "moves": moves.collect::<Vec<_>>(),
-        "transfers": transfers.collect::<Vec<_>>(),
-        "nodes": nodes.collect::<Vec<_>>(),
-    })
 }
 
 pub(super) async fn explain(context: &Context, args: ExplainArgs) -> Result<Done, Failure> {
@@ -393,15 +344,5 @@ pub(super) async fn explain(context: &Context, args: ExplainArgs) -> Result<Done
             lines.push(format!("    {mark:<4}{}{fix}", verdict.text));
         }
     }
-    let nodes = reply.nodes.iter().map(|node| {
-        let verdicts = node.verdicts.iter().map(|verdict| {
-            json!({ "ok": verdict.ok, "hard": verdict.hard, "text": verdict.text, "fix": verdict.fix })
-        });
-        json!({ "node": node.node, "standing": node.standing, "verdicts": verdicts.collect::<Vec<_>>() })
-    });
-    let shard = reply.shard.clone().unwrap_or_default();
-    Ok(Done::new(
-        lines.join("\n"),
-        json!({ "predicate": shard.predicate, "group": shard.group, "nodes": nodes.collect::<Vec<_>>() }),
-    ))
+    Ok(Done::new(lines.join("\n"), json::explanation(&reply)))
 }

@@ -43,6 +43,8 @@ calls! {
     find_predicate(FindPredicateRequest) -> FindPredicateReply;
     /// Drops a predicate with all its rows.
     drop_predicate(DropPredicateRequest) -> DropPredicateReply;
+    /// One predicate takes the name of another, which is dropped, in one step. Idempotent.
+    replace_predicate(ReplacePredicateRequest) -> ReplacePredicateReply;
     /// Starts a move, or with `dry_run` says what it would do.
     move_start(MoveStartRequest) -> MoveStartReply;
     /// The moves that go on, or all.
@@ -71,8 +73,14 @@ calls! {
     inspect(InspectRequest) -> InspectReply;
     /// A group's replicas with what waits in each of them.
     inspect_group(InspectGroupRequest) -> InspectGroupReply;
+    /// Which cluster versions the nodes speak, and what finalising the next one would turn on.
+    upgrade_status(UpgradeStatusRequest) -> UpgradeStatusReply;
+    /// Raises the cluster version by one, for ever.
+    upgrade_finalise(UpgradeFinaliseRequest) -> UpgradeStatusReply;
     /// Who changed what.
     audit(AuditRequest) -> AuditReply;
+    /// Tells the cluster that a backup or a restore is done.
+    backup_note(BackupNoteRequest) -> BackupNoteReply;
     /// What happened.
     events(EventsRequest) -> EventsReply;
 }
@@ -86,6 +94,36 @@ impl Client {
     pub async fn create_map(&self, name: impl Into<String>, replicas: u32) -> Result<(), ClientError> {
         let request = v1::CreatePredicateRequest { predicate: name.into(), replicas, ..Default::default() };
         self.create_predicate(request).await.map(drop)
+    }
+
+    /// Asks one node, by where it listens, which engine it has; a `wish` that is not empty is what it starts with the next time, durable
+    /// on return.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the wish cannot be met, or the node does not answer.
+    pub async fn engine_at(&self, address: &str, wish: &str) -> Result<v1::EngineReply, ClientError> {
+        let request = v1::EngineRequest { wish: wish.to_owned() };
+        let reply = self.admin_at(address)?.engine(request).await;
+        reply.map(Response::into_inner).map_err(|status| ClientError::of(&status))
+    }
+
+    /// Profiles one node, by where it listens. It may take the client's deadline longer than the profile lasts.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the node's reason, or if it does not answer.
+    ///
+    /// # Cancel safety
+    /// Dropping this ends the profile.
+    pub async fn profile_at(
+        &self,
+        address: &str,
+        request: v1::ProfileRequest,
+    ) -> Result<v1::ProfileReply, ClientError> {
+        let limit = self.deadline + std::time::Duration::from_secs(request.seconds.into());
+        let mut admin = self.admin_at(address)?;
+        let late = |_| Status::deadline_exceeded(format!("{address} does not answer"));
+        let reply = timeout(limit, admin.profile(request)).await.map_err(late).flatten();
+        reply.map(Response::into_inner).map_err(|status| ClientError::of(&status))
     }
 
     /// Follows a move: its state at once, then at each change, until it has ended. The stream breaks with the node that

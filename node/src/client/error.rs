@@ -149,7 +149,7 @@ pub enum ClientError {
 
 impl ClientError {
     /// What a gRPC status of a node means for the caller.
-    pub(super) fn of(status: &Status) -> Self {
+    pub(crate) fn of(status: &Status) -> Self {
         ClientError::Refused { reason: words(status) }
     }
 }
@@ -162,9 +162,25 @@ pub(super) fn words(status: &Status) -> String {
         deepest = Some(next);
     }
     match deepest {
-        Some(error) => error.to_string(),
+        Some(error) => explained(error.to_string()),
+        None if status.code() == Code::Unimplemented => {
+            "the node does not know this call: it runs an older release than this client; upgrade it, or use the command of its release"
+                .to_owned()
+        }
         None if status.message().is_empty() => format!("{:?}", status.code()),
         None => status.message().to_owned(),
+    }
+}
+
+/// HTTP/2 takes the first bytes of a TLS answer for a frame, whose length they are not.
+const NO_FRAME: &str = "frame with invalid size";
+
+fn explained(reason: String) -> String {
+    match reason.ends_with(NO_FRAME) {
+        true => format!(
+            "what came is not HTTP/2 ({reason}): the node most likely speaks TLS, then show a certificate: --tls-cert, --tls-key and --tls-ca"
+        ),
+        false => reason,
     }
 }
 

@@ -1,5 +1,7 @@
 //! From what the floors tell to the lines of the page.
 
+use std::sync::atomic::Ordering;
+
 use pontoon_proto::v1::MovePhase;
 use pontoon_raftstore::Class;
 
@@ -29,6 +31,8 @@ pub(super) fn node(page: &mut Page, shared: &Shared) {
     page.put(&CLOCK_SKEW, shared.raft.stats().clock_skew_ms as f64 / 1_000.0);
     page.put(&MAP_VERSION, shared.map.view().version());
     page.put(&META_LEADER, u8::from(shared.meta_term().is_some()));
+    page.put(&CLUSTER_VERSION, shared.map.view().cluster_version());
+    page.put(&NEWEST_VERSION, shared.versions.newest);
 }
 
 pub(super) fn port(page: &mut Page, shared: &Shared) {
@@ -158,6 +162,12 @@ pub(super) fn moves(page: &mut Page, shared: &Shared) {
 
 fn phase_word(phase: MovePhase) -> String {
     phase.as_str_name().trim_start_matches("MOVE_PHASE_").to_lowercase().replace('_', "-")
+}
+
+pub(super) fn backups(page: &mut Page, shared: &Shared) {
+    page.put(&BACKUPS, shared.backups.active());
+    page.put(&BACKUP_BYTES, shared.backups.given_bytes.load(Ordering::Relaxed));
+    page.put(&BACKUP_DONE, shared.backups.last_done.load(Ordering::Relaxed));
 }
 
 pub(super) fn engine(page: &mut Page, shared: &Shared) {

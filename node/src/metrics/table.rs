@@ -53,6 +53,8 @@ metrics! {
         CLOCK_SKEW = Gauge "pontoon_clock_skew_seconds" [] "How far the clock of another node is from the one here, of the node that is farthest; above 0 if it is ahead.";
         MAP_VERSION = Gauge "pontoon_map_version" [] "The version of the cluster's map that this node has.";
         META_LEADER = Gauge "pontoon_meta_leader" [] "1 if this node leads the meta group.";
+        CLUSTER_VERSION = Gauge "pontoon_cluster_version" [] "What is turned on in the cluster, as this node has heard.";
+        NEWEST_VERSION = Gauge "pontoon_newest_version" [] "The newest cluster version that this node speaks.";
     }
     "The port" {
         TURNED_AWAY = Counter "pontoon_turned_away_total" ["why"] "What was refused at the node's port before it was a call of anybody's, or that its caller may not ask.";
@@ -123,6 +125,11 @@ metrics! {
         MOVES_STUCK = Gauge "pontoon_moves_stuck" [] "Those that wait for somebody's hand.";
         MOVES_ENDED = Counter "pontoon_moves_ended_total" ["how"] "Moves that this node drove to their end: done or aborted.";
         MOVE_PHASE = Histogram "pontoon_move_phase_seconds" ["phase"] "How long a move was in a phase, of the phases that ended while this node drove it.";
+    }
+    "Backups" {
+        BACKUPS = Gauge "pontoon_backups_running" [] "Predicates that are read for a backup here now.";
+        BACKUP_BYTES = Counter "pontoon_backup_bytes_total" [] "Bytes of rows that were handed out for backups and exports.";
+        BACKUP_DONE = Gauge "pontoon_backup_last_success_seconds" [] "When a backup of all predicates was last told to this node to be done, in seconds since 1970; 0: not since its start.";
     }
     "The engine" {
         ENGINE_ROWS = Gauge "pontoon_engine_rows_bytes" [] "About how many bytes the rows take.";

@@ -1,16 +1,18 @@
 //! Operating the cluster, and what nodes ask of each other. Each call is answered by a method of [`Shared`].
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use pontoon_proto::v1;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::backup;
 use crate::{
     api::admin_server::Admin,
-    audit::{Audited, Open},
+    audit::{Audited, ended},
     caller::Caller,
     calls::Call,
+    clock::unix_ms,
     shared::Shared,
 };
 
@@ -31,12 +33,8 @@ impl AdminService {
         &self,
         request: Request<C>,
     ) -> Result<Response<C::Reply>, Status> {
-        let open = self.open(&request)?;
+        let open = self.shared.audit.begin(&Caller::of(request.extensions())?, request.get_ref());
         ended(open, self.here(request).await).await
-    }
-
-    fn open<C: Audited>(&self, request: &Request<C>) -> Result<Option<Open>, Status> {
-        Ok(self.shared.audit.begin(&Caller::of(request.extensions())?, request.get_ref()))
     }
 
     /// Answers through the leader of the meta group.
@@ -52,21 +50,15 @@ impl AdminService {
         &self,
         request: Request<C>,
     ) -> Result<Response<C::Reply>, Status> {
-        let open = self.open(&request)?;
-        ended(open, self.meta(request).await).await
+        let caller = Caller::of(request.extensions())?;
+        self.shared.ordered(&caller, request.into_inner()).await.map(Response::new)
     }
-}
-
-async fn ended<T>(open: Option<Open>, result: Result<T, Status>) -> Result<T, Status> {
-    if let Some(open) = open {
-        open.end(&result).await;
-    }
-    result
 }
 
 #[tonic::async_trait]
 impl Admin for AdminService {
     type MoveWatchStream = ReceiverStream<Result<v1::MoveView, Status>>;
+    type BackupStream = ReceiverStream<Result<v1::BackupReply, Status>>;
     type MetaMapStream = ReceiverStream<Result<v1::ClusterMap, Status>>;
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
@@ -99,6 +91,13 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::DropPredicateRequest>,
     ) -> Result<Response<v1::DropPredicateReply>, Status> {
+        self.audited(request).await
+    }
+
+    async fn replace_predicate(
+        &self,
+        request: Request<v1::ReplacePredicateRequest>,
+    ) -> Result<Response<v1::ReplacePredicateReply>, Status> {
         self.audited(request).await
     }
 
@@ -185,8 +184,55 @@ impl Admin for AdminService {
         self.meta(request).await
     }
 
+    async fn backup(
+        &self,
+        request: Request<Streaming<v1::BackupAsk>>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let mut incoming = request.into_inner();
+        let ask = backup::first(&mut incoming).await?;
+        let open = self.shared.audit.begin(&caller, &ask);
+        let stream = ended(open, backup::serve(self.shared.clone(), ask, incoming).await).await?;
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn backup_note(
+        &self,
+        request: Request<v1::BackupNoteRequest>,
+    ) -> Result<Response<v1::BackupNoteReply>, Status> {
+        let asked = request.get_ref();
+        let here = asked.hops == 0 && asked.action == "backup" && asked.all;
+        let noted = self.audited(request).await?;
+        if here {
+            self.shared.backups.last_done.store(unix_ms() / 1_000, Ordering::Relaxed);
+        }
+        Ok(noted)
+    }
+
+    async fn engine(&self, request: Request<v1::EngineRequest>) -> Result<Response<v1::EngineReply>, Status> {
+        self.here_audited(request).await
+    }
+
     async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<v1::AuditReply>, Status> {
         self.here(request).await
+    }
+
+    async fn heat(&self, request: Request<v1::HeatRequest>) -> Result<Response<v1::HeatReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn upgrade_status(
+        &self,
+        request: Request<v1::UpgradeStatusRequest>,
+    ) -> Result<Response<v1::UpgradeStatusReply>, Status> {
+        self.here(request).await
+    }
+
+    async fn upgrade_finalise(
+        &self,
+        request: Request<v1::UpgradeFinaliseRequest>,
+    ) -> Result<Response<v1::UpgradeStatusReply>, Status> {
+        self.audited(request).await
     }
 
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Result<Response<v1::UsageReply>, Status> {
@@ -277,6 +323,13 @@ impl Admin for AdminService {
         request: Request<v1::InspectRequest>,
     ) -> Result<Response<v1::InspectReply>, Status> {
         self.here(request).await
+    }
+
+    async fn profile(
+        &self,
+        request: Request<v1::ProfileRequest>,
+    ) -> Result<Response<v1::ProfileReply>, Status> {
+        self.here_audited(request).await
     }
 
     async fn inspect_group(

@@ -9,7 +9,8 @@ use pontoon_proto::{
     v1::{self, Refusal, ShardKind, refusal::Kind},
 };
 use pontoon_raftstore::{Group, Ticket};
-use pontoon_shard::{Expect, MapCommand, MapReader, Scan, decode_map_reply};
+use pontoon_shard::{Expect, Feature, MapCommand, MapReader, Scan, decode_map_reply};
+use prost::Message;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
@@ -176,10 +177,15 @@ async fn write(
     _: &v1::Shard,
     group: Group,
 ) -> Result<v1::WriteReply, Refused> {
-    let (ops, begun) = (request.ops.len(), Instant::now());
+    let (ops, bytes, begun) = (request.ops.len(), bytes_of(&request.ops), Instant::now());
     let reply = finish(ops, propose(&group, request)?).await?;
-    shared.wrote(group.id(), begun.elapsed());
+    shared.wrote(group.id(), bytes, begun.elapsed());
     Ok(reply)
+}
+
+/// About how much operations write.
+fn bytes_of(ops: &[v1::WriteOp]) -> usize {
+    ops.iter().map(Message::encoded_len).sum()
 }
 
 async fn get(
@@ -210,7 +216,9 @@ async fn scan(
 ) -> Result<v1::ScanReply, Refused> {
     let begun = Instant::now();
     check_epoch(&group, request.epoch, shard)?;
-    let scan = scan_of(&request)?;
+    let scan = scan_of(&request, group.id())?;
+    let names_group = Feature::ReplacedShards.is_on(shared.map.view().cluster_version());
+    let continued = |next| continuation_of(next, names_group.then_some(group.id()));
     group.read_barrier(level_of(request.freshness.as_ref())).await?;
     let reader = map_of(shared, &group)?;
     let page = blocking(move || reader.scan(&scan)).await??;
@@ -219,7 +227,7 @@ async fn scan(
     Ok(v1::ScanReply {
         refusal: None,
         rows: page.rows.into_iter().map(row).collect(),
-        continuation: page.next.map(continuation_of).unwrap_or_default(),
+        continuation: page.next.map(continued).unwrap_or_default(),
         index: page.index,
     })
 }
@@ -250,7 +258,7 @@ impl Shared {
             match group {
                 Some(group) if stays || led.is_none_or(|leader| leader.node() == self.own) => {
                     match propose(&group, write.clone()) {
-                        Ok(ticket) => here.push((at, shard, write.ops.len(), ticket)),
+                        Ok(ticket) => here.push((at, shard, &write.ops, ticket)),
                         Err(refused) => {
                             replies[at] = Some(v1::WriteRequest::refused(self.explain(refused, shard)))
                         }
@@ -265,9 +273,9 @@ impl Shared {
         }
         let begun = Instant::now();
         let local = join_all(here.into_iter().map(async |(at, shard, ops, ticket)| {
-            let reply = finish(ops, ticket).await;
+            let reply = finish(ops.len(), ticket).await;
             if reply.is_ok() {
-                self.wrote(GroupId(shard.group), begun.elapsed());
+                self.wrote(GroupId(shard.group), bytes_of(ops), begun.elapsed());
             }
             (at, reply.unwrap_or_else(|refused| v1::WriteRequest::refused(self.explain(refused, shard))))
         }));
@@ -416,24 +424,37 @@ pub(super) fn map_of(shared: &Shared, group: &Group) -> Result<MapReader, Refuse
     shared.machines.reader(group.id()).ok_or_else(|| not_open(group))
 }
 
-/// A continuation is a version byte and the first key of the next page.
+/// A continuation is a version byte and the first key of the next page; with [`Feature::ReplacedShards`] another version byte, the
+/// group, and that key: a scan must not begin with one predicate and end with what took its place.
 const CONTINUATION: u8 = 1;
+const CONTINUATION_OF_GROUP: u8 = 2;
 
-fn continuation_of(next: Bytes) -> Bytes {
-    [&[CONTINUATION], &next[..]].concat().into()
+fn continuation_of(next: Bytes, group: Option<GroupId>) -> Bytes {
+    match group {
+        None => [&[CONTINUATION], &next[..]].concat().into(),
+        Some(GroupId(group)) => [&[CONTINUATION_OF_GROUP], &group.to_be_bytes()[..], &next].concat().into(),
+    }
 }
 
-fn scan_of(request: &v1::ScanRequest) -> Result<Scan, Refused> {
+fn scan_of(request: &v1::ScanRequest, group: GroupId) -> Result<Scan, Refused> {
     let mut scan = match request.prefix.is_empty() {
         true => Scan::range(request.low.clone(), (!request.high.is_empty()).then(|| request.high.clone())),
         false => Scan::prefix(request.prefix.clone()),
     };
-    if let Some((&version, key)) = request.continuation.split_first() {
-        if version != CONTINUATION {
-            return Err(invalid(
-                "the continuation is not from this cluster's version; scan from the start".to_owned(),
-            ));
-        }
+    if let Some((&version, rest)) = request.continuation.split_first() {
+        let key = match (version, rest.split_first_chunk()) {
+            (CONTINUATION, _) => rest,
+            (CONTINUATION_OF_GROUP, Some((of, key))) if u64::from_be_bytes(*of) == group.0 => key,
+            (CONTINUATION_OF_GROUP, Some(_)) => {
+                let name = &request.predicate;
+                return Err(invalid(format!("{name} is another predicate by now; scan from the start")));
+            }
+            _ => {
+                return Err(invalid(
+                    "the continuation is not from this cluster's version; scan from the start".to_owned(),
+                ));
+            }
+        };
         scan.low = scan.low.max(Bytes::copy_from_slice(key));
     }
     scan.limit = match request.limit as usize {
@@ -459,13 +480,24 @@ mod tests {
             limit: 50_000,
             ..Default::default()
         };
-        let scan = scan_of(&request(continuation_of(Bytes::from_static(b"p")))).unwrap();
-        assert_eq!(
-            (&scan.low[..], scan.limit, scan.max_bytes),
-            (&b"p"[..], SCAN_ROWS_MOST, SCAN_BYTES_DEFAULT)
-        );
-        assert_eq!(&scan_of(&request(continuation_of(Bytes::from_static(b"a")))).unwrap().low[..], b"m");
-        assert!(scan_of(&request(Bytes::from_static(&[9, b'p']))).is_err());
+        let (group, other) = (GroupId(7), GroupId(8));
+        for named in [None, Some(group)] {
+            let next = |key: &'static [u8]| request(continuation_of(Bytes::from_static(key), named));
+            let scan = scan_of(&next(b"p"), group).unwrap();
+            assert_eq!(
+                (&scan.low[..], scan.limit, scan.max_bytes),
+                (&b"p"[..], SCAN_ROWS_MOST, SCAN_BYTES_DEFAULT)
+            );
+            assert_eq!(&scan_of(&next(b"a"), group).unwrap().low[..], b"m");
+            assert_eq!(
+                scan_of(&next(b"p"), other).is_err(),
+                named.is_some(),
+                "it may not end in another group"
+            );
+        }
+        for bad in [&[9, b'p'][..], &[CONTINUATION_OF_GROUP, 0]] {
+            assert!(scan_of(&request(Bytes::from_static(bad)), group).is_err());
+        }
     }
 
     #[test]

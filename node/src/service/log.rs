@@ -51,11 +51,12 @@ async fn append(
     _: &v1::Shard,
     group: Group,
 ) -> Result<v1::AppendLogReply, Refused> {
-    let begun = Instant::now();
+    let (bytes, begun) = (request.records.iter().map(bytes::Bytes::len).sum(), Instant::now());
     let command = LogCommand::Append { records: request.records, expect_offset: request.expect_offset };
     let payload = command.encode().map_err(over_limit)?;
     let reply = finish(submit(&group, request.epoch, request.request, payload)).await?;
     shared.counted.writes.note(begun.elapsed());
+    shared.meter.wrote(group.id(), bytes);
     Ok(v1::AppendLogReply {
         refusal: None,
         applied: reply.applied,

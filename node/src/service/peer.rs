@@ -11,7 +11,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
-use crate::{api::peer_server::Peer, caller::Caller, shared::Shared, turned_away::Why};
+use crate::{
+    api::peer_server::Peer,
+    caller::Caller,
+    shared::Shared,
+    turned_away::Why,
+    upgrade::{introduce, unspoken},
+};
 
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -50,9 +56,13 @@ impl Peer for PeerService {
 
         // The check makes the peer's boot token durable before anything is taken from it, so it blocks.
         let raft = self.shared.raft.clone();
-        let reply = tokio::task::spawn_blocking(move || raft.check_hello(&hello))
-            .await
-            .map_err(|error| Status::internal(error.to_string()))?;
+        let mut reply = match unspoken(&hello, &self.shared.map.view()) {
+            Some(refused) => v1::HelloReply { refused, hello: Some(raft.hello()), copied: false },
+            None => tokio::task::spawn_blocking(move || raft.check_hello(&hello))
+                .await
+                .map_err(|error| Status::internal(error.to_string()))?,
+        };
+        reply.hello = reply.hello.map(|hello| introduce(hello, self.shared.versions));
         let refused = reply.refused.clone();
 
         let (answers, outgoing) = mpsc::channel(1);

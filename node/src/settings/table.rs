@@ -367,6 +367,14 @@ pub(super) const TABLE: &[Setting] = &[
         into!(node.raft.session_ttl, time),
     ),
     setting(
+        "upgrade.patience",
+        Kind::Time,
+        "24h",
+        "How long nodes may differ in the cluster versions that they speak, or leave one unfinalised that all speak, until that is told \
+         as a problem.",
+        into!(node.upgrade_patience, time),
+    ),
+    setting(
         "metrics.top_groups",
         Kind::Number,
         "10",
@@ -395,12 +403,13 @@ mod tests {
         let shape = |settings: &Settings| {
             let Settings { node, log_format, log_filter, .. } = settings;
             format!(
-                "{:?} {} {:?} {} {} {log_format:?} {log_filter}",
+                "{:?} {} {:?} {} {} {:?} {log_format:?} {log_filter}",
                 node.raft,
                 node.max_connections,
                 node.capacity_bytes,
                 node.segment_bytes.unwrap_or(64 << 20),
-                node.top_groups
+                node.top_groups,
+                node.upgrade_patience
             )
         };
         let mut settings = Settings::default();

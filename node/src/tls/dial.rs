@@ -85,10 +85,10 @@ async fn connect(tls: &Arc<Tls>, uri: &Uri, node: Option<NodeId>) -> io::Result<
         reader.now()
     })
     .await?;
-    let stream = TlsConnector::from(credentials.client.clone())
-        .connect(name, stream)
-        .await
-        .map_err(|error| io::Error::new(error.kind(), format!("no TLS with {host}:{port}: {error}")))?;
+    let stream =
+        TlsConnector::from(credentials.client.clone()).connect(name, stream).await.map_err(|error| {
+            io::Error::new(error.kind(), format!("no TLS with {host}:{port}: {error}{}", hint(&error)))
+        })?;
     let answers = subject_of(&stream).and_then(|found| match node {
         _ if found.cluster != credentials.subject.cluster => {
             Err(format!("{found} is of another cluster than {}", credentials.subject))
@@ -103,6 +103,18 @@ async fn connect(tls: &Arc<Tls>, uri: &Uri, node: Option<NodeId>) -> io::Result<
             io::ErrorKind::PermissionDenied,
             format!("the certificate that {host}:{port} shows is not accepted: {reason}"),
         )),
+    }
+}
+
+/// What to do if a node was found that runs without TLS: it answers a handshake in the clear, or not at all.
+fn hint(error: &io::Error) -> &'static str {
+    let reason = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    let clear = matches!(reason, Some(rustls::Error::InvalidMessage(_)));
+    match clear || error.kind() == io::ErrorKind::UnexpectedEof {
+        true => {
+            "; if that node runs without TLS, leave --tls-cert, --tls-key and --tls-ca away (PONTOON_TLS_CERT … too)"
+        }
+        false => "",
     }
 }
 

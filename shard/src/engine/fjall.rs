@@ -22,14 +22,17 @@ use bytes::Bytes;
 
 use super::{
     Change, Engine, EngineKind, EngineSnapshot, EngineStats, Keyspace, MAX_KEYSPACES, OpenOptions, Scope,
-    WriteBatch, health::Health, marker::Home,
+    WriteBatch,
+    health::Health,
+    marker::{Home, sync_dir},
 };
 use crate::{error::Error, layout};
 
 /// A keyspace's memtable goes to disk at this size, so all of them together hold at most nine times as much.
 const MEMTABLE_BYTES: u64 = 16 << 20;
 const CACHE_BYTES: u64 = 64 << 20;
-const JOURNAL_BYTES: u64 = 512 << 20;
+/// A start reads all journals again: with more, memtables that fill slowly are written out early and let the oldest one go.
+const JOURNAL_BYTES: u64 = 128 << 20;
 
 /// The engine fjall over one directory.
 pub struct FjallEngine {
@@ -73,6 +76,11 @@ impl FjallEngine {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(unreadable)?;
+        // Of a keyspace fjall syncs what is in its directory, and not the name of that directory: a power cut would take it as a
+        // whole, with all that was flushed. No row is written before these names are durable.
+        sync_dir(&home.data().join("keyspaces"))?;
+        sync_dir(&home.data())?;
+        home.sync_names()?;
         Ok(FjallEngine { db, spaces, home, gate: RwLock::new(()), health: Health::default() })
     }
 

@@ -97,6 +97,16 @@ impl Home {
         self.dir.join(DATA)
     }
 
+    /// Makes the names durable that stand in the directory, and its own.
+    pub(super) fn sync_names(&self) -> Result<(), Error> {
+        sync_dir(&self.dir)?;
+        match self.dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+            Some(_) => sync_dir(Path::new(".")),
+            None => Ok(()),
+        }
+    }
+
     /// Says on disk that everything is durable and nobody writes any more.
     pub(super) fn mark_clean(&self) -> Result<(), Error> {
         self.write(true)

@@ -11,7 +11,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::{FORMAT, LogBounds, STATE, SWEEP_ROWS, bounds_of, check, decode_state, fresh, record_key};
-use crate::{error::Error, store::GroupStore};
+use crate::{error::Error, store::GroupStore, versions::known};
 
 /// The log's state machine over one group's rows.
 ///
@@ -147,6 +147,9 @@ impl StateMachine for LogMachine {
             // Going on without a command of a later version would let replicas differ.
             Ok(v1::LogCommand { body: None, .. }) => {
                 return Err(Error::UnknownKind { group, kind: "a command of a later version".into() }.into());
+            }
+            Ok(asked) if !known(&asked, &command.payload) => {
+                return Err(Error::UnknownKind { group, kind: "a field of a later version".into() }.into());
             }
             Ok(v1::LogCommand { body: Some(body), .. }) => match check(&body) {
                 Err(error) => refuse(error.to_string()),

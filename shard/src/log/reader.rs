@@ -5,8 +5,8 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{LogBounds, STATE, bounds_of, decode_state, record_key};
-use crate::{engine::EngineSnapshot, error::Error, layout::row_key, store::GroupView};
+use super::{LogBounds, STATE, bounds_in, bounds_of, decode_state, record_key};
+use crate::{error::Error, layout::row_key, store::GroupView};
 
 /// How much [`Records`] reads at a time.
 const PAGE_RECORDS: usize = 1_000;
@@ -70,7 +70,7 @@ impl LogReader {
     /// was destroyed, [`Error::Damaged`], and the engine's.
     pub fn page(&self, from: u64, to: Option<u64>, limit: usize, max_bytes: usize) -> Result<LogPage, Error> {
         let (generation, snapshot) = self.view.snapshot()?;
-        let bounds = self.bounds_in(&*snapshot, generation)?;
+        let bounds = bounds_in(&self.view, &*snapshot, generation)?;
         let group = self.view.group;
         if from < bounds.lowest || from > bounds.next {
             return Err(Error::NoSuchOffset { group, offset: from, bounds });
@@ -110,12 +110,6 @@ impl LogReader {
     /// engine. Its sender is gone with the replica.
     pub fn watch(&self) -> watch::Receiver<LogBounds> {
         self.seen.clone()
-    }
-
-    fn bounds_in(&self, snapshot: &dyn EngineSnapshot, generation: u32) -> Result<LogBounds, Error> {
-        let group = self.view.group;
-        let row = snapshot.get(self.view.space, &row_key(group, generation, &STATE))?;
-        Ok(bounds_of(&decode_state(group, row)?))
     }
 }
 

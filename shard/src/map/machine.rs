@@ -13,6 +13,7 @@ use crate::{
     error::Error,
     layout::{DATA, logical},
     store::GroupStore,
+    versions::known,
 };
 
 /// A row as the engine holds it: the index of the command that wrote it, then the value.
@@ -135,6 +136,7 @@ impl StateMachine for MapMachine {
                     Error::UnknownFormat { group, what: "a command", found, known: super::FORMAT }.into()
                 );
             }
+            Ok(asked) if !known(&asked, &command.payload) => return Err(self.unknown().into()),
             Ok(command) => match super::check(&command) {
                 Err(error) => refuse(error.to_string()),
                 Ok(()) => {

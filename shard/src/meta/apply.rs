@@ -6,6 +6,7 @@ use pontoon_proto::{ClusterId, GroupId, NodeId, ReplicaId, v1};
 use v1::{MetaRefusal, meta_command::Body as Ask, meta_reply::Body as Answer};
 
 use super::{MAX_EVENTS, MAX_PREDICATE_BYTES, META_PREDICATE, MetaState};
+use crate::versions::Versions;
 
 /// How far above the next id a node may ask for one: more is a slip of the hand. Few beside those that a recovery passes over,
 /// for what lost entries gave out must lie below.
@@ -74,6 +75,7 @@ impl MetaState {
             Ask::ShardLive(ask) => step.shard_live(ask.group),
             Ask::DropShard(ask) => step.drop_shard(&ask.predicate),
             Ask::ShardDropped(ask) => step.shard_dropped(ask.group),
+            Ask::ReplaceShard(ask) => step.replace_shard(&ask),
             Ask::UpdateMembers(ask) => step.update_members(ask),
             Ask::StartMove(ask) => step.start_move(ask),
             Ask::AdvanceMove(ask) => step.advance_move(ask),
@@ -83,12 +85,12 @@ impl MetaState {
                 step.note(ask.text);
                 Ok(Answer::Done(true))
             }
-            Ask::SetClusterVersion(ask) => step.set_cluster_version(ask.version),
             Ask::SetRules(ask) => step.set_rules(ask),
             Ask::StartPlan(ask) => step.start_plan(ask),
             Ask::EndPlan(ask) => step.end_plan(&ask.id),
             Ask::RecoverCluster(ask) => step.recover_cluster(ask),
             Ask::SettleDebt(ask) => step.settle_debt(ask.group, ask.replica),
+            Ask::FinaliseVersion(ask) => step.finalise_version(ask),
         }
     }
 }
@@ -183,6 +185,8 @@ impl Step<'_> {
         if let Some(node) = self.state.members().find(|node| node.nonce == ask.nonce).cloned() {
             return Ok(Answer::Node(v1::Node::clone(&node)));
         }
+        let speaks = Versions::said(ask.oldest_version, ask.newest_version);
+        self.must_speak(speaks, &ask.address)?;
         if ask.replace != 0 && self.node(ask.replace)?.state() == v1::NodeState::Removed {
             let text = format!("n{} is removed already: start without --replace", ask.replace);
             return Err(refuse(MetaRefusal::Invalid, text));
@@ -226,6 +230,7 @@ impl Step<'_> {
             joined_ms: self.now_ms,
             boot_token: ask.boot_token,
             nonce: ask.nonce,
+            ..self.spoken(speaks)
         });
         match ask.replace {
             0 => self.note(format!("n{id} joined at {}", node.address)),
@@ -262,7 +267,11 @@ impl Step<'_> {
             );
             return Err(refuse(MetaRefusal::OtherDisk, text));
         }
+        let speaks = Versions::said(ask.oldest_version, ask.newest_version);
+        self.must_speak(speaks, &format!("n{id}"))?;
         let before = node.clone();
+        let spoken = self.spoken(speaks);
+        (node.oldest_version, node.newest_version) = (spoken.oldest_version, spoken.newest_version);
         if !ask.labels.is_empty() {
             node.labels = ask.labels;
         }
@@ -293,6 +302,12 @@ impl Step<'_> {
         if node.state() == v1::NodeState::Removed {
             let text = format!("n{} is removed for ever: let the machine join as a new node", node.id);
             return Err(refuse(MetaRefusal::Invalid, text));
+        }
+        if let Some(seen) = ask.seen
+            && (seen.state() != node.state() || seen.replicas != self.state.groups_on(node.id))
+        {
+            let text = format!("what n{} holds has changed since it was shown: look again", node.id);
+            return Err(refuse(MetaRefusal::Changed, text));
         }
         let replicas = self.state.replicas_on(node.id);
         if wanted == v1::NodeState::Removed && replicas > 0 && !ask.force {
@@ -437,17 +452,5 @@ impl Step<'_> {
         shard.learners = ask.learners;
         shard.members_index = ask.members_index;
         Ok(Answer::Shard(self.put_shard(shard)))
-    }
-
-    fn set_cluster_version(&mut self, version: u32) -> Outcome {
-        if version < self.state.cluster_version {
-            let text = format!("the cluster version is {} and never goes back", self.state.cluster_version);
-            return Err(refuse(MetaRefusal::Invalid, text));
-        }
-        if version > self.state.cluster_version {
-            self.state.cluster_version = version;
-            self.note(format!("the cluster version is {version}"));
-        }
-        Ok(Answer::Done(true))
     }
 }

@@ -11,15 +11,26 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use pontoon_proto::{ClusterId, v1};
+use pontoon_proto::{ClusterId, GroupId, v1};
 use pontoon_raftstore::{
     Command, MachineError, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
 };
 use prost::Message;
 use tokio::sync::watch;
 
+use v1::meta_command::Body;
+
 use super::{FORMAT, MetaState, apply::Touched};
-use crate::{error::Error, layout::DATA, planner::Rulebook, store::GroupStore};
+use crate::{
+    error::Error,
+    layout::DATA,
+    planner::Rulebook,
+    store::GroupStore,
+    versions::{Feature, Versions, known},
+};
+
+/// The header's format once the state has versions.
+const VERSIONED: u32 = 2;
 
 const HEADER: u8 = 0;
 const NODE: u8 = 1;
@@ -39,6 +50,7 @@ pub(crate) struct MetaMachine {
     state: MetaState,
     published: watch::Sender<Arc<MetaState>>,
     dirty: bool,
+    versions: Versions,
 }
 
 fn key(table: u8, id: u64) -> Bytes {
@@ -52,9 +64,13 @@ fn key(table: u8, id: u64) -> Bytes {
 }
 
 impl MetaMachine {
-    pub(crate) fn open(store: GroupStore, published: watch::Sender<Arc<MetaState>>) -> Result<Self, Error> {
-        let state = load(&store)?;
-        let machine = MetaMachine { store, state, published, dirty: true };
+    pub(crate) fn open(
+        store: GroupStore,
+        published: watch::Sender<Arc<MetaState>>,
+        versions: Versions,
+    ) -> Result<Self, Error> {
+        let state = load(&store, versions)?;
+        let machine = MetaMachine { store, state, published, dirty: true, versions };
         machine.publish();
         Ok(machine)
     }
@@ -91,7 +107,7 @@ impl MetaMachine {
             (key.freeze(), state.debts.contains(debt).then(Bytes::new))
         }));
         let header = v1::MetaHeader {
-            format: FORMAT,
+            format: if state.has(Feature::VersionedHeader) { VERSIONED } else { FORMAT },
             cluster: state.cluster.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
             cluster_version: state.cluster_version,
             next_node: state.next_node,
@@ -108,8 +124,13 @@ impl MetaMachine {
     }
 }
 
+/// A cluster version that is not spoken here.
+fn beyond(group: GroupId, found: u32, versions: Versions) -> Error {
+    Error::UnknownFormat { group, what: "the cluster", found, known: versions.newest }
+}
+
 /// Reads the state from its rows.
-fn load(store: &GroupStore) -> Result<MetaState, Error> {
+fn load(store: &GroupStore, versions: Versions) -> Result<MetaState, Error> {
     let group = store.group();
     let damaged = |what: &'static str| move |_| Error::Damaged { group, what };
     let mut state = MetaState::default();
@@ -117,9 +138,17 @@ fn load(store: &GroupStore) -> Result<MetaState, Error> {
         match key.first() {
             Some(&HEADER) => {
                 let header = v1::MetaHeader::decode(value).map_err(damaged("the meta header"))?;
-                if header.format != FORMAT {
+                if !(FORMAT..=VERSIONED).contains(&header.format) {
                     let found = header.format;
-                    return Err(Error::UnknownFormat { group, what: "the meta state", found, known: FORMAT });
+                    return Err(Error::UnknownFormat {
+                        group,
+                        what: "the meta state",
+                        found,
+                        known: VERSIONED,
+                    });
+                }
+                if header.cluster_version > versions.newest {
+                    return Err(beyond(group, header.cluster_version, versions));
                 }
                 state.cluster = ClusterId::from_slice(&header.cluster).ok();
                 state.cluster_version = header.cluster_version;
@@ -182,6 +211,14 @@ impl StateMachine for MetaMachine {
                 let found = ask.format;
                 return Err(Error::UnknownFormat { group, what: "a command", found, known: FORMAT }.into());
             }
+            Ok(ask) if ask.body.is_some() && !known(&ask, &command.payload) => {
+                return Err(Error::UnknownKind { group, kind: "a field of a later version".into() }.into());
+            }
+            Ok(v1::MetaCommand { body: Some(Body::FinaliseVersion(ask)), .. })
+                if ask.version > self.versions.newest =>
+            {
+                return Err(beyond(group, ask.version, self.versions).into());
+            }
             Ok(ask) => {
                 let body =
                     ask.body.ok_or(Error::UnknownKind { group, kind: "a later version's command".into() })?;
@@ -216,7 +253,7 @@ impl StateMachine for MetaMachine {
 
     fn install(&mut self, stage: Box<dyn SnapshotStage>, mark: &v1::Mark) -> Result<(), MachineError> {
         self.store.install(stage, mark)?;
-        self.state = load(&self.store)?;
+        self.state = load(&self.store, self.versions)?;
         self.publish();
         Ok(())
     }

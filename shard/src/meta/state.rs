@@ -7,7 +7,7 @@ use std::{
 
 use pontoon_proto::{ClusterId, GroupId, NodeId, ReplicaId, v1};
 
-use crate::planner::Rulebook;
+use crate::{planner::Rulebook, versions::Feature};
 
 /// Everything that the meta group knows. Records are shared, so that a published copy costs little.
 ///
@@ -17,7 +17,7 @@ use crate::planner::Rulebook;
 pub struct MetaState {
     /// `None` before the bootstrap command.
     pub cluster: Option<ClusterId>,
-    /// What new versions may write.
+    /// What is turned on; see [`crate::versions`].
     pub cluster_version: u32,
     /// The index of the last command.
     pub version: u64,
@@ -83,6 +83,11 @@ pub(crate) fn ended(phase: v1::MovePhase) -> bool {
 }
 
 impl MetaState {
+    /// Whether the cluster has a feature.
+    pub fn has(&self, feature: Feature) -> bool {
+        feature.is_on(self.cluster_version)
+    }
+
     /// The shard of a predicate, whatever its state.
     pub fn shard(&self, predicate: &str) -> Option<&Arc<v1::Shard>> {
         self.shards.get(self.by_predicate.get(predicate)?)
@@ -145,6 +150,14 @@ impl MetaState {
         self.load().get(&node).copied().unwrap_or(0)
     }
 
+    /// How many groups have a member on a node.
+    pub fn groups_on(&self, node: u64) -> u64 {
+        let here = |id: &u64| ReplicaId::new(*id).is_ok_and(|replica| replica.node().get() == node);
+        let groups =
+            self.shards.values().filter(|shard| shard.voters.iter().chain(&shard.learners).any(here));
+        groups.count() as u64
+    }
+
     /// Replicas per node, those on their way included.
     pub fn load(&self) -> BTreeMap<u64, usize> {
         let mut load = BTreeMap::new();
@@ -170,6 +183,7 @@ impl MetaState {
         let mut state = MetaState {
             cluster: ClusterId::from_slice(&map.cluster).ok(),
             version: map.version,
+            cluster_version: map.cluster_version.max(1),
             nodes: map.nodes.into_iter().map(|node| (node.id, Arc::new(node))).collect(),
             ..MetaState::default()
         };
@@ -193,6 +207,7 @@ impl MetaState {
             moves: self.running_moves().map(|mv| v1::Move::clone(mv)).collect(),
             meta_leader: 0,
             rules: Some((*self.rules).clone()),
+            cluster_version: self.cluster_version,
         }
     }
 

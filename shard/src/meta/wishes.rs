@@ -69,9 +69,12 @@ impl Step<'_> {
         Ok(Answer::Done(true))
     }
 
-    /// A replica is no member any more, and its node does not answer: it is fenced as soon as that returns.
+    /// A replica is no member any more, and its node does not answer: it is fenced as soon as that returns. One that was removed
+    /// meanwhile never does.
     pub(super) fn owe(&mut self, group: u64, replica: u64) {
-        if self.state.debts.insert((group, replica)) {
+        let returns = ReplicaId::new(replica)
+            .is_ok_and(|replica| self.state.members().any(|node| node.id == replica.node().get()));
+        if returns && self.state.debts.insert((group, replica)) {
             self.touched.debts.insert((group, replica));
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use pontoon_proto::GroupId;
+use pontoon_proto::{GroupId, v1};
 
 use super::{Shared, decode_mark};
 use crate::{
@@ -54,8 +54,15 @@ impl GroupView {
 
     /// The index of the last command that a snapshot shows; 0 if none was applied yet.
     pub(crate) fn index_of(&self, snapshot: &dyn EngineSnapshot) -> Result<u64, Error> {
-        let Some(mark) = snapshot.get(MARKS, &record_key(self.group, Record::Mark))? else { return Ok(0) };
-        Ok(decode_mark(self.group, &mark)?.mark.map_or(0, |mark| mark.index))
+        Ok(self.mark_of(snapshot)?.index)
+    }
+
+    /// The mark that a snapshot shows; all zeros if nothing was applied yet.
+    pub(crate) fn mark_of(&self, snapshot: &dyn EngineSnapshot) -> Result<v1::Mark, Error> {
+        let Some(mark) = snapshot.get(MARKS, &record_key(self.group, Record::Mark))? else {
+            return Ok(v1::Mark::default());
+        };
+        Ok(decode_mark(self.group, &mark)?.mark.unwrap_or_default())
     }
 
     /// Runs `read` on the live generation; once more, if another became the live one meanwhile, since the old one's

@@ -61,6 +61,12 @@ impl World {
         if self.checks.switched.get(&(group, id)).is_some_and(|index| status.persisted >= *index) {
             self.checks.switched.remove(&(group, id));
         }
+        let lost =
+            status.pull_blocked.as_deref().is_some_and(|why| why.starts_with("its engine's state is lost"));
+        let (hurt, replica) = (self.nodes[i].rotten || self.nodes[i].engine_taken, status.replica);
+        if lost && !hurt {
+            self.fail(&format!("the state of {replica} of {group} is gone, and its log builds upon it"));
+        }
         self.check_log(i, status);
     }
 
@@ -163,7 +169,8 @@ impl World {
             let Some(shard) = self.meta.shards.get(&group.0) else {
                 return Err(format!("{group} is not created"));
             };
-            let wanted = (REPLICAS as usize).min(live);
+            let wanted = if group == GroupId::META { REPLICAS } else { self.plan.replicas };
+            let wanted = (wanted as usize).min(live);
             if shard.state() != v1::ShardState::Live
                 || shard.voters.len() < wanted
                 || !shard.learners.is_empty()

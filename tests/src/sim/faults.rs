@@ -113,6 +113,13 @@ impl World {
         }
     }
 
+    /// Cuts a node's power within a few milliseconds, now and then.
+    pub(super) fn cut_power_soon(&mut self, node: NodeId) {
+        if !self.calm && self.plan.faults.crash > 0 && self.ambush.is_none() && self.rng.chance(120) {
+            self.ambush = Some((self.now + self.rng.below(4), node, Kind::Crash));
+        }
+    }
+
     fn strike_with(&mut self, kind: Kind, i: usize) {
         let node = &self.nodes[i];
         if !node.is_up() {

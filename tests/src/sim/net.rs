@@ -10,6 +10,9 @@ use pontoon_proto::{
 use super::work::{Call, ClientCall, Reply};
 use crate::Rng;
 
+/// How long a call may be held up on its way, in milliseconds: in a queue, or in a process that stands still.
+const CALL_HELD_UP_MS: u64 = 3_000;
+
 /// What travels.
 #[derive(Clone)]
 pub(super) enum Packet {
@@ -39,6 +42,7 @@ pub(super) enum Fate {
 pub(super) struct Odds {
     pub(super) loss: u64,
     pub(super) duplicate: u64,
+    pub(super) held_up: u64,
 }
 
 /// Packets under way, by the moment they arrive.
@@ -86,10 +90,17 @@ impl Net {
                 delay += rng.below(*more);
                 fate = Fate::Clogged;
             }
-            // A call is not repeated by what carries it.
-            if matches!(packet, Packet::Peer(..)) && rng.chance(odds.duplicate) {
-                self.put(now + delay + 1 + rng.below(300), Some(from), to, packet.clone());
-                fate = Fate::Twice;
+            match packet {
+                Packet::Peer(..) if rng.chance(odds.duplicate) => {
+                    self.put(now + delay + 1 + rng.below(300), Some(from), to, packet.clone());
+                    fate = Fate::Twice;
+                }
+                // A call is not repeated by what carries it, but whoever asked gives up long before it need arrive.
+                Packet::Call(..) | Packet::Reply(..) if rng.chance(odds.held_up) => {
+                    delay += rng.below(CALL_HELD_UP_MS);
+                    fate = Fate::Clogged;
+                }
+                _ => {}
             }
         }
         self.put(now + delay, from, to, packet);

@@ -73,6 +73,10 @@ pub(super) struct Node {
     pub(super) gone: bool,
     /// Its process stands still until then; 0: it does not.
     pub(super) paused_until: u64,
+    /// Somebody took its engine away.
+    pub(super) engine_taken: bool,
+    /// Until then its engine flushes at almost every moment.
+    pub(super) flushes_until: u64,
     /// What arrived meanwhile.
     pub(super) inbox: Vec<(Sender, Packet)>,
     /// Its disk completes nothing until then; 0: it does.
@@ -108,6 +112,8 @@ impl Node {
             down_until: 0,
             gone: false,
             paused_until: 0,
+            engine_taken: false,
+            flushes_until: 0,
             inbox: Vec::new(),
             stalled_until: 0,
             full_until: 0,

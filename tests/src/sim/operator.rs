@@ -70,21 +70,22 @@ impl World {
         }
         let nodes = self.plan.nodes as usize;
         self.wait_for("all nodes to join", |world| world.meta.live_nodes().count() == nodes);
+        let replicas = self.plan.replicas;
         for group in 2..self.plan.groups + 2 {
             let all = self.plan.nodes;
             let mut placed: Vec<u64> =
-                (0..u64::from(REPLICAS).min(all)).map(|k| 1 + (group + k * (1 + group % 2)) % all).collect();
+                (0..u64::from(replicas).min(all)).map(|k| 1 + (group + k * (1 + group % 2)) % all).collect();
             placed.sort_unstable();
             placed.dedup();
-            if placed.len() < REPLICAS as usize {
-                placed = planner::placement(&self.meta, "", REPLICAS as usize, &planner::Seen::default())
+            if placed.len() < replicas as usize {
+                placed = planner::placement(&self.meta, "", replicas as usize, &planner::Seen::default())
                     .into_iter()
                     .map(NodeId::get)
                     .collect();
             }
             self.order(Body::CreateShard(v1::CreateShard {
                 predicate: format!("p{group}"),
-                replicas_wanted: REPLICAS,
+                replicas_wanted: replicas,
                 nodes: placed,
                 ..Default::default()
             }));

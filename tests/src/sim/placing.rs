@@ -165,7 +165,12 @@ impl World {
         }
         self.say(format!("n{node} is to be {state:?}"));
         self.tally.drains += u64::from(state == NodeState::Draining);
-        self.order(Body::SetNodeState(v1::SetNodeState { node, state: state.into(), force: false }));
+        self.order(Body::SetNodeState(v1::SetNodeState {
+            node,
+            state: state.into(),
+            force: false,
+            seen: None,
+        }));
     }
 
     /// The operator has the nodes used more evenly, by sizes of groups that are made up.

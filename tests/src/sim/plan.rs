@@ -1,5 +1,6 @@
 //! What a run is: its seed, its size, and how hard it is.
 
+use super::operator::REPLICAS;
 use crate::Rng;
 
 /// A run. The same plan gives the same run, to the letter.
@@ -11,6 +12,8 @@ pub struct Plan {
     pub nodes: u64,
     /// Predicates, each a group; the meta group comes on top.
     pub groups: u64,
+    /// Voters of each predicate.
+    pub replicas: u32,
     /// How long faults strike, in milliseconds of the simulation.
     pub steps: u64,
     /// Whether leaders read by a lease.
@@ -30,9 +33,11 @@ impl Plan {
     pub fn drawn(seed: u64, nodes: u64, groups: u64) -> Plan {
         let mut rng = Rng::new(seed ^ 0x0066_6175_6c74_7300);
         let mut often = |most: u64| if rng.chance(700) { 1 + rng.below(most) } else { 0 };
+        let (loss, duplicate) = (often(40), often(40));
         let faults = Faults {
-            loss: often(40),
-            duplicate: often(40),
+            loss,
+            duplicate,
+            held_up: duplicate,
             clog: often(150),
             partition: often(100),
             one_way: often(80),
@@ -55,6 +60,7 @@ impl Plan {
             seed,
             nodes,
             groups,
+            replicas: REPLICAS,
             steps: 6_000,
             lease,
             repair_after_ms,
@@ -79,6 +85,8 @@ pub struct Faults {
     pub loss: u64,
     /// Messages that arrive twice, the second time later.
     pub duplicate: u64,
+    /// Drivers' calls, and answers to them, that are held up on their way.
+    pub held_up: u64,
     /// A link delays everything for a while.
     pub clog: u64,
     /// A node is cut off, both ways.

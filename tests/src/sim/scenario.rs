@@ -11,6 +11,7 @@ use super::{
     machines::Book,
     net::{Packet, Sender},
     node::Node,
+    operator::REPLICAS,
     plan::{Faults, Plan},
     world::World,
 };
@@ -42,10 +43,16 @@ pub struct OldDisks(SimImage, MemoryDisk);
 impl Scenario {
     /// Founds a cluster of so many nodes and predicates.
     pub fn new(seed: u64, nodes: u64, groups: u64) -> Scenario {
+        Scenario::with_replicas(seed, nodes, groups, REPLICAS)
+    }
+
+    /// Founds a cluster whose predicates have so many voters each.
+    pub fn with_replicas(seed: u64, nodes: u64, groups: u64, replicas: u32) -> Scenario {
         let mut world = World::new(Plan {
             seed,
             nodes,
             groups,
+            replicas,
             steps: 0,
             lease: seed % 2 == 1,
             repair_after_ms: 0,
@@ -164,12 +171,29 @@ impl Scenario {
 
     /// Asks the meta group for a move of a group's voter from one node to another.
     pub fn start_move(&mut self, group: u64, from: u64, to: u64) {
+        self.change(group, v1::MoveKind::Replace, from, to);
+    }
+
+    /// Asks the meta group for another voter of a group, on a node without one.
+    pub fn add_voter(&mut self, group: u64, to: u64) {
+        self.change(group, v1::MoveKind::Add, 0, to);
+    }
+
+    /// Asks the meta group for a voter less.
+    pub fn remove_voter(&mut self, group: u64, from: u64) {
+        self.change(group, v1::MoveKind::Remove, from, 0);
+    }
+
+    fn change(&mut self, group: u64, kind: v1::MoveKind, from: u64, to: u64) {
         let on = |id: &&u64| ReplicaId::new(**id).is_ok_and(|replica| replica.node().get() == from);
         let shard = self.world.meta.shards.get(&group).expect("the group is in the map");
-        let source = *shard.voters.iter().find(on).expect("the source votes");
+        let source = match from {
+            0 => 0,
+            _ => *shard.voters.iter().find(on).expect("the source votes"),
+        };
         self.world.order(v1::meta_command::Body::StartMove(v1::StartMove {
             group,
-            kind: v1::MoveKind::Replace.into(),
+            kind: kind.into(),
             source,
             target_node: to,
             ..Default::default()
@@ -309,6 +333,7 @@ impl Scenario {
         let i = self.place(node);
         self.world.end(i, false, down);
         self.world.nodes[i].disk = Default::default();
+        self.world.nodes[i].engine_taken = true;
     }
 
     /// Replicas that have died of a damaged disk.

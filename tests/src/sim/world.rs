@@ -24,6 +24,9 @@ use super::{
 };
 use crate::Rng;
 
+/// How long a replica may take to be removed, in milliseconds.
+const FENCING_MS: u64 = 15;
+
 /// Counts of what happened, so that a run that tests nothing is noticed.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Tally {
@@ -294,7 +297,7 @@ impl World {
         let faults = self.plan.faults;
         let odds = match self.calm {
             true => Odds::default(),
-            false => Odds { loss: faults.loss, duplicate: faults.duplicate },
+            false => Odds { loss: faults.loss, duplicate: faults.duplicate, held_up: faults.held_up },
         };
         let fate = self.net.send(self.now, from, to, packet, odds, &mut self.rng);
         let kind = match fate {
@@ -412,6 +415,9 @@ impl World {
         };
         if let Asked::Fence(group, replica) = asked {
             self.check_fence(group, replica);
+            // What is durable first, the tombstone or that the data is gone, shows if the engine flushes and the node is struck.
+            self.nodes[i].flushes_until = self.now + FENCING_MS;
+            self.cut_power_soon(id);
         }
         self.waits.insert((id, boots, token), Wait::Call { from, id: call, what: asked });
         self.timeline.note(group.0 ^ call << 8);
@@ -425,7 +431,11 @@ impl World {
         self.drive(i);
         // A slow disk or a slow engine: acknowledgements and applying come later than the next turn.
         let lazy = !calm && self.rng.chance(300);
-        let flush = self.rng.chance(if calm { 60 } else { 15 });
+        let flush = self.rng.chance(match (calm, now < self.nodes[i].flushes_until) {
+            (true, _) => 60,
+            (false, true) => 300,
+            (false, false) => 15,
+        });
         self.stir_disk(i);
         let node = &mut self.nodes[i];
         let (wall_ms, clock) = (node.wall_ms(now), node.clock(now));
@@ -527,9 +537,12 @@ impl World {
                     }
                     (Asked::Plain, Answer::Index(Ok(_))) => Reply::Done,
                     (Asked::Fence(group, replica), Answer::Destroyed(Ok(()))) => {
-                        self.seen.remove(&(*group, id));
-                        self.held.remove(&(*group, id));
-                        self.dead.remove(&(*group, id));
+                        // An order that was held up says nothing of a later replica.
+                        if self.seen.get(&(*group, id)).is_none_or(|seen| seen.replica <= *replica) {
+                            self.seen.remove(&(*group, id));
+                            self.held.remove(&(*group, id));
+                            self.dead.remove(&(*group, id));
+                        }
                         self.say(format!("{replica} of {group} is gone from {id}"));
                         Reply::Done
                     }

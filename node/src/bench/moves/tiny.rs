@@ -42,7 +42,7 @@ pub(super) async fn drain_leaders(stage: &Stage) -> Result<Drained, Failure> {
     let nodes = stage.client.nodes(v1::NodesRequest {}).await?.nodes;
     let most = nodes.into_iter().max_by_key(|node| node.leaders).unwrap_or_default();
     let node = most.node.unwrap_or_default().id;
-    let ask = |action: v1::DrainAction| v1::DrainRequest { node, action: action.into(), hops: 0 };
+    let ask = |action: v1::DrainAction| v1::DrainRequest { node, action: action.into(), hops: 0, seen: None };
     let from = Instant::now();
     let mut reply = stage.client.drain(ask(v1::DrainAction::Start)).await?;
     while reply.leaders > 0 {
