@@ -85,6 +85,6 @@ pub use config::{HeapProfiler, HeapUsage, MachineExtension, NodeConfig, OWN_KIND
 pub use error::NodeError;
 pub use limits::MESSAGE_LIMIT_BYTES;
 pub use node::Node;
-pub use process::{LogFormat, init_logs, send_logs, shutdown_signal};
+pub use process::{LogFormat, SpanExport, Spans, init_logs, send_logs, send_logs_and_spans, shutdown_signal};
 pub use roles::Role;
 pub use tls::{Subject, TlsError, TlsFiles};

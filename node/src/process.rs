@@ -1,4 +1,7 @@
-//! What a process around a node needs: logs and the signals that end it.
+//! What a process around a node needs: logs, spans and the signals that end it.
+
+#[cfg(feature = "otel")]
+mod spans;
 
 use std::{
     collections::VecDeque,
@@ -6,10 +9,12 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use tracing::Subscriber;
 use tracing_subscriber::{
     EnvFilter, Layer,
     fmt::{self, MakeWriter, format::FmtSpan},
     layer::SubscriberExt,
+    registry::LookupSpan,
     util::SubscriberInitExt,
 };
 
@@ -33,7 +38,75 @@ pub fn init_logs(format: LogFormat, default: &str) {
 /// The same with a filter that is known. The last lines are kept in memory too, for `pontoon debug bundle`. A filter that does not
 /// read lets errors pass.
 pub fn send_logs(format: LogFormat, filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("error"));
+    // An embedder may have set its own subscriber: then that one stays.
+    drop(tracing_subscriber::registry().with(filter_of(filter)).with(shown(format)).with(kept()).try_init());
+}
+
+/// Where spans go, and how many of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpanExport {
+    /// A collector of OpenTelemetry's that takes OTLP over gRPC, as in `http://127.0.0.1:4317`.
+    pub endpoint: String,
+    /// The share of the writes whose spans are sent, from 0 to 1. Moves are all sent.
+    pub sample: f64,
+    /// What tells this process from others, as `service.instance.id`.
+    pub instance: String,
+}
+
+impl SpanExport {
+    /// Whether this build can send spans.
+    pub(crate) const BUILT: bool = cfg!(feature = "otel");
+    pub(crate) const MISSING: &str = "otel.endpoint is set, but this binary was built without OpenTelemetry: build it with \
+         `--features otel`, or take the setting out";
+}
+
+/// Spans on their way to a collector.
+#[must_use = "what is not sent yet is lost with it"]
+#[derive(Debug)]
+pub struct Spans {
+    #[cfg(feature = "otel")]
+    provider: opentelemetry_sdk::trace::SdkTracerProvider,
+}
+
+/// [`send_logs`], and spans of writes and moves to a collector, in batches. One that cannot be reached is told in the log and holds
+/// nothing up: what it would have got is dropped. Call it within a tokio runtime.
+///
+/// # Errors
+/// A binary without the feature `otel`, an endpoint that is no URL, or a process whose subscriber is set already, in words.
+pub fn send_logs_and_spans(format: LogFormat, filter: &str, export: &SpanExport) -> Result<Spans, String> {
+    #[cfg(feature = "otel")]
+    {
+        let provider = spans::provider(export)?;
+        // Spans have a filter of their own, so each layer does.
+        tracing_subscriber::registry()
+            .with(shown(format).with_filter(filter_of(filter)))
+            .with(kept().with_filter(filter_of(filter)))
+            .with(spans::layer(&provider))
+            .try_init()
+            .map_err(|error| format!("spans cannot be sent: {error}"))?;
+        Ok(Spans { provider })
+    }
+    #[cfg(not(feature = "otel"))]
+    {
+        let _ = (format, filter, export);
+        Err(SpanExport::MISSING.to_owned())
+    }
+}
+
+impl Spans {
+    /// Sends what is left, for some seconds at most.
+    pub async fn finish(self) {
+        #[cfg(feature = "otel")]
+        let _ = tokio::task::spawn_blocking(move || self.provider.shutdown()).await;
+    }
+}
+
+fn filter_of(filter: &str) -> EnvFilter {
+    EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("error"))
+}
+
+/// What goes to stderr.
+fn shown<S: Subscriber + for<'a> LookupSpan<'a>>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync> {
     // Whoever read stderr may be gone: a node serves on without words, it does not panic over them.
     // A span is told when it is closed, with the time that it took; at the usual level there are few.
     let shown = fmt::layer()
@@ -41,13 +114,14 @@ pub fn send_logs(format: LogFormat, filter: &str) {
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty()))
         .with_span_events(FmtSpan::CLOSE)
         .log_internal_errors(false);
-    let shown = match format {
+    match format {
         LogFormat::Text => shown.boxed(),
         LogFormat::Json => shown.json().boxed(),
-    };
-    let kept = fmt::layer().json().with_writer(&RECENT).with_span_events(FmtSpan::CLOSE);
-    // An embedder may have set its own subscriber: then that one stays.
-    drop(tracing_subscriber::registry().with(filter).with(shown).with(kept).try_init());
+    }
+}
+
+fn kept<S: Subscriber + for<'a> LookupSpan<'a>>() -> impl Layer<S> {
+    fmt::layer().json().with_writer(&RECENT).with_span_events(FmtSpan::CLOSE)
 }
 
 /// The last lines of the log, one JSON object each, the oldest first.

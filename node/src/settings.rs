@@ -18,11 +18,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use table::{Kind, LOG_FILTER, Setting, TABLE};
+use table::{Kind, LOG_FILTER, SPAN_SAMPLE, Setting, TABLE};
 
 pub use page::{default_file, reference};
 
-use crate::{config::NodeConfig, process::LogFormat, tls::TlsFiles};
+use crate::{
+    config::NodeConfig,
+    process::{LogFormat, SpanExport},
+    tls::TlsFiles,
+};
 
 /// What every variable of the environment begins with.
 const PREFIX: &str = "PONTOON_";
@@ -150,6 +154,7 @@ pub struct Settings {
     tls: TlsParts,
     log_format: LogFormat,
     log_filter: String,
+    otel: Otel,
     said: BTreeMap<String, (String, Origin)>,
 }
 
@@ -159,6 +164,13 @@ struct TlsParts {
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
     ca: Option<PathBuf>,
+}
+
+/// Where spans go.
+#[derive(Debug, Clone)]
+struct Otel {
+    endpoint: Option<String>,
+    sample: f64,
 }
 
 impl TlsParts {
@@ -177,6 +189,7 @@ impl Default for Settings {
             tls: TlsParts::default(),
             log_format: LogFormat::default(),
             log_filter: LOG_FILTER.to_owned(),
+            otel: Otel { endpoint: None, sample: SPAN_SAMPLE },
             said: BTreeMap::new(),
         }
     }
@@ -305,6 +318,9 @@ impl Settings {
     /// [`SettingsError::Together`].
     pub fn together(&self) -> Result<(), SettingsError> {
         self.tls.files()?;
+        if self.otel.endpoint.is_some() && !SpanExport::BUILT {
+            return Err(SettingsError::Together(SpanExport::MISSING.to_owned()));
+        }
         self.node.raft.validate().map_err(|error| SettingsError::Together(format!("[raft] {error}")))
     }
 
@@ -316,6 +332,13 @@ impl Settings {
     /// Which log lines there are.
     pub fn log_filter(&self) -> &str {
         &self.log_filter
+    }
+
+    /// Where spans go, if anywhere.
+    pub fn spans(&self) -> Option<SpanExport> {
+        let instance = self.node.advertise.as_ref().unwrap_or(&self.node.listen).clone();
+        let Otel { endpoint, sample } = self.otel.clone();
+        endpoint.map(|endpoint| SpanExport { endpoint, sample, instance })
     }
 
     /// Every setting with its value and who said so. No value is a secret: keys and certificates are named by their files.

@@ -10,7 +10,7 @@ use std::{
     str::FromStr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -87,8 +87,10 @@ impl FromStr for SnapshotBudget {
 pub(crate) struct Ledger {
     /// Bytes of room.
     reserved: AtomicU64,
-    /// Loops that receive or give a state.
+    /// Loops that receive or give a state, and whoever reads one.
     copying: AtomicU64,
+    /// Clients wait longer than they do without copies, here or at another node.
+    strained: AtomicBool,
 }
 
 impl Ledger {
@@ -96,10 +98,24 @@ impl Ledger {
     pub(crate) fn copies(&self) -> bool {
         self.copying.load(Ordering::Relaxed) > 0
     }
+
+    /// One more copies, or one less.
+    pub(crate) fn set_copying(&self, copies: bool) {
+        match copies {
+            true => self.copying.fetch_add(1, Ordering::Relaxed),
+            false => self.copying.fetch_sub(1, Ordering::Relaxed),
+        };
+    }
+
+    pub(crate) fn is_strained(&self) -> bool {
+        self.strained.load(Ordering::Relaxed)
+    }
 }
 
 /// Ticks after a question for which the answer is taken to be on its way.
 const GIVES_TICKS: u64 = 30;
+/// Ticks for which a node counts as strained that has said so once: it may have died of it.
+const STRAINED_TICKS: u64 = 30;
 
 /// The pulls of one loop, and their turns.
 ///
@@ -113,7 +129,8 @@ pub(crate) struct Turns {
     givers: BTreeMap<GroupId, NodeId>,
     /// Clients here wait longer than they do without copies; the same of other nodes.
     strained: bool,
-    strained_nodes: BTreeSet<NodeId>,
+    /// With the ticks for which that holds.
+    strained_nodes: BTreeMap<NodeId, u64>,
     /// Ticks for which something that was asked for counts as being given.
     gives: u64,
     is_told: bool,
@@ -139,7 +156,7 @@ impl Turns {
             share: Share::new(tick),
             givers: BTreeMap::new(),
             strained: false,
-            strained_nodes: BTreeSet::new(),
+            strained_nodes: BTreeMap::new(),
             gives: 0,
             is_told: false,
             lanes: lanes.max(1),
@@ -179,7 +196,7 @@ impl Turns {
     /// Another node tells whether it is strained.
     pub(crate) fn hear_strain(&mut self, node: NodeId, strained: bool) {
         match strained {
-            true => self.strained_nodes.insert(node),
+            true => self.strained_nodes.insert(node, STRAINED_TICKS),
             false => self.strained_nodes.remove(&node),
         };
     }
@@ -225,15 +242,18 @@ impl Turns {
     /// Time goes on.
     pub(crate) fn tick(&mut self, ticks: u64) {
         let receives = !self.active.is_empty();
-        let strained = self.strained || self.givers.values().any(|node| self.strained_nodes.contains(node));
+        let strained =
+            self.strained || self.givers.values().any(|node| self.strained_nodes.contains_key(node));
         self.share.tick(ticks, receives, strained);
+        self.strained_nodes.retain(|_, left| {
+            *left = left.saturating_sub(ticks);
+            *left > 0
+        });
+        self.ledger.strained.store(self.strained || !self.strained_nodes.is_empty(), Ordering::Relaxed);
         self.gives = self.gives.saturating_sub(ticks);
         let copies = receives || self.gives > 0;
         if std::mem::replace(&mut self.is_told, copies) != copies {
-            match copies {
-                true => self.ledger.copying.fetch_add(1, Ordering::Relaxed),
-                false => self.ledger.copying.fetch_sub(1, Ordering::Relaxed),
-            };
+            self.ledger.set_copying(copies);
         }
         if self.per_second().is_some() {
             self.tokens = self.tokens.saturating_add(self.brought(ticks)).min(self.most_tokens());
@@ -433,6 +453,9 @@ mod tests {
             assert_eq!(held_back < free * 3 / 4, adapts, "{held_back} after {free}");
             turns.hear_strain(node(2), false);
             asked(&mut turns, 100);
+            turns.hear_strain(node(2), true);
+            asked(&mut turns, STRAINED_TICKS as u32 + 100);
+            assert!(asked(&mut turns, 20).abs_diff(free) <= 2_000, "it has not been heard since");
             turns.set_strained(true);
             assert_eq!(asked(&mut turns, 20) < free * 3 / 4, adapts);
         }

@@ -303,7 +303,7 @@ impl Core {
             Input::Strained(strained) => self.shared.turns.set_strained(strained),
             Input::Budget(budget) => {
                 self.shared.turns.set_budget(budget);
-                fx.serve.push(ServeTask::Budget { max_views: budget.max_views });
+                fx.serve.push(ServeTask::Budget(budget));
             }
             Input::Unreachable(node) => {
                 // Of those that sleep, none waits for anybody.

@@ -27,13 +27,14 @@ use tokio::sync::{broadcast, oneshot};
 use crate::{
     apply::{Applier, ApplyOutcome, ApplyTask, StageBack, StageWork},
     board::{Board, lock},
-    budget::Ledger,
+    budget::{Ledger, SnapshotBudget},
     core::Core,
     door::{Door, Inbox, ToLoop, door},
     effects::{Answer, Effects, Input, Now, Token},
     error::Error,
     lanes::Lane,
     machine::Machines,
+    pace::Pace,
     snapshot::{ServeTask, Served, SnapshotServer},
     stats::{Counters, Stats, add},
     transport::{Class, Transport},
@@ -42,6 +43,10 @@ use crate::{
 
 /// Inputs that one turn takes before it submits, so that a flood does not keep the log idle.
 const INPUTS_PER_TURN: usize = 2048;
+
+/// Bytes per second that are read of states at least, to be cut or hashed: that costs less than to receive them, and whoever waits for it
+/// counts on it.
+const SCAN_LEAST: u64 = 32 << 20;
 
 /// How much nicer than the rest of the process threads are that read, hash and stage whole states.
 #[cfg(target_os = "linux")]
@@ -139,8 +144,17 @@ pub(crate) fn start(
         config.snapshots.max_views,
         wal.incarnation() & (u64::MAX >> 1),
     );
-    let (to_peers, to_loops) = (transport.clone(), board.clone());
-    let serve_all = move || run_server(server, &serve_tasks, to_peers.as_ref(), &to_loops);
+    let ledger: Arc<Ledger> = Arc::default();
+    let serving = Serving {
+        server,
+        tasks: serve_tasks,
+        transport: transport.clone(),
+        board: board.clone(),
+        ledger: ledger.clone(),
+        budget: config.snapshots,
+        started: Instant::now(),
+    };
+    let serve_all = move || serving.run();
     handles.push(spawn("snapshots".to_owned(), serve_all)?);
     let (flush_stop, stop) = crossbeam_channel::bounded(1);
     let flusher =
@@ -148,7 +162,6 @@ pub(crate) fn start(
     handles.push(spawn("flush".to_owned(), move || flusher.run(&stop))?);
 
     let mut loops = Vec::new();
-    let ledger: Arc<Ledger> = Arc::default();
     for (i, inputs) in receivers.into_iter().enumerate() {
         let submitter = wal.submitter(Arc::new(LoopSink(board.loops[i].clone())));
         // Read contexts and pull ids of different loops and incarnations never meet.
@@ -406,26 +419,69 @@ fn run_applier(
     }
 }
 
-fn run_server(
-    mut server: SnapshotServer,
-    tasks: &Receiver<ServeTask>,
-    transport: &dyn Transport,
-    board: &Board,
-) {
-    give_way();
-    loop {
-        let task = match tasks.try_recv() {
-            Ok(task) => task,
-            Err(TryRecvError::Empty) if server.read_ahead() => continue,
-            Err(_) => match tasks.recv() {
-                Ok(task) => task,
-                Err(_) => return,
-            },
-        };
-        match server.run(task) {
-            Some(Served::Send(to, message)) => transport.send(to, Class::Snapshot, vec![message]),
+/// The thread that reads whole states.
+struct Serving {
+    server: SnapshotServer,
+    tasks: Receiver<ServeTask>,
+    transport: Arc<dyn Transport>,
+    board: Arc<Board>,
+    ledger: Arc<Ledger>,
+    budget: SnapshotBudget,
+    started: Instant,
+}
+
+impl Serving {
+    fn run(mut self) {
+        give_way();
+        let mut pace = Pace::default();
+        loop {
+            let task = match self.tasks.try_recv() {
+                Err(TryRecvError::Empty) if self.server.read_ahead() => continue,
+                Err(TryRecvError::Empty) if self.server.scans() => match pace.rest(self.started.elapsed()) {
+                    Duration::ZERO => {
+                        self.scan(&mut pace);
+                        continue;
+                    }
+                    rest => match self.tasks.recv_timeout(rest) {
+                        Err(RecvTimeoutError::Timeout) => continue,
+                        task => task.ok(),
+                    },
+                },
+                Err(TryRecvError::Empty) => self.tasks.recv().ok(),
+                task => task.ok(),
+            };
+            let Some(task) = task else { return };
+            let scanned = self.server.scans();
+            pace.look(self.started.elapsed(), scanned, self.ledger.is_strained());
+            if let ServeTask::Budget(budget) = &task {
+                self.budget = *budget;
+            }
+            let served = self.server.run(task);
+            self.answer(served);
+            if self.server.scans() != scanned {
+                self.ledger.set_copying(!scanned);
+            }
+        }
+    }
+
+    /// Reads a piece of a state.
+    fn scan(&mut self, pace: &mut Pace) {
+        let now = self.started.elapsed();
+        pace.look(now, true, self.ledger.is_strained());
+        let (bytes, served) = self.server.go_on();
+        let rate = pace.rate(self.budget).map(|rate| rate.max(SCAN_LEAST));
+        pace.spend(now, bytes, rate);
+        self.answer(served);
+        if !self.server.scans() {
+            self.ledger.set_copying(false);
+        }
+    }
+
+    fn answer(&self, served: Option<Served>) {
+        match served {
+            Some(Served::Send(to, message)) => self.transport.send(to, Class::Snapshot, vec![message]),
             Some(Served::Verified { group, index, hash }) => {
-                board.door(group).first(Input::Verified { group, index, hash });
+                self.board.door(group).first(Input::Verified { group, index, hash });
             }
             None => {}
         }

@@ -83,7 +83,7 @@ pub use identity::{Identity, PEER_PROTOCOL};
 pub use machine::{
     Command, MachineError, Machines, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
 };
-pub use pace::{Foreground, Share};
+pub use pace::{Foreground, Pace};
 pub use replica::{Depths, Flight};
 pub use stats::{Roles, Stats};
 pub use stepped::{Output, Stepped};

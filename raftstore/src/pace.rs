@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use crate::budget::SnapshotBudget;
+
 /// How long after a copy the engine still clears up behind it: that time says nothing of the level without copies.
 const AFTERMATH: Duration = Duration::from_secs(2);
 /// Clients that have been worse off for so long, with receivers at their least rate, are so for another reason.
@@ -137,7 +139,7 @@ const REST: Duration = Duration::from_secs(5);
 ///
 /// Invariant: between a 32nd of [`Share::WHOLE`] and all of it.
 #[derive(Debug, Clone)]
-pub struct Share {
+pub(crate) struct Share {
     tick: Duration,
     share: u32,
     /// Nobody has been strained since the rest.
@@ -149,21 +151,21 @@ pub struct Share {
 
 impl Share {
     /// The whole budget.
-    pub const WHOLE: u32 = 1024;
+    pub(crate) const WHOLE: u32 = 1024;
 
     /// As after a rest. `tick` is how long a tick lasts.
-    pub fn new(tick: Duration) -> Share {
+    pub(crate) fn new(tick: Duration) -> Share {
         let (since_double, since_cut, rests) = (Duration::ZERO, BETWEEN_CUTS, Duration::ZERO);
         Share { tick, share: FIRST, doubles: true, since_double, since_cut, rests }
     }
 
     /// In parts of [`Share::WHOLE`].
-    pub fn get(&self) -> u32 {
+    pub(crate) fn get(&self) -> u32 {
         self.share
     }
 
     /// Time goes on. `strained`: clients here, or at a node that gives, wait longer than they do without copies.
-    pub fn tick(&mut self, ticks: u64, copies: bool, strained: bool) {
+    pub(crate) fn tick(&mut self, ticks: u64, copies: bool, strained: bool) {
         let passed = self.tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX));
         self.since_cut = self.since_cut.saturating_add(passed);
         if !copies {
@@ -191,9 +193,96 @@ impl Share {
     }
 }
 
+/// However little it may take, what stands still would keep its point in time for ever.
+const PAUSE_MOST: Duration = Duration::from_secs(2);
+
+/// How often a [`Pace`] judges.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How fast states may be read, by whoever shares this: as much of a budget as clients do not notice. `now` is the time of any clock that
+/// does not go back.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    share: Share,
+    looked: Duration,
+    /// Until then what may be read is used up.
+    spent_until: Duration,
+}
+
+impl Default for Pace {
+    /// As after a rest, at the clock's beginning.
+    fn default() -> Self {
+        Pace { share: Share::new(LOOK), looked: Duration::ZERO, spent_until: Duration::ZERO }
+    }
+}
+
+impl Pace {
+    /// Time has gone on. `reads`: whether states were read since; `strained`: clients wait longer than they do without copies.
+    pub fn look(&mut self, now: Duration, reads: bool, strained: bool) {
+        let ticks = now.saturating_sub(self.looked).as_millis() / LOOK.as_millis();
+        let ticks = u32::try_from(ticks).unwrap_or(u32::MAX);
+        if ticks > 0 {
+            self.looked += LOOK * ticks;
+            self.share.tick(ticks.into(), reads, strained);
+        }
+    }
+
+    /// Bytes per second; `None` is not limited.
+    pub fn rate(&self, budget: SnapshotBudget) -> Option<u64> {
+        let share = if budget.adapts { self.share.get() } else { WHOLE };
+        let bytes = u128::from(budget.bytes_per_second?) * u128::from(share) / u128::from(WHOLE);
+        Some(u64::try_from(bytes).unwrap_or(u64::MAX).max(1))
+    }
+
+    /// How long to wait until something may be read: two seconds at most. What was not used meanwhile is lost.
+    pub fn rest(&self, now: Duration) -> Duration {
+        self.spent_until.saturating_sub(now).min(PAUSE_MOST)
+    }
+
+    /// So many bytes are read from `at` on.
+    pub fn spend(&mut self, at: Duration, bytes: usize, rate: Option<u64>) {
+        let seconds = rate.map_or(0.0, |rate| bytes as f64 / rate as f64);
+        self.spent_until = at + Duration::from_secs_f64(seconds.min(3_600.0));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_budget_is_shared_by_all_and_what_is_not_used_is_lost() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::default();
+        let mut take = |now: Duration, bytes, budget: &str| {
+            let rest = pace.rest(now);
+            let rate = pace.rate(budget.parse().unwrap());
+            pace.spend(now + rest, bytes, rate);
+            rest
+        };
+        assert_eq!((take(second, 500, "1000"), take(second, 500, "1000")), (Duration::ZERO, second / 2));
+        let later = second * 9;
+        assert_eq!((take(later, 500, "1000"), take(later, 500, "1000")), (Duration::ZERO, second / 2));
+        let later = second * 18;
+        assert_eq!((take(later, 500, "max"), take(later, 500, "max")), (Duration::ZERO, Duration::ZERO));
+        take(later, 1 << 40, "1000");
+        assert_eq!(take(later, 1, "1000"), PAUSE_MOST);
+    }
+
+    #[test]
+    fn what_reads_states_gives_way_if_the_budget_has_a_name() {
+        let mut pace = Pace::default();
+        let mut rate_at = |second, strained| {
+            pace.look(Duration::from_secs(second), true, strained);
+            pace.rate(SnapshotBudget::NORMAL).unwrap()
+        };
+        let whole = rate_at(10, false);
+        assert_eq!(Some(whole), SnapshotBudget::NORMAL.bytes_per_second);
+        let strained = (11..20).map(|second| rate_at(second, true)).last().unwrap();
+        assert!(strained < whole / 8, "{strained} of {whole}");
+        assert_eq!(pace.rate("1000".parse().unwrap()), Some(1000));
+        assert_eq!(pace.rate(SnapshotBudget::MAX), None);
+    }
 
     const WINDOW: Duration = Duration::from_millis(250);
 

@@ -22,10 +22,13 @@ pub(crate) use self::{
     pull::{Pull, PullStep, check_manifest},
     serve::{ServeTask, Served, SnapshotServer},
 };
-use crate::machine::{MachineError, SnapshotSource};
-
 /// The format of manifests and chunks.
 pub(crate) const FORMAT: u32 = 1;
+
+/// What a row takes in a chunk.
+fn row_bytes(key: &[u8], value: &[u8]) -> usize {
+    8 + key.len() + value.len()
+}
 
 fn put_row(out: &mut BytesMut, key: &[u8], value: &[u8]) {
     out.put_u32_le(key.len() as u32);
@@ -70,40 +73,60 @@ const SMALL_CHUNKS: usize = 16;
 /// So many times as large. What a transport takes in one message bounds it.
 const GROWTH: usize = 3;
 
-/// Cuts a view into chunks: at a border key once a chunk holds half of its limit, at any key once it holds all. The limit is
-/// `chunk_bytes`, and [`GROWTH`] times that after [`SMALL_CHUNKS`] times as many bytes.
-fn cut(source: &dyn SnapshotSource, chunk_bytes: usize) -> Result<Vec<v1::ChunkInfo>, MachineError> {
-    let mut chunks = Vec::new();
-    let (mut limit, mut cut_off) = (chunk_bytes, 0);
-    let mut current = BytesMut::new();
-    let mut first_key = Bytes::new();
-    let mut close = |current: &mut BytesMut, first_key: &Bytes| {
-        chunks.push(v1::ChunkInfo {
-            hash: Bytes::copy_from_slice(blake3::hash(current).as_bytes()),
-            bytes: current.len() as u64,
-            first_key: first_key.clone(),
-        });
-        current.clear();
-    };
-    source.rows(&[], &mut |key, value| {
-        let full = current.len() >= limit || (current.len() >= limit / 2 && is_border(key));
-        if full {
-            cut_off += current.len();
-            if cut_off >= SMALL_CHUNKS * chunk_bytes {
-                limit = GROWTH * chunk_bytes;
-            }
-            close(&mut current, &first_key);
+/// Cuts the rows of a view, which come in order, into chunks: at a border key once a chunk holds half of its limit, at any key once it
+/// holds all. The limit is `chunk_bytes`, and [`GROWTH`] times that after [`SMALL_CHUNKS`] times as many bytes.
+struct Cutter {
+    chunk_bytes: usize,
+    limit: usize,
+    /// Bytes of the chunks that are closed.
+    cut_off: usize,
+    chunks: Vec<v1::ChunkInfo>,
+    first_key: Bytes,
+    current: BytesMut,
+}
+
+impl Cutter {
+    fn new(chunk_bytes: usize) -> Cutter {
+        Cutter {
+            chunk_bytes,
+            limit: chunk_bytes,
+            cut_off: 0,
+            chunks: Vec::new(),
+            first_key: Bytes::new(),
+            current: BytesMut::new(),
         }
-        if current.is_empty() {
-            first_key = Bytes::copy_from_slice(key);
-        }
-        put_row(&mut current, key, value);
-        true
-    })?;
-    if !current.is_empty() {
-        close(&mut current, &first_key);
     }
-    Ok(chunks)
+
+    fn row(&mut self, key: &[u8], value: &[u8]) {
+        let held = self.current.len();
+        if held >= self.limit || (held >= self.limit / 2 && is_border(key)) {
+            self.cut_off += held;
+            if self.cut_off >= SMALL_CHUNKS * self.chunk_bytes {
+                self.limit = GROWTH * self.chunk_bytes;
+            }
+            self.close();
+        }
+        if self.current.is_empty() {
+            self.first_key = Bytes::copy_from_slice(key);
+        }
+        put_row(&mut self.current, key, value);
+    }
+
+    fn close(&mut self) {
+        self.chunks.push(v1::ChunkInfo {
+            hash: Bytes::copy_from_slice(blake3::hash(&self.current).as_bytes()),
+            bytes: self.current.len() as u64,
+            first_key: std::mem::take(&mut self.first_key),
+        });
+        self.current.clear();
+    }
+
+    fn finish(mut self) -> Vec<v1::ChunkInfo> {
+        if !self.current.is_empty() {
+            self.close();
+        }
+        self.chunks
+    }
 }
 
 #[cfg(test)]
@@ -113,7 +136,10 @@ mod tests {
     use pontoon_proto::{GroupId, NodeId};
 
     use super::*;
-    use crate::apply::SnapshotRequest;
+    use crate::{
+        apply::SnapshotRequest,
+        machine::{MachineError, SnapshotSource},
+    };
 
     pub(super) struct Rows(pub(super) Vec<(Vec<u8>, Vec<u8>)>);
 
@@ -133,10 +159,20 @@ mod tests {
     }
 
     pub(super) fn said(server: &mut SnapshotServer, task: ServeTask) -> Option<v1::peer_message::Body> {
-        match server.run(task) {
+        match server.run(task).or_else(|| all(server)) {
             Some(Served::Send(_, message)) => message.body,
             _ => None,
         }
+    }
+
+    /// Goes on until something is ready.
+    pub(super) fn all(server: &mut SnapshotServer) -> Option<Served> {
+        while server.scans() {
+            if let (_, Some(served)) = server.go_on() {
+                return Some(served);
+            }
+        }
+        None
     }
 
     pub(super) fn publish(server: &mut SnapshotServer, source: Arc<Rows>) -> v1::Manifest {
@@ -207,7 +243,9 @@ mod tests {
 
     #[test]
     fn chunks_of_a_large_state_grow_behind_the_first_ones() {
-        let chunks = cut(&*source(20_000), 1 << 10).unwrap();
+        let mut cutter = Cutter::new(1 << 10);
+        source(20_000).0.iter().for_each(|(key, value)| cutter.row(key, value));
+        let chunks = cutter.finish();
         let sizes: Vec<u64> = chunks.iter().map(|chunk| chunk.bytes).collect();
         // A row may go beyond the limit.
         let small = sizes.iter().take_while(|size| **size <= 1_100).count();

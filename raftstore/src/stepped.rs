@@ -209,10 +209,14 @@ impl Stepped {
         true
     }
 
-    /// Runs the next task of the snapshot server; false if there is none.
+    /// Runs the next task of the snapshot server, or reads on in a state; false if there is nothing to do.
     pub fn step_serve(&mut self) -> bool {
-        let Some(task) = self.serve.pop_front() else { return false };
-        match self.server.run(task) {
+        let served = match self.serve.pop_front() {
+            Some(task) => self.server.run(task),
+            None if self.server.scans() => self.server.go_on().1,
+            None => return false,
+        };
+        match served {
             Some(Served::Send(to, message)) => self.out.send.push((to, Class::Snapshot, message)),
             Some(Served::Verified { group, index, hash }) => {
                 self.input(Input::Verified { group, index, hash });

@@ -446,7 +446,10 @@ async fn a_person_with_a_keyboard_sees_everything_and_starts_moves_and_drains() 
 }
 
 /// Predicates that are made to fill the matrix.
-const MANY: usize = 120;
+fn many() -> usize {
+    let said = std::env::var("PONTOON_CONSOLE_PREDICATES").ok();
+    said.and_then(|text| text.parse().ok()).unwrap_or(120)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_learners_and_cancelled_moves_are_ordered_from_pages_that_follow_the_command_line() {
@@ -561,7 +564,7 @@ async fn plans_learners_and_cancelled_moves_are_ordered_from_pages_that_follow_t
     cluster.says(0, &["audit"], 0, &["MoveCancel"]).await;
 
     // Of very many rows those in view are in the document, and the last one is a scroll away.
-    let made: Vec<String> = (0..MANY).map(|n| format!("q{n:03}")).collect();
+    let made: Vec<String> = (0..many()).map(|n| format!("q{n:05}")).collect();
     for part in made.chunks(25) {
         let making = part.iter().map(|name| client.create_map(name, 1));
         for made in futures::future::join_all(making).await {
@@ -570,12 +573,12 @@ async fn plans_learners_and_cancelled_moves_are_ordered_from_pages_that_follow_t
     }
     goes_to(&page, "Matrix", ".grid tbody .role.leader").await;
     let rows = "Number(document.querySelector('.grid').getAttribute('aria-rowcount')) - 1";
-    page.shows("all of them", &format!("{rows} >= {}", MANY + 4)).await;
+    page.shows("all of them", &format!("{rows} >= {}", made.len() + 4)).await;
     assert!(page.tells("document.querySelectorAll('.grid tbody tr').length").await.as_u64() < Some(100));
     page.tells("document.querySelector('.window').scrollTop = 1e6").await;
     let last = format!(
         "[...document.querySelectorAll('.grid tbody .name')].some(name => name.textContent === '{}')",
-        made[MANY - 1]
+        made[made.len() - 1]
     );
     page.shows("the last one", &last).await;
     is_sound(&page, "the end of many rows").await;

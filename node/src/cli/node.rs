@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
 use pontoon_node::{
-    Node, send_logs,
+    Node, send_logs, send_logs_and_spans,
     settings::{Settings, SettingsError},
     shutdown_signal,
 };
@@ -134,7 +134,16 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
             )
         })?;
     }
-    send_logs(settings.log_format(), settings.log_filter());
+    let spans = match settings.spans() {
+        Some(export) => {
+            let sent = send_logs_and_spans(settings.log_format(), settings.log_filter(), &export);
+            Some(sent.map_err(|reason| Failure::new(Failure::REFUSED, reason))?)
+        }
+        None => {
+            send_logs(settings.log_format(), settings.log_filter());
+            None
+        }
+    };
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -165,6 +174,9 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
     notify::tell(notify::STOPPING);
     tracing::info!(signal, "ending");
     node.shutdown().await?;
+    if let Some(spans) = spans {
+        spans.finish().await;
+    }
     Ok(Done::new(
         format!("node {id} ended by {signal}"),
         json!({ "node": id, "address": address, "ended_by": signal }),

@@ -22,7 +22,9 @@ fn name_of(setting: &Setting) -> &'static str {
 fn written(setting: &Setting) -> String {
     match (setting.kind, setting.key, setting.default) {
         (Kind::Labels, ..) => "zone = \"a\"".to_owned(),
-        (Kind::Number | Kind::Switch, _, default) => format!("{} = {default}", name_of(setting)),
+        (Kind::Number | Kind::Share | Kind::Switch, _, default) => {
+            format!("{} = {default}", name_of(setting))
+        }
         // What has no default gets an example.
         (_, "dir", _) => "dir = \"data\"".to_owned(),
         (_, "listen", _) => "listen = \"127.0.0.1:7400\"".to_owned(),

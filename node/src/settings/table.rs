@@ -12,12 +12,16 @@ use crate::process::LogFormat;
 /// Which log lines there are unless somebody says otherwise: what engines do in the course of things is not among them.
 pub(super) const LOG_FILTER: &str = "info,fjall=warn,lsm_tree=warn";
 
+/// The share of the writes whose spans are sent.
+pub(super) const SPAN_SAMPLE: f64 = 0.01;
+
 /// How a value is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
     Path,
     Number,
+    Share,
     Switch,
     Time,
     Size,
@@ -31,6 +35,7 @@ impl Kind {
             Kind::Text => "text",
             Kind::Path => "path",
             Kind::Number => "number",
+            Kind::Share => "number from 0 to 1",
             Kind::Switch => "true or false",
             Kind::Time => "time",
             Kind::Size => "size",
@@ -146,6 +151,20 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
         "json" => Ok(LogFormat::Json),
         _ => Err("text or json is expected".to_owned()),
     }
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    match text.strip_prefix("http://") {
+        Some(address) => self::address(address.trim_end_matches('/'), false).map(|_| text.to_owned()),
+        None => {
+            Err("http://HOST:PORT is expected, of a collector on this machine or in this network".to_owned())
+        }
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a number from 0 to 1 is expected".to_owned())
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
@@ -390,6 +409,21 @@ pub(super) const TABLE: &[Setting] = &[
         "Which log lines there are, as in info or pontoon_raftstore=debug,info. Spans of writes and moves are at debug.",
         into!(log_filter, log_filter),
     ),
+    setting(
+        "otel.endpoint",
+        Kind::Text,
+        "",
+        "A collector of OpenTelemetry's that takes OTLP over gRPC, as in \"http://127.0.0.1:4317\": spans of writes and moves are sent \
+         there. Needs a binary that was built with the feature otel.",
+        into!(some otel.endpoint, endpoint),
+    ),
+    setting(
+        "otel.sample",
+        Kind::Share,
+        "0.01",
+        "The share of the writes whose spans are sent, the same ones by clients and nodes. Moves are all sent.",
+        into!(otel.sample, share),
+    ),
 ];
 
 #[cfg(test)]
@@ -401,15 +435,16 @@ mod tests {
     #[test]
     fn defaults_are_what_a_node_without_settings_does() {
         let shape = |settings: &Settings| {
-            let Settings { node, log_format, log_filter, .. } = settings;
+            let Settings { node, log_format, log_filter, otel, .. } = settings;
             format!(
-                "{:?} {} {:?} {} {} {:?} {log_format:?} {log_filter}",
+                "{:?} {} {:?} {} {} {:?} {log_format:?} {log_filter} {}",
                 node.raft,
                 node.max_connections,
                 node.capacity_bytes,
                 node.segment_bytes.unwrap_or(64 << 20),
                 node.top_groups,
-                node.upgrade_patience
+                node.upgrade_patience,
+                otel.sample
             )
         };
         let mut settings = Settings::default();

@@ -1,4 +1,7 @@
-//! The giving side: views of this node's state machines, cut into chunks.
+//! The giving side: views of this node's state machines, cut into chunks, and hashes of them.
+//!
+//! Both take a scan of a whole state. It is read a piece at a time, those of several states by turns, so that a question about one is not
+//! kept waiting by the scan of another, and whoever runs this can pause between pieces.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -8,16 +11,15 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use pontoon_proto::{GroupId, NodeId, v1};
 
-use super::{FORMAT, cut, put_row};
-use crate::{
-    apply::SnapshotRequest,
-    machine::{MachineError, SnapshotSource},
-};
+use super::{Cutter, FORMAT, put_row, row_bytes};
+use crate::{apply::SnapshotRequest, budget::SnapshotBudget, machine::SnapshotSource};
 
 /// Ticks after which a view that nobody reads is dropped.
 const VIEW_IDLE_TICKS: u64 = 600;
 /// Rows are hashed in pieces of this size: row by row the hash takes several times as long.
 const HASH_BYTES: usize = 128 << 10;
+/// What is read of a state without a pause. Not much less: each piece is looked up anew.
+const PIECE_BYTES: usize = 1 << 20;
 /// Chunks that are read before they are asked for, over all views.
 const MOST_AHEAD: usize = 4;
 
@@ -30,8 +32,8 @@ pub(crate) enum ServeTask {
     Verify { group: GroupId, index: u64, source: Arc<dyn SnapshotSource> },
     /// Reads one chunk.
     Read { group: GroupId, peer: NodeId, from: u64, to: u64, request: v1::ChunkRequest },
-    /// How many views may be open from now on.
-    Budget { max_views: u32 },
+    /// What may be taken from now on; of it, how many views may be open.
+    Budget(SnapshotBudget),
     /// The receiver has what it wanted.
     Release { group: GroupId, receiver: u64 },
     /// Time goes on; idle views are dropped.
@@ -48,19 +50,57 @@ pub(crate) enum Served {
 }
 
 /// A hash of all logical rows. It depends on nothing but them.
-fn hash_rows(source: &dyn SnapshotSource) -> Result<[u8; 32], MachineError> {
-    let mut hasher = blake3::Hasher::new();
-    let mut rows = BytesMut::with_capacity(HASH_BYTES);
-    source.rows(&[], &mut |key, value| {
-        put_row(&mut rows, key, value);
-        if rows.len() >= HASH_BYTES {
-            hasher.update(&rows);
-            rows.clear();
+#[derive(Default)]
+struct RowHash {
+    hasher: blake3::Hasher,
+    rows: BytesMut,
+}
+
+impl RowHash {
+    fn row(&mut self, key: &[u8], value: &[u8]) {
+        put_row(&mut self.rows, key, value);
+        if self.rows.len() >= HASH_BYTES {
+            self.hasher.update(&self.rows);
+            self.rows.clear();
         }
-        true
-    })?;
-    hasher.update(&rows);
-    Ok(*hasher.finalize().as_bytes())
+    }
+
+    fn finish(mut self) -> [u8; 32] {
+        self.hasher.update(&self.rows);
+        *self.hasher.finalize().as_bytes()
+    }
+}
+
+/// A scan that is under way.
+struct Scan {
+    group: GroupId,
+    source: Arc<dyn SnapshotSource>,
+    /// The first key that is not read yet.
+    from: Bytes,
+    aim: Aim,
+}
+
+/// What a scan is for.
+#[allow(clippy::large_enum_variant, reason = "there are a few")]
+enum Aim {
+    Hash { index: u64, hash: RowHash },
+    Manifest { request: SnapshotRequest, mark: v1::Mark, descriptor: Bytes, cutter: Cutter },
+}
+
+impl Aim {
+    fn row(&mut self, key: &[u8], value: &[u8]) {
+        match self {
+            Aim::Hash { hash, .. } => hash.row(key, value),
+            Aim::Manifest { cutter, .. } => cutter.row(key, value),
+        }
+    }
+
+    fn receiver(&self) -> Option<u64> {
+        match self {
+            Aim::Hash { .. } => None,
+            Aim::Manifest { request, .. } => Some(request.receiver),
+        }
+    }
 }
 
 struct View {
@@ -78,6 +118,8 @@ pub(crate) struct SnapshotServer {
     chunk_bytes: usize,
     max_views: u32,
     views: BTreeMap<u64, View>,
+    /// The next one to go on is the first. One at most makes a manifest for a group's receiver.
+    scans: VecDeque<Scan>,
     /// Views and chunks that are worth being read ahead, the oldest first; views that are gone may be among them.
     wishes: VecDeque<(u64, u32)>,
     next_view: u64,
@@ -91,6 +133,7 @@ impl SnapshotServer {
             chunk_bytes,
             max_views,
             views: BTreeMap::new(),
+            scans: VecDeque::new(),
             wishes: VecDeque::new(),
             next_view: first_view,
             ticks: 0,
@@ -122,14 +165,11 @@ impl SnapshotServer {
                 None
             }
             ServeTask::Verify { group, index, source } => {
-                let hash = hash_rows(source.as_ref());
-                if let Err(error) = &hash {
-                    tracing::warn!(%group, index, %error, "a state could not be read to be verified");
-                }
-                Some(Served::Verified { group, index, hash: hash.ok() })
+                self.scan(group, source, Aim::Hash { index, hash: RowHash::default() });
+                None
             }
-            ServeTask::Budget { max_views } => {
-                self.max_views = max_views;
+            ServeTask::Budget(budget) => {
+                self.max_views = budget.max_views;
                 None
             }
             ServeTask::Release { group, receiver } => {
@@ -137,49 +177,7 @@ impl SnapshotServer {
                 None
             }
             ServeTask::Publish { request, source, mark, descriptor } => {
-                let known = self.views.values_mut().find(|view| view.is_of(&request));
-                if let Some(view) = known.filter(|view| view.manifest.pull == request.pull) {
-                    // It asked once more while its manifest was made, or did not get it.
-                    view.last_used = self.ticks;
-                    let body = v1::peer_message::Body::Manifest(view.manifest.clone());
-                    return Some(answer(&request, body));
-                }
-                // One view per receiver and group: a new pull means that the old one was given up.
-                self.release(request.group, request.receiver);
-                let cut = match self.views.len() < self.max_views.max(1) as usize {
-                    true => cut(source.as_ref(), self.chunk_bytes).map_err(|error| error.to_string()),
-                    false => Err(format!("{} states are being given away here already", self.views.len())),
-                };
-                let body = match cut {
-                    Ok(chunks) => {
-                        let snapshot = self.next_view;
-                        self.next_view += 1;
-                        let total_bytes = chunks.iter().map(|c| c.bytes).sum();
-                        let manifest = v1::Manifest {
-                            format: FORMAT,
-                            pull: request.pull,
-                            group: request.group.0,
-                            snapshot,
-                            mark: Some(mark),
-                            chunks,
-                            total_bytes,
-                            descriptor,
-                        };
-                        let view = View {
-                            group: request.group,
-                            receiver: request.receiver,
-                            manifest: manifest.clone(),
-                            source,
-                            last_used: self.ticks,
-                            ahead: None,
-                        };
-                        self.views.insert(snapshot, view);
-                        self.wishes.push_back((snapshot, 0));
-                        v1::peer_message::Body::Manifest(manifest)
-                    }
-                    Err(reason) => refuse(request.pull, reason),
-                };
-                Some(answer(&request, body))
+                self.publish(request, source, mark, descriptor)
             }
             ServeTask::Read { group, peer, from, to, request } => {
                 let body = match self.read(group, &request) {
@@ -195,8 +193,124 @@ impl SnapshotServer {
         }
     }
 
+    fn publish(
+        &mut self,
+        request: SnapshotRequest,
+        source: Arc<dyn SnapshotSource>,
+        mark: v1::Mark,
+        descriptor: Bytes,
+    ) -> Option<Served> {
+        // It asked once more while its manifest was made, or did not get it.
+        let known = self.views.values_mut().find(|view| view.is_of(&request));
+        if let Some(view) = known.filter(|view| view.manifest.pull == request.pull) {
+            view.last_used = self.ticks;
+            return Some(answer(&request, v1::peer_message::Body::Manifest(view.manifest.clone())));
+        }
+        let is_made = |scan: &Scan| match &scan.aim {
+            Aim::Manifest { request: made, .. } => {
+                (made.group, made.receiver, made.pull) == (request.group, request.receiver, request.pull)
+            }
+            Aim::Hash { .. } => false,
+        };
+        if self.scans.iter().any(is_made) {
+            return None;
+        }
+        // One view per receiver and group: a new pull means that the old one was given up.
+        self.release(request.group, request.receiver);
+        let made = self.scans.iter().filter(|scan| scan.aim.receiver().is_some()).count();
+        let open = self.views.len() + made;
+        if open >= self.max_views.max(1) as usize {
+            let reason = format!("{open} states are being given away here already");
+            return Some(answer(&request, refuse(request.pull, reason)));
+        }
+        let cutter = Cutter::new(self.chunk_bytes);
+        self.scan(request.group, source, Aim::Manifest { request, mark, descriptor, cutter });
+        None
+    }
+
+    fn scan(&mut self, group: GroupId, source: Arc<dyn SnapshotSource>, aim: Aim) {
+        self.scans.push_back(Scan { group, source, from: Bytes::new(), aim });
+    }
+
+    /// Whether there is something to go on with.
+    pub(crate) fn scans(&self) -> bool {
+        !self.scans.is_empty()
+    }
+
+    /// Reads a piece of one of the scans. To be called while nothing else waits. Bytes that were read, and what is ready now.
+    pub(crate) fn go_on(&mut self) -> (usize, Option<Served>) {
+        let Some(Scan { group, source, from, mut aim }) = self.scans.pop_front() else { return (0, None) };
+        let most = PIECE_BYTES.min(self.chunk_bytes);
+        let (mut taken, mut next) = (0, None);
+        let read = source.rows(&from, &mut |key, value| {
+            if taken >= most {
+                next = Some(Bytes::copy_from_slice(key));
+                return false;
+            }
+            taken += row_bytes(key, value);
+            aim.row(key, value);
+            true
+        });
+        let served = match (read, next) {
+            (Ok(()), Some(from)) => {
+                self.scans.push_back(Scan { group, source, from, aim });
+                None
+            }
+            (Ok(()), None) => Some(match aim {
+                Aim::Hash { index, hash } => Served::Verified { group, index, hash: Some(hash.finish()) },
+                Aim::Manifest { request, mark, descriptor, cutter } => {
+                    self.open(request, source, mark, descriptor, cutter.finish())
+                }
+            }),
+            (Err(error), _) => Some(match aim {
+                Aim::Hash { index, .. } => {
+                    tracing::warn!(%group, index, %error, "a state could not be read to be verified");
+                    Served::Verified { group, index, hash: None }
+                }
+                Aim::Manifest { request, .. } => answer(&request, refuse(request.pull, error.to_string())),
+            }),
+        };
+        (taken, served)
+    }
+
+    /// A view whose manifest is made.
+    fn open(
+        &mut self,
+        request: SnapshotRequest,
+        source: Arc<dyn SnapshotSource>,
+        mark: v1::Mark,
+        descriptor: Bytes,
+        chunks: Vec<v1::ChunkInfo>,
+    ) -> Served {
+        let snapshot = self.next_view;
+        self.next_view += 1;
+        let total_bytes = chunks.iter().map(|chunk| chunk.bytes).sum();
+        let manifest = v1::Manifest {
+            format: FORMAT,
+            pull: request.pull,
+            group: request.group.0,
+            snapshot,
+            mark: Some(mark),
+            chunks,
+            total_bytes,
+            descriptor,
+        };
+        let view = View {
+            group: request.group,
+            receiver: request.receiver,
+            manifest: manifest.clone(),
+            source,
+            last_used: self.ticks,
+            ahead: None,
+        };
+        self.views.insert(snapshot, view);
+        self.wishes.push_back((snapshot, 0));
+        answer(&request, v1::peer_message::Body::Manifest(manifest))
+    }
+
     fn release(&mut self, group: GroupId, receiver: u64) {
         self.views.retain(|_, view| (view.group, view.receiver) != (group, receiver));
+        self.scans.retain(|scan| (scan.group, scan.aim.receiver()) != (group, Some(receiver)));
     }
 
     fn read(&mut self, group: GroupId, request: &v1::ChunkRequest) -> Result<Bytes, String> {
@@ -255,7 +369,7 @@ fn refuse(pull: u64, reason: String) -> v1::peer_message::Body {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::tests::{Rows, publish, said, source},
+        super::tests::{Rows, all, publish, said, source},
         *,
     };
 
@@ -279,7 +393,7 @@ mod tests {
         assert!(!ask(&mut server, 4), "refused, and asked elsewhere");
         server.run(ServeTask::Release { group: GroupId(7), receiver: 3 });
         assert!(ask(&mut server, 4));
-        server.run(ServeTask::Budget { max_views: 3 });
+        server.run(ServeTask::Budget(SnapshotBudget { max_views: 3, ..SnapshotBudget::NORMAL }));
         assert!(ask(&mut server, 3));
     }
 
@@ -287,11 +401,70 @@ mod tests {
     fn a_hash_tells_every_difference_between_rows() {
         let hash = |rows: &[(&str, &str)]| {
             let rows = rows.iter().map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec()));
-            hash_rows(&Rows(rows.collect())).unwrap()
+            let mut server = SnapshotServer::new(4 << 10, 8, 1);
+            let source = Arc::new(Rows(rows.collect()));
+            server.run(ServeTask::Verify { group: GroupId(7), index: 3, source });
+            match all(&mut server) {
+                Some(Served::Verified { hash: Some(hash), .. }) => hash,
+                _ => panic!("no hash"),
+            }
         };
         let all = [hash(&[]), hash(&[("a", "b")]), hash(&[("ab", "")]), hash(&[("a", ""), ("b", "")])];
         assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
         assert_eq!(hash(&[("a", "b")]), all[1]);
+    }
+
+    #[test]
+    fn states_are_read_by_turns_and_no_question_waits_for_one() {
+        let piece = 256;
+        let mut server = SnapshotServer::new(piece, 8, 1);
+        let manifest = publish(&mut server, source(50));
+        let (long, short) = (source(200), source(20));
+        let verify = |group, source| ServeTask::Verify { group: GroupId(group), index: 3, source };
+        assert!(server.run(verify(1, long.clone())).is_none() && server.run(verify(2, short)).is_none());
+        let mut ready = Vec::new();
+        while server.scans() {
+            // Whatever is under way, chunks are given.
+            let request = v1::ChunkRequest { pull: 5, snapshot: manifest.snapshot, chunk: 0 };
+            assert!(server.read(GroupId(7), &request).is_ok());
+            let (read, served) = server.go_on();
+            assert!(read <= piece + 64, "{read} bytes in one piece");
+            if let Some(Served::Verified { group, .. }) = served {
+                ready.push(group.0);
+            }
+        }
+        assert_eq!(ready, [2, 1], "the short one is not kept waiting by the long one");
+    }
+
+    #[test]
+    fn a_receiver_that_asks_again_gets_one_manifest_and_one_that_gave_up_none() {
+        let mut server = SnapshotServer::new(256, 8, 1);
+        let task = |pull| {
+            let peer = NodeId::new(2).unwrap();
+            let request =
+                SnapshotRequest { group: GroupId(7), peer, receiver: 1, replica: 2, pull, min_index: 0 };
+            ServeTask::Publish {
+                request,
+                source: source(50),
+                mark: v1::Mark::default(),
+                descriptor: Bytes::new(),
+            }
+        };
+        let made = |server: &mut SnapshotServer| match all(server) {
+            Some(Served::Send(
+                _,
+                v1::PeerMessage { body: Some(v1::peer_message::Body::Manifest(made)), .. },
+            )) => Some(made.pull),
+            _ => None,
+        };
+        assert!(server.run(task(5)).is_none());
+        server.go_on();
+        assert!(server.run(task(5)).is_none() && server.scans.len() == 1, "it is under way");
+        assert!(server.run(task(6)).is_none() && server.scans.len() == 1, "the pull before was given up");
+        assert_eq!((made(&mut server), made(&mut server)), (Some(6), None));
+        server.run(task(7));
+        server.run(ServeTask::Release { group: GroupId(7), receiver: 1 });
+        assert!(!server.scans());
     }
 
     #[test]

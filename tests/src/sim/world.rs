@@ -456,7 +456,8 @@ impl World {
             while stepped.step_log() {}
             stepped.turn();
             while !frozen && stepped.step_apply() {}
-            while stepped.step_serve() {}
+            // Now and then the rest of what is read of a state waits for the next turn.
+            while stepped.step_serve() && (calm || !self.rng.chance(50)) {}
             stepped.turn();
             if flush && !frozen {
                 stepped.flush().expect("the simulated engine flushes");

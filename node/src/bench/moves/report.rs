@@ -2,7 +2,7 @@
 
 use pontoon_proto::v1;
 use pontoon_shard::EngineKind;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     stage::Moved,
@@ -40,6 +40,15 @@ pub(super) struct Report {
     pub(super) resume_driver_s: Option<f64>,
     pub(super) tiny: Option<Tiny>,
     pub(super) seen: Option<Seen>,
+}
+
+/// A phase of all moves.
+struct Phase {
+    name: String,
+    /// How long a move stands in it: the middle.
+    ms: f64,
+    /// Of the writes that were due meanwhile; `None`: there were none.
+    p99_ms: Option<f64>,
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -84,17 +93,20 @@ impl Report {
         sorted(windows.into_iter().filter_map(|window| seen.gap(window)))
     }
 
-    /// Milliseconds that a move stands in each phase: the middle of all moves.
-    fn phases(&self) -> Vec<(String, f64)> {
-        let names =
+    /// What each phase of a move takes, and what clients feel of it.
+    fn phases(&self) -> Vec<Phase> {
+        let phases =
             (v1::MovePhase::Planned as i32..v1::MovePhase::Done as i32).filter_map(|at| at.try_into().ok());
         let middle = |phase: v1::MovePhase| {
-            let times = self.moves.iter().filter_map(|moved| moved.phases.get(&phase));
-            let times = sorted(times.map(|time| time.as_secs_f64() * 1_000.0));
+            let windows: Vec<Window> =
+                self.moves.iter().filter_map(|moved| moved.phases.get(&phase).copied()).collect();
+            let times = windows.iter().map(|window| window.seconds() * 1_000.0);
             let name = phase.as_str_name().trim_start_matches("MOVE_PHASE_").to_lowercase().replace('_', "-");
-            Some((name, quantile(&times, 0.5)?))
+            let ms = quantile(&sorted(times), 0.5)?;
+            let p99_ms = self.seen.as_ref().and_then(|seen| quantile(&seen.paced(&windows), 0.99));
+            Some(Phase { name, ms, p99_ms })
         };
-        names.filter_map(middle).collect()
+        phases.filter_map(middle).collect()
     }
 
     /// Write latencies without and with a move, all together; and per move the ratio of the p99 to that just before it.
@@ -126,7 +138,10 @@ impl Report {
         let seen = self.seen.as_ref();
         let resume = [self.resume_target_s, self.resume_driver_s].into_iter().flatten().reduce(f64::max);
         let drained = self.tiny.map(|tiny| tiny.drained);
-        let seconds = |window: Window| (window.to - window.from).as_secs_f64();
+        let phases = self.phases();
+        let of_phases = |value: &dyn Fn(&Phase) -> Value| -> Value {
+            phases.iter().map(|phase| (phase.name.clone(), value(phase))).collect::<Map<_, _>>().into()
+        };
         json!({
             "engine": self.engine.to_string(),
             "budget": self.budget,
@@ -150,7 +165,8 @@ impl Report {
             "p99_ratio": p50(&ratios),
             "bytes_per_s": middle(&self.rates(Moved::seconds)),
             "received_bytes_per_s": middle(&self.rates(Moved::received)),
-            "phases_ms": self.phases().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+            "phases_ms": of_phases(&|phase| rounded(Some(phase.ms), 1)),
+            "phases_p99_ms": of_phases(&|phase| rounded(phase.p99_ms, 2)),
             "copy_bytes_per_s": rounded(Some(self.copy_bytes_per_s), 0),
             "scan_ingest_bytes_per_s": rounded(Some(self.engine_bytes_per_s), 0),
             "write_amplification": p50(&sorted(self.amplification.iter().copied())),
@@ -160,7 +176,7 @@ impl Report {
             "tiny": self.tiny.map_or(0, |tiny| tiny.count),
             "tiny_per_s": rounded(self.tiny.map(|tiny| tiny.per_s), 1),
             "drained_leaders": drained.map_or(0, |drained| drained.leaders),
-            "drain_s": rounded(drained.map(|drained| seconds(drained.window)), 2),
+            "drain_s": rounded(drained.map(|drained| drained.window.seconds()), 2),
             "drain_gap_ms": rounded(drained.and_then(|drained| seen?.gap(drained.window)), 2),
         })
     }
@@ -180,6 +196,14 @@ impl Report {
         ];
         let at = |ascending: &[f64], share| quantile(ascending, share).unwrap_or_default();
         let seen = self.seen.as_ref();
+        let phases: Vec<Vec<String>> = self
+            .phases()
+            .into_iter()
+            .map(|Phase { name, ms, p99_ms }| {
+                let p99 = p99_ms.map_or_else(|| "-".to_owned(), |p99| format!("{p99:.2}"));
+                vec![name, format!("{ms:.0}"), p99]
+            })
+            .collect();
         let whole = self.rates(Moved::seconds);
         let per_s = |rate: f64| format!("{}/s", bytes(rate as u64));
         let mut lines = vec![
@@ -211,14 +235,9 @@ impl Report {
                 per_s(at(&whole, 0.5)),
                 per_s(at(&self.rates(Moved::received), 0.5))
             ),
-            format!(
-                "its phases, ms     {}",
-                self.phases()
-                    .iter()
-                    .map(|(name, ms)| format!("{name} {ms:.0}"))
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            ),
+            String::new(),
+            table(&["phase", "ms", "p99 of writes, ms"], &phases),
+            String::new(),
             format!(
                 "the same bytes     {} copied over the loopback and synced, {} scanned and ingested by the engine: the move has {:.0} % \
                  of that",
@@ -243,7 +262,7 @@ impl Report {
                 tiny.count,
                 tiny.per_s,
                 tiny.drained.leaders,
-                (window.to - window.from).as_secs_f64(),
+                window.seconds(),
                 seen.and_then(|seen| seen.gap(window)).unwrap_or_default()
             ));
         }

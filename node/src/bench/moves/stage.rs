@@ -63,18 +63,18 @@ pub(super) struct Moved {
     pub(super) leader_moved: bool,
     pub(super) bytes: u64,
     pub(super) window: Window,
-    /// How long the record stood in each phase.
-    pub(super) phases: BTreeMap<v1::MovePhase, Duration>,
+    /// When the record stood in each phase.
+    pub(super) phases: BTreeMap<v1::MovePhase, Window>,
 }
 
 impl Moved {
     /// From the first chunk to the last.
     pub(super) fn received(&self) -> f64 {
-        self.phases.get(&v1::MovePhase::Snapshot).map_or(0.0, Duration::as_secs_f64)
+        self.phases.get(&v1::MovePhase::Snapshot).map_or(0.0, Window::seconds)
     }
 
     pub(super) fn seconds(&self) -> f64 {
-        (self.window.to - self.window.from).as_secs_f64()
+        self.window.seconds()
     }
 }
 
@@ -212,7 +212,7 @@ impl Stage {
         entered.sort_unstable();
         let phases = entered.windows(2).filter_map(|pair| {
             let phase = v1::MovePhase::try_from(pair[0].0 as i32).ok()?;
-            Some((phase, Duration::from_millis(pair[1].1.saturating_sub(pair[0].1))))
+            Some((phase, Window { from: at(pair[0].1), to: at(pair[1].1) }))
         });
         Ok(Moved {
             leader_moved: leads,

@@ -33,6 +33,12 @@ pub(super) struct Window {
     pub(super) to: Instant,
 }
 
+impl Window {
+    pub(super) fn seconds(&self) -> f64 {
+        self.to.saturating_duration_since(self.from).as_secs_f64()
+    }
+}
+
 /// An answered write: when it was due, since the traffic began, and how long that was before its answer.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
