@@ -51,7 +51,7 @@ fn list() -> String {
     }
     rows.sort_unstable();
     let mut text = format!(
-        "# Third-party software\n\nThe crates that `pontoon` is built with (on {PLATFORM}, build scripts included), each under its own licence, whose text is in its\n\
+        "# Third-party software\n\nThe crates that `pontoon` is built with, its feature `otel` included (on {PLATFORM}, with build scripts), each under its own licence, whose text is in its\n\
          source. Pontoon itself is under the licence in `LICENSE`. Made by `REWRITE=1 cargo test -p pontoon-tests --test licences`.\n\n\
          | licence | crates |\n|---|---|\n"
     );
