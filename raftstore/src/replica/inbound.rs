@@ -39,7 +39,7 @@ impl Replica {
             Ok(message) => message,
             Err(reason) => return self.refuse(from.node(), reason, fx),
         };
-        match self.check(shared, &message) {
+        match self.check(&message) {
             Verdict::Step => {}
             Verdict::Refuse(reason) => return self.refuse(from.node(), reason, fx),
             Verdict::LostLog(reason) => return Err(reason),
@@ -113,7 +113,7 @@ impl Replica {
         Ok(())
     }
 
-    fn check(&self, shared: &Shared, message: &pb::Message) -> Verdict {
+    fn check(&self, message: &pb::Message) -> Verdict {
         let raft = &self.raw.raft;
         let (last, committed) = (self.last_index(), raft.raft_log.committed);
         if message.term < raft.term {
@@ -126,11 +126,15 @@ impl Replica {
                 message.commit
             )),
             pb::MessageType::MsgAppend => {
+                // As raft sees its log. What came in this turn is in ours only at the turn's end, and may be committed already, in place
+                // of what was there before. 0: the entry is compacted.
+                let differs =
+                    |index, other| raft.raft_log.term(index).is_ok_and(|term| term != 0 && term != other);
                 let conflict = message
                     .get_entries()
                     .iter()
                     .take_while(|e| e.index <= committed)
-                    .find(|e| shared.wal.term(self.group, e.index).is_ok_and(|term| term != e.term));
+                    .find(|e| differs(e.index, e.term));
                 match conflict {
                     Some(e) => Verdict::Refuse(format!(
                         "entry {}@{} conflicts with a committed one",

@@ -267,6 +267,42 @@ fn p8_an_append_that_conflicts_with_what_is_committed_is_refused() {
 }
 
 #[test]
+fn p8_an_append_that_comes_twice_in_one_turn_conflicts_with_nothing() {
+    let (mut lab, leader) = lab();
+    let [follower, other] = others(leader);
+    let status = lab.status(follower, GROUP);
+    let (term, last) = (status.term, status.last_index);
+    let log_term = lab.last_term(follower, GROUP);
+    let append = |term, commit| v1::RaftMessage {
+        kind: kind::APPEND,
+        term,
+        index: last,
+        log_term,
+        commit,
+        entries: vec![v1::WireEntry { term, index: last + 1, ..Default::default() }],
+        ..Default::default()
+    };
+    // What the old leader could not commit is on the disk.
+    tell(&mut lab, replica(leader), follower, append(term, status.commit));
+    assert_eq!((lab.status(follower, GROUP).last_index, lab.last_term(follower, GROUP)), (last + 1, term));
+
+    // The next leader's comes in its place, committed by others, twice at once: as after a pause.
+    lab.events.clear();
+    let body = Some(v1::peer_message::Body::Raft(append(term + 1, last + 1)));
+    let (from, to) = (replica(other).get(), replica(follower).get());
+    let message = v1::PeerMessage { group: GROUP, from, to, body };
+    for _ in 0..2 {
+        lab.at(follower).deliver(node(other), message.clone());
+    }
+    assert_eq!(lab.last_term(follower, GROUP), term, "its turn has not ended: the log has not got it yet");
+    lab.turn(node(follower));
+    let refused = |event: &Event| matches!(event, Event::MessageRefused { .. });
+    assert!(!lab.events.iter().any(|(_, event)| refused(event)), "{:?}", lab.events);
+    let status = lab.status(follower, GROUP);
+    assert_eq!((status.commit, lab.last_term(follower, GROUP)), (last + 1, term + 1));
+}
+
+#[test]
 fn p9_a_follower_far_behind_in_applying_campaigns_without_reading_its_backlog_at_once() {
     const UNAPPLIED: u64 = 32 << 10;
     let mut lab = Lab::new(3, Config { max_unapplied_bytes: UNAPPLIED, ..Default::default() });
