@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -25,6 +26,9 @@ pub type Rows = BTreeMap<Bytes, Bytes>;
 /// Every seventh round deletes the row of three rounds before.
 const DELETES: u64 = 7;
 
+/// How long a call may take. What is judged here is what was acknowledged, not how soon: a disk under a test stands still for seconds at times.
+const DEADLINE: Duration = Duration::from_secs(40);
+
 /// Writers at work. Stop them with [`Traffic::stop`]; dropping them abandons them.
 #[derive(Debug)]
 pub struct Traffic {
@@ -37,6 +41,7 @@ pub struct Traffic {
 impl Traffic {
     /// Starts writers of one predicate, and a reader for each.
     pub fn start(client: &Client, predicate: &str, writers: usize) -> Traffic {
+        let client = client.with_deadline(DEADLINE);
         let stop = Arc::new(AtomicBool::new(false));
         let (count, acknowledged) = watch::channel(0);
         let count = Arc::new(count);
