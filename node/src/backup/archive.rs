@@ -156,20 +156,7 @@ const UNPOISONED: &str = "the lock's holders do not panic";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backup::manifest::new_id;
-
-    fn manifest() -> Manifest {
-        Manifest {
-            id: new_id(1),
-            begun_ms: 1,
-            done_ms: 2,
-            version: "1".into(),
-            cluster: "c".into(),
-            all: true,
-            predicates: Vec::new(),
-            rules: String::new(),
-        }
-    }
+    use crate::backup::manifest::tests::manifest;
 
     #[test]
     fn chunks_and_manifest_come_back_and_a_file_is_made_once() {

@@ -180,10 +180,10 @@ pub(super) fn hash_of(path: &Path, hex: &str) -> Result<blake3::Hash, BackupErro
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn manifest() -> Manifest {
+    pub(in crate::backup) fn manifest() -> Manifest {
         let begun_ms = 1_796_000_000_123;
         Manifest {
             id: new_id(begun_ms),

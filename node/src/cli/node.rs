@@ -161,22 +161,23 @@ pub(super) async fn run(context: &Context, args: NodeArgs) -> Result<Done, Failu
         false => format!("node {id} of cluster {} serves on {address}", node.cluster()),
     });
     notify::tell(notify::READY);
-    let signal = tokio::select! {
+    let ended = tokio::select! {
         signal = &mut signal => {
-            signal.map_err(|error| Failure::error(format!("signals cannot be heard: {error}")))?
+            signal.map_err(|error| Failure::error(format!("signals cannot be heard: {error}")))
         }
-        reason = node.failed() => {
-            // What is acknowledged is durable; how the rest closes adds nothing to the reason.
-            drop(node.shutdown().await);
-            return Err(Failure::error(format!("node {id} cannot go on: {reason}")));
-        }
+        reason = node.failed() => Err(Failure::error(format!("node {id} cannot go on: {reason}"))),
     };
     notify::tell(notify::STOPPING);
-    tracing::info!(signal, "ending");
-    node.shutdown().await?;
+    if let Ok(signal) = &ended {
+        tracing::info!(signal, "ending");
+    }
+    let closed = node.shutdown().await;
     if let Some(spans) = spans {
         spans.finish().await;
     }
+    let signal = ended?;
+    // What is acknowledged is durable: of a node that failed, how it closes adds nothing to the reason.
+    closed?;
     Ok(Done::new(
         format!("node {id} ended by {signal}"),
         json!({ "node": id, "address": address, "ended_by": signal }),

@@ -85,6 +85,9 @@ impl From<NodeError> for Failure {
             | NodeError::Tls(_)
             | NodeError::Resolve { .. }
             | NodeError::JoinRefused { .. }
+            | NodeError::NotADataDirectory { .. }
+            | NodeError::ForeignDirectory { .. }
+            | NodeError::UnknownEngine { .. }
             | NodeError::WrongVersion { .. }
             | NodeError::UnknownFormat { .. }
             | NodeError::DiskFull { .. } => Self::REFUSED,
