@@ -10,7 +10,7 @@ use std::{
     str::FromStr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -89,8 +89,8 @@ pub(crate) struct Ledger {
     reserved: AtomicU64,
     /// Loops that receive or give a state, and whoever reads one.
     copying: AtomicU64,
-    /// Clients wait longer than they do without copies, here or at another node.
-    strained: AtomicBool,
+    /// Loops that know of clients that wait longer than they do without copies, here or at another node.
+    strained: AtomicU64,
 }
 
 impl Ledger {
@@ -107,26 +107,34 @@ impl Ledger {
         };
     }
 
+    fn set_strained(&self, strained: bool) {
+        match strained {
+            true => self.strained.fetch_add(1, Ordering::Relaxed),
+            false => self.strained.fetch_sub(1, Ordering::Relaxed),
+        };
+    }
+
     pub(crate) fn is_strained(&self) -> bool {
-        self.strained.load(Ordering::Relaxed)
+        self.strained.load(Ordering::Relaxed) > 0
     }
 }
 
-/// Ticks after a question for which the answer is taken to be on its way.
+/// Ticks after the last sign of a copy for which it is taken to go on.
 const GIVES_TICKS: u64 = 30;
 /// Ticks for which a node counts as strained that has said so once: it may have died of it.
 const STRAINED_TICKS: u64 = 30;
 
 /// The pulls of one loop, and their turns.
 ///
-/// Invariants: a group is in `active` or in `waiting` or in neither; `reserved` and `givers` are of active groups; the sum of
-/// `reserved` is this loop's part of `ledger.reserved`, and it has one part in `ledger.copying` if `is_told`.
+/// Invariants: a group is in `active` or in `waiting` or in neither; `reserved` and `felt_by` are of active groups; the sum of
+/// `reserved` is this loop's part of `ledger.reserved`, and it has one part in `ledger.copying` if `is_told`,
+/// and one in `ledger.strained` if `tells_strain`.
 pub(crate) struct Turns {
     budget: SnapshotBudget,
     /// How much of the budget is used, if it adapts.
     share: Share,
-    /// Which node gives to an active group.
-    givers: BTreeMap<GroupId, NodeId>,
+    /// Which nodes' clients feel that an active group is received: that of who gives, and that of the leader.
+    felt_by: BTreeMap<GroupId, [Option<NodeId>; 2]>,
     /// Clients here wait longer than they do without copies; the same of other nodes.
     strained: bool,
     /// With the ticks for which that holds.
@@ -134,6 +142,8 @@ pub(crate) struct Turns {
     /// Ticks for which something that was asked for counts as being given.
     gives: u64,
     is_told: bool,
+    /// This loop has one in `ledger.strained`.
+    tells_strain: bool,
     /// This loop has one in so many parts of the node's budget.
     lanes: u32,
     tick: Duration,
@@ -154,11 +164,12 @@ impl Turns {
         let mut turns = Turns {
             budget,
             share: Share::new(tick),
-            givers: BTreeMap::new(),
+            felt_by: BTreeMap::new(),
             strained: false,
             strained_nodes: BTreeMap::new(),
             gives: 0,
             is_told: false,
+            tells_strain: false,
             lanes: lanes.max(1),
             tick,
             tokens: 0,
@@ -201,8 +212,8 @@ impl Turns {
         };
     }
 
-    /// A state, or a part of one, is asked of this node.
-    pub(crate) fn note_given(&mut self) {
+    /// A state, or a part of one, is asked of this node, or it leads a group of which one is received.
+    pub(crate) fn note_copy(&mut self) {
         self.gives = GIVES_TICKS;
     }
 
@@ -242,14 +253,17 @@ impl Turns {
     /// Time goes on.
     pub(crate) fn tick(&mut self, ticks: u64) {
         let receives = !self.active.is_empty();
-        let strained =
-            self.strained || self.givers.values().any(|node| self.strained_nodes.contains_key(node));
+        let mut nodes = self.felt_by.values().flatten().flatten();
+        let strained = self.strained || nodes.any(|node| self.strained_nodes.contains_key(node));
         self.share.tick(ticks, receives, strained);
         self.strained_nodes.retain(|_, left| {
             *left = left.saturating_sub(ticks);
             *left > 0
         });
-        self.ledger.strained.store(self.strained || !self.strained_nodes.is_empty(), Ordering::Relaxed);
+        let strained = self.strained || !self.strained_nodes.is_empty();
+        if std::mem::replace(&mut self.tells_strain, strained) != strained {
+            self.ledger.set_strained(strained);
+        }
         self.gives = self.gives.saturating_sub(ticks);
         let copies = receives || self.gives > 0;
         if std::mem::replace(&mut self.is_told, copies) != copies {
@@ -283,7 +297,7 @@ impl Turns {
     pub(crate) fn leave(&mut self, group: GroupId) {
         self.release(group, u64::MAX);
         self.active.remove(&group);
-        self.givers.remove(&group);
+        self.felt_by.remove(&group);
         self.thirsty.remove(&group);
         self.waiting.retain(|waiting| *waiting != group);
     }
@@ -304,9 +318,9 @@ impl Turns {
     }
 
     /// Whether so many bytes may be asked of a node now. False: the group is among [`Turns::take_next`] when they may.
-    pub(crate) fn spend(&mut self, group: GroupId, giver: Option<NodeId>, bytes: u64) -> bool {
-        if let Some(giver) = giver.filter(|_| self.active.contains(&group)) {
-            self.givers.insert(group, giver);
+    pub(crate) fn spend(&mut self, group: GroupId, felt_by: [Option<NodeId>; 2], bytes: u64) -> bool {
+        if self.active.contains(&group) {
+            self.felt_by.insert(group, felt_by);
         }
         if self.per_second().is_none() {
             return true;
@@ -378,7 +392,7 @@ mod tests {
         let mut spent = 0;
         // A tick's part is there at once.
         for _ in 0..100 {
-            while turns.spend(group, None, 70) {
+            while turns.spend(group, [None; 2], 70) {
                 spent += 70;
             }
             assert!(turns.take_next().is_empty(), "nothing to spend");
@@ -388,7 +402,7 @@ mod tests {
         let allowed = 62 + 100 * 50;
         assert!((allowed - 70..=allowed + 70).contains(&spent), "{spent} of {allowed}");
         turns.set_budget(SnapshotBudget::MAX);
-        assert!((0..1_000).all(|_| turns.spend(group, None, 1 << 30)));
+        assert!((0..1_000).all(|_| turns.spend(group, [None; 2], 1 << 30)));
     }
 
     #[test]
@@ -427,7 +441,7 @@ mod tests {
     fn asked(turns: &mut Turns, ticks: u32) -> u64 {
         let mut asked = 0;
         for _ in 0..ticks {
-            while turns.spend(GroupId(3), NodeId::new(2).ok(), 1_000) {
+            while turns.spend(GroupId(3), [2, 7].map(|id| NodeId::new(id).ok()), 1_000) {
                 asked += 1_000;
             }
             turns.tick(1);
@@ -448,17 +462,35 @@ mod tests {
             let free = asked(&mut turns, 20);
             turns.hear_strain(node(5), true);
             assert!(asked(&mut turns, 20).abs_diff(free) <= 2_000, "that node gives nothing");
-            turns.hear_strain(node(2), true);
-            let held_back = asked(&mut turns, 20);
-            assert_eq!(held_back < free * 3 / 4, adapts, "{held_back} after {free}");
-            turns.hear_strain(node(2), false);
-            asked(&mut turns, 100);
+            for (id, which) in [(2, "who gives"), (7, "who leads")] {
+                turns.hear_strain(node(id), true);
+                let held_back = asked(&mut turns, 20);
+                assert_eq!(held_back < free * 3 / 4, adapts, "{which}: {held_back} after {free}");
+                turns.hear_strain(node(id), false);
+                asked(&mut turns, 100);
+            }
             turns.hear_strain(node(2), true);
             asked(&mut turns, STRAINED_TICKS as u32 + 100);
             assert!(asked(&mut turns, 20).abs_diff(free) <= 2_000, "it has not been heard since");
             turns.set_strained(true);
             assert_eq!(asked(&mut turns, 20) < free * 3 / 4, adapts);
         }
+    }
+
+    #[test]
+    fn the_node_knows_while_one_of_its_loops_hears_of_strain() {
+        let ledger = Arc::new(Ledger::default());
+        let (mut one, mut other) = (turns(SnapshotBudget::MAX, 2), turns(SnapshotBudget::MAX, 2));
+        one.share(ledger.clone());
+        other.share(ledger.clone());
+        one.hear_strain(NodeId::new(2).unwrap(), true);
+        for turns in [&mut one, &mut other] {
+            turns.tick(1);
+        }
+        assert!(ledger.is_strained(), "the other loop knows nothing of it, and says nothing against it");
+        one.hear_strain(NodeId::new(2).unwrap(), false);
+        one.tick(1);
+        assert!(!ledger.is_strained());
     }
 
     #[test]
@@ -474,7 +506,7 @@ mod tests {
         };
         assert!(!tick(&mut one, &mut other, 1));
         one.enter(GroupId(2));
-        other.note_given();
+        other.note_copy();
         assert!(tick(&mut one, &mut other, 1));
         one.leave(GroupId(2));
         assert!(tick(&mut one, &mut other, 1), "the other loop gives");

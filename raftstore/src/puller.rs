@@ -172,8 +172,8 @@ impl Puller {
         while let Some(chunk) = pull.queue.front().copied() {
             let bytes =
                 pull.manifest.as_ref().and_then(|m| m.chunks.get(chunk as usize)).map_or(0, |c| c.bytes);
-            let giver = ReplicaId::new(pull.source()).ok().map(ReplicaId::node);
-            if !shared.turns.spend(self.group, giver, bytes) {
+            let felt_by = [pull.source(), pull.leader].map(|id| ReplicaId::new(id).ok().map(ReplicaId::node));
+            if !shared.turns.spend(self.group, felt_by, bytes) {
                 break;
             }
             pull.queue.pop_front();

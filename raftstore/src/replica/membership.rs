@@ -223,7 +223,10 @@ impl Replica {
     }
 
     /// On the leader: a snapshot that was offered and not moved on is reported as failed, so that raft probes again.
-    pub(super) fn tick_offers(&mut self, shared: &Shared) -> Alive<()> {
+    pub(super) fn tick_offers(&mut self, shared: &mut Shared) -> Alive<()> {
+        if !self.offered.is_empty() {
+            shared.turns.note_copy();
+        }
         let late: Vec<u64> = self
             .offered
             .iter()

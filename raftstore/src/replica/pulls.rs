@@ -180,7 +180,7 @@ impl Replica {
         }
         match body {
             Body::ManifestRequest(request) => {
-                shared.turns.note_given();
+                shared.turns.note_copy();
                 fx.apply.push(ApplyTask::Checkpoint(SnapshotRequest {
                     group: self.group,
                     peer: from.node(),
@@ -191,7 +191,7 @@ impl Replica {
                 }));
             }
             Body::ChunkRequest(request) => {
-                shared.turns.note_given();
+                shared.turns.note_copy();
                 fx.serve.push(ServeTask::Read {
                     group: self.group,
                     peer: from.node(),
