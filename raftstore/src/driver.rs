@@ -35,6 +35,7 @@ use crate::{
     lanes::Lane,
     machine::Machines,
     pace::Pace,
+    priority::give_way,
     snapshot::{ServeTask, Served, SnapshotServer},
     stats::{Counters, Stats, add},
     transport::{Class, Transport},
@@ -49,8 +50,7 @@ const INPUTS_PER_TURN: usize = 2048;
 const SCAN_LEAST: u64 = 32 << 20;
 
 /// How much nicer than the rest of the process threads are that read, hash and stage whole states.
-#[cfg(target_os = "linux")]
-const LOWER_BY: i32 = 10;
+const NICER: i32 = 10;
 
 struct LoopSink(Door);
 
@@ -85,15 +85,6 @@ struct Workers {
 }
 
 type Dirty = Arc<Mutex<BTreeMap<GroupId, u64>>>;
-
-/// Lets a thread do its work in what others leave of the cores: nobody waits for it as clients do for theirs.
-fn give_way() {
-    // On Linux a priority belongs to a thread. Elsewhere, or where it is forbidden, the thread competes like any other.
-    #[cfg(target_os = "linux")]
-    if let Ok(own) = rustix::process::getpriority_process(None) {
-        let _ = rustix::process::setpriority_process(None, own + LOWER_BY);
-    }
-}
 
 fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
     thread::Builder::new()
@@ -357,7 +348,7 @@ struct Stager {
 
 /// The stage is back before its group is released, and that before anybody hears of the chunk: whatever follows finds it.
 fn run_stager(works: &Receiver<StageWork>, returned: &Returned, lane: &Lane, board: &Board) {
-    give_way();
+    give_way(NICER);
     for work in works {
         let (back, outcome) = work.run();
         let group = back.group;
@@ -432,7 +423,7 @@ struct Serving {
 
 impl Serving {
     fn run(mut self) {
-        give_way();
+        give_way(NICER);
         let mut pace = Pace::default();
         loop {
             let task = match self.tasks.try_recv() {

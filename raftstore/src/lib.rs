@@ -64,6 +64,7 @@ mod lanes;
 mod logging;
 mod machine;
 mod pace;
+mod priority;
 mod puller;
 mod replica;
 #[doc(hidden)]
@@ -84,6 +85,7 @@ pub use machine::{
     Command, MachineError, Machines, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
 };
 pub use pace::{Foreground, Pace};
+pub use priority::give_way;
 pub use replica::{Depths, Flight};
 pub use stats::{Roles, Stats};
 pub use stepped::{Output, Stepped};

@@ -6,20 +6,28 @@
 //! journal, so files never run ahead of it. Writes here do not even hand over to the system (`manual_journal_persist`):
 //! what a kill loses, the shared log replays.
 //!
-//! A sync holds the journal's lock, which every batch needs: [`FjallEngine::sync`] has the bytes written out before.
+//! fjall's own sync holds the journal's lock, which every batch needs, until the disk is done; [`FjallEngine::sync`] does not.
 //!
 //! Bulk ingestion is the one path that flushes a memtable without syncing the journal first. It happens under the
 //! write half of [`FjallEngine::gate`], after a sync of our own: otherwise a power cut could keep rows of a batch
 //! whose mark, in another keyspace, is lost.
 
+#[cfg(target_os = "linux")]
+mod early;
+mod journals;
+
 use std::{
+    panic::resume_unwind,
     path::Path,
     sync::{PoisonError, RwLock},
+    thread,
 };
 
 use ::fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 use bytes::Bytes;
+use pontoon_raftstore::give_way;
 
+use self::journals::Journals;
 use super::{
     Change, Engine, EngineKind, EngineSnapshot, EngineStats, Keyspace, MAX_KEYSPACES, OpenOptions, Scope,
     WriteBatch,
@@ -34,6 +42,10 @@ const CACHE_BYTES: u64 = 64 << 20;
 /// A start reads all journals again: with more, memtables that fill slowly are written out early and let the oldest one go.
 const JOURNAL_BYTES: u64 = 128 << 20;
 
+/// Flushes and compactions may take a while, clients may not: by this much threads that do them are nicer than the others. Not by more: whoever
+/// writes faster than they come along is held back by the engine.
+const WORKERS_NICER: i32 = 5;
+
 /// The engine fjall over one directory.
 pub struct FjallEngine {
     db: Database,
@@ -41,7 +53,10 @@ pub struct FjallEngine {
     home: Home,
     /// Held for reading by batches, for writing by the end of an ingestion.
     gate: RwLock<()>,
+    journals: Journals,
     health: Health,
+    #[cfg(target_os = "linux")]
+    _early: Option<early::Early>,
 }
 
 impl FjallEngine {
@@ -56,16 +71,21 @@ impl FjallEngine {
             kind: EngineKind::Fjall,
             source: Box::new(error.into()),
         };
-        let db = Database::builder(home.data())
+        // By a thread of its own: the workers that it starts have its priority.
+        let builder = Database::builder(home.data())
             .manual_journal_persist(true)
             .cache_size(CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES)
-            .worker_threads(2)
-            .open()
-            .map_err(|error| match error {
-                ::fjall::Error::Locked => Error::Locked { path: dir.into() },
-                other => unreadable(other),
-            })?;
+            .worker_threads(2);
+        let opening = thread::Builder::new().name("engine-open".to_owned()).spawn(move || {
+            give_way(WORKERS_NICER);
+            builder.open()
+        });
+        let opened = opening.map_err(|source| Error::Io { path: dir.into(), source })?.join();
+        let db = opened.unwrap_or_else(|panic| resume_unwind(panic)).map_err(|error| match error {
+            ::fjall::Error::Locked => Error::Locked { path: dir.into() },
+            other => unreadable(other),
+        })?;
         let spaces = (0..layout::KEYSPACES)
             .map(|space| {
                 db.keyspace(&format!("k{space:02}"), || {
@@ -81,7 +101,20 @@ impl FjallEngine {
         sync_dir(&home.data().join("keyspaces"))?;
         sync_dir(&home.data())?;
         home.sync_names()?;
-        Ok(FjallEngine { db, spaces, home, gate: RwLock::new(()), health: Health::default() })
+        #[cfg(target_os = "linux")]
+        let early = early::Early::watch(&home.data())
+            .inspect_err(|error| tracing::debug!(%error, "the engine's files are not written out early"))
+            .ok();
+        Ok(FjallEngine {
+            #[cfg(target_os = "linux")]
+            _early: early,
+            journals: Journals::new(home.data()),
+            db,
+            spaces,
+            home,
+            gate: RwLock::new(()),
+            health: Health::default(),
+        })
     }
 
     fn note<T>(&self, result: Result<T, ::fjall::Error>) -> Result<T, Error> {
@@ -91,30 +124,13 @@ impl FjallEngine {
         }))
     }
 
+    /// Handing over what is buffered takes the journal's lock, which every batch needs; the sync itself does not.
     fn sync(&self) -> Result<(), Error> {
         self.note(self.db.persist(PersistMode::Buffer))?;
-        self.presync();
-        self.note(self.db.persist(PersistMode::SyncAll))
-    }
-
-    /// Writes out what the system holds of the newest journal, without the lock that fjall holds while it syncs and that every batch
-    /// waits for. Best effort: fjall's own sync follows and decides, and hears of each failure by its own handle.
-    #[expect(
-        clippy::disallowed_methods,
-        clippy::disallowed_types,
-        reason = "the journal is the engine's file"
-    )]
-    fn presync(&self) {
-        let Ok(entries) = std::fs::read_dir(self.home.data()) else { return };
-        let journals = entries.filter_map(|entry| {
-            let name = entry.ok()?.file_name();
-            name.to_str()?.strip_suffix(".jnl")?.parse::<u64>().ok()
-        });
-        if let Some(newest) = journals.max()
-            && let Ok(journal) = std::fs::File::open(self.home.data().join(format!("{newest}.jnl")))
-        {
-            drop(journal.sync_data());
-        }
+        self.note(match self.journals.sync() {
+            Some(synced) => synced.map_err(Into::into),
+            None => self.db.persist(PersistMode::SyncAll),
+        })
     }
 }
 
