@@ -120,7 +120,7 @@ impl Ledger {
 }
 
 /// Ticks after the last sign of a copy for which it is taken to go on.
-const GIVES_TICKS: u64 = 30;
+const COPY_TICKS: u64 = 30;
 /// Ticks for which a node counts as strained that has said so once: it may have died of it.
 const STRAINED_TICKS: u64 = 30;
 
@@ -139,8 +139,8 @@ pub(crate) struct Turns {
     strained: bool,
     /// With the ticks for which that holds.
     strained_nodes: BTreeMap<NodeId, u64>,
-    /// Ticks for which something that was asked for counts as being given.
-    gives: u64,
+    /// Ticks for which what was asked of this node, or is received in a group that it leads, counts as going on.
+    copy_goes_on: u64,
     is_told: bool,
     /// This loop has one in `ledger.strained`.
     tells_strain: bool,
@@ -167,7 +167,7 @@ impl Turns {
             felt_by: BTreeMap::new(),
             strained: false,
             strained_nodes: BTreeMap::new(),
-            gives: 0,
+            copy_goes_on: 0,
             is_told: false,
             tells_strain: false,
             lanes: lanes.max(1),
@@ -214,7 +214,7 @@ impl Turns {
 
     /// A state, or a part of one, is asked of this node, or it leads a group of which one is received.
     pub(crate) fn note_copy(&mut self) {
-        self.gives = GIVES_TICKS;
+        self.copy_goes_on = COPY_TICKS;
     }
 
     pub(crate) fn set_free(&mut self, bytes: u64) {
@@ -264,8 +264,8 @@ impl Turns {
         if std::mem::replace(&mut self.tells_strain, strained) != strained {
             self.ledger.set_strained(strained);
         }
-        self.gives = self.gives.saturating_sub(ticks);
-        let copies = receives || self.gives > 0;
+        self.copy_goes_on = self.copy_goes_on.saturating_sub(ticks);
+        let copies = receives || self.copy_goes_on > 0;
         if std::mem::replace(&mut self.is_told, copies) != copies {
             self.ledger.set_copying(copies);
         }
@@ -510,6 +510,6 @@ mod tests {
         assert!(tick(&mut one, &mut other, 1));
         one.leave(GroupId(2));
         assert!(tick(&mut one, &mut other, 1), "the other loop gives");
-        assert!(!tick(&mut one, &mut other, GIVES_TICKS));
+        assert!(!tick(&mut one, &mut other, COPY_TICKS));
     }
 }
