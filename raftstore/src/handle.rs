@@ -363,7 +363,8 @@ impl Group {
 
     /// Asks every replica, through the leader, for a hash of its state at one entry, and returns that entry's index. The hashes
     /// are in the replicas' [`Group::status`], each on its own node, once they have applied the entry; see
-    /// [`GroupStatus::verified`]. The entry is lost if leadership changes before it is committed.
+    /// [`GroupStatus::verified`]. The entry is lost if leadership changes before it is committed. While the leader has not applied the
+    /// entry of one question, another one gets the same index.
     ///
     /// # Errors
     /// [`Rejected::NotLeader`], [`Rejected::Busy`].

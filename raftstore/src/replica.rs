@@ -177,6 +177,8 @@ pub(crate) struct Replica {
     seen: (u64, StateRole, u64),
     /// The last state that was hashed, or is being.
     verified: Option<Verified>,
+    /// On the leader: the term and the index of the question that was asked last.
+    asked: (u64, u64),
     /// Why commands are refused, as the status tells it.
     no_room: Option<NodeId>,
     dirty: bool,
@@ -312,6 +314,7 @@ impl Replica {
             sleep: Sleep::default(),
             seen: (0, StateRole::Follower, 0),
             verified: None,
+            asked: (0, 0),
             no_room: None,
             dirty: true,
         };

@@ -15,7 +15,7 @@ use std::{
 use pontoon_node::{api::admin_client::AdminClient, client::Client};
 use pontoon_proto::{ReplicaId, v1};
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 
 use crate::process::{Process, Program};
@@ -313,23 +313,27 @@ impl Cluster {
     }
 
     /// Follows the map of the cluster, at whichever nodes run, until it holds what is wanted.
+    ///
+    /// # Panics
+    /// As [`within`].
     pub async fn map_until<T>(&self, what: &str, wanted: impl Fn(&v1::ClusterMap) -> Option<T>) -> T {
-        let follow = async {
-            loop {
-                for member in self.running() {
-                    let Ok(mut admin) = admin_at(&member.address).await else { continue };
-                    let Ok(maps) = admin.meta_map(v1::MetaMapRequest::default()).await else { continue };
-                    let mut maps = maps.into_inner();
-                    while let Ok(Some(map)) = maps.message().await {
-                        if let Some(found) = wanted(&map) {
-                            return found;
-                        }
+        within(what, self.follow_map(wanted)).await
+    }
+
+    async fn follow_map<T>(&self, wanted: impl Fn(&v1::ClusterMap) -> Option<T>) -> T {
+        loop {
+            for member in self.running() {
+                let Ok(mut admin) = admin_at(&member.address).await else { continue };
+                let Ok(maps) = admin.meta_map(v1::MetaMapRequest::default()).await else { continue };
+                let mut maps = maps.into_inner();
+                while let Ok(Some(map)) = maps.message().await {
+                    if let Some(found) = wanted(&map) {
+                        return found;
                     }
                 }
-                sleep(LOOK).await;
             }
-        };
-        within(what, follow).await
+            sleep(LOOK).await;
+        }
     }
 
     /// Waits until a predicate has so many voters, and returns their nodes.
@@ -387,9 +391,11 @@ impl Cluster {
     }
 
     /// Waits until a move has reached a phase or gone beyond, and returns the phase seen.
+    ///
+    /// # Panics
+    /// As [`Cluster::moved`].
     pub async fn phase(&self, id: u64, phase: v1::MovePhase) -> v1::MovePhase {
-        let what = format!("move {id} to reach {phase:?}");
-        let reached = self.map_until(&what, |map| {
+        let reached = self.follow_map(|map| {
             let mv = map.moves.iter().find(|mv| mv.id == id)?;
             (mv.phase >= i32::from(phase)).then(|| mv.phase())
         });
@@ -401,15 +407,33 @@ impl Cluster {
     }
 
     /// Waits until a move has ended, and returns its record.
+    ///
+    /// # Panics
+    /// If it does not get on for a minute, or does not end within five, with what was seen of it last.
     pub async fn moved(&self, id: u64) -> v1::Move {
         let client = self.client().await;
-        let what = format!("move {id} to end");
-        until(&what, async || {
-            let moves = client.move_list(v1::MoveListRequest { all: true, hops: 0 }).await.ok()?.moves;
-            let mv = moves.into_iter().filter_map(|view| view.r#move).find(|mv| mv.id == id)?;
-            matches!(mv.phase(), v1::MovePhase::Done | v1::MovePhase::Aborted).then_some(mv)
-        })
-        .await
+        let begun = Instant::now();
+        let (mut last, mut alive) = (None, begun);
+        loop {
+            let request = v1::MoveListRequest { all: true, hops: 0 };
+            let listed = within("the moves to be listed", client.move_list(request)).await;
+            let moves = listed.map_or_else(|_| Vec::new(), |list| list.moves);
+            let view = moves.into_iter().find(|view| view.r#move.as_ref().is_some_and(|mv| mv.id == id));
+            let record = view.as_ref().and_then(|view| view.r#move.clone());
+            if let Some(record) = &record
+                && matches!(record.phase(), v1::MovePhase::Done | v1::MovePhase::Aborted)
+            {
+                return record.clone();
+            }
+            // Without the rate and the clients' latencies, which always change.
+            let seen = view.map(|view| (record, view.bytes_done, view.bytes_total, view.lag));
+            if seen.is_some() && seen != last {
+                (last, alive) = (seen, Instant::now());
+            }
+            let gets_on = alive.elapsed() < LIMIT && begun.elapsed() < LIMIT * 5;
+            assert!(gets_on, "move {id} does not get on, or does not end: {last:#?}");
+            sleep(LOOK).await;
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! The entry's index names the state: a replica that has applied it takes a point-in-time view there and hashes it apart
 //! from applying. What a replica knows is told by its status, and is forgotten with each new question, at a restart and when
 //! a snapshot is installed: whoever stands at the index or above and does not name it will never know, and another question
-//! is to be asked.
+//! is to be asked. One that is still under way answers all who ask meanwhile: where entries are applied late, whoever looks on
+//! would else ask at each look, and each question is a scan of the state on every replica.
 
 use bytes::Bytes;
 use pontoon_proto::v1;
@@ -30,6 +31,11 @@ impl Replica {
 
     fn propose_verify(&mut self, shared: &mut Shared) -> Alive<Option<u64>> {
         let may = self.is_leader() && self.installing.is_none() && self.raw.raft.lead_transferee.is_none();
+        let term = self.raw.raft.term;
+        if may && self.asked.0 == term && self.mark.index < self.asked.1 {
+            // In its own term a leader loses no entry.
+            return Ok(Some(self.asked.1));
+        }
         if !may || self.is_behind(shared) || !self.reserve(shared, envelope::OVERHEAD) {
             return Ok(None);
         }
@@ -39,7 +45,11 @@ impl Replica {
         let raw = &mut self.raw;
         let accepted = guarded(|| raw.propose(Vec::new(), data))?.is_ok();
         let index = self.last_index();
-        Ok((accepted && index == before + 1).then_some(index))
+        let asked = (accepted && index == before + 1).then_some(index);
+        if let Some(index) = asked {
+            self.asked = (term, index);
+        }
+        Ok(asked)
     }
 
     /// The state at an index is being hashed.

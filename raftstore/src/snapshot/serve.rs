@@ -165,6 +165,9 @@ impl SnapshotServer {
                 None
             }
             ServeTask::Verify { group, index, source } => {
+                // Of the question before, nobody takes the answer any more.
+                let is_hash = |scan: &Scan| matches!(scan.aim, Aim::Hash { .. });
+                self.scans.retain(|scan| scan.group != group || !is_hash(scan));
                 self.scan(group, source, Aim::Hash { index, hash: RowHash::default() });
                 None
             }
@@ -434,6 +437,23 @@ mod tests {
             }
         }
         assert_eq!(ready, [2, 1], "the short one is not kept waiting by the long one");
+    }
+
+    #[test]
+    fn a_newer_question_for_a_hash_ends_the_scan_of_the_one_before() {
+        let mut server = SnapshotServer::new(256, 8, 1);
+        for (group, index) in [(1, 3), (2, 5), (1, 4)] {
+            server.run(ServeTask::Verify { group: GroupId(group), index, source: source(50) });
+            server.go_on();
+        }
+        let mut ready = Vec::new();
+        while server.scans() {
+            if let (_, Some(Served::Verified { group, index, .. })) = server.go_on() {
+                ready.push((group.0, index));
+            }
+        }
+        ready.sort_unstable();
+        assert_eq!(ready, [(1, 4), (2, 5)]);
     }
 
     #[test]

@@ -155,3 +155,32 @@ fn what_a_deposed_leader_took_is_lost_once_the_members_are_told() {
         assert!(lab.status(id, GROUP).conf_state.learners.is_empty());
     }
 }
+
+#[test]
+fn a_question_for_a_hash_that_is_under_way_answers_all_who_ask() {
+    let (mut lab, leader) = lab();
+    let ask = |lab: &mut Lab, at: u64| {
+        let asked = (node(at), lab.at(at).verify(GroupId(GROUP)));
+        lab.turn(node(at));
+        match lab.answers.remove(&asked) {
+            Some(Answer::Index(index)) => index,
+            other => panic!("{other:?} answers a question for a hash"),
+        }
+    };
+    let first = ask(&mut lab, leader).unwrap();
+    assert_eq!(ask(&mut lab, leader), Ok(first), "nobody has come to it yet");
+    // It is lost with its leader: the next one asks anew.
+    lab.mail.clear();
+    let others = (1..4).filter(|id| *id != leader);
+    let next = (0..100).find_map(|_| {
+        lab.pass(1);
+        lab.settle_where(apart_from(leader));
+        others.clone().find(|id| lab.status(*id, GROUP).role == Role::Leader)
+    });
+    let next = next.expect("the others elect a leader");
+    let second = ask(&mut lab, next).unwrap();
+    lab.settle();
+    let applied = lab.status(next, GROUP).applied;
+    assert!(applied >= second, "{applied} of {second}");
+    assert!(ask(&mut lab, next).unwrap() > second, "that one is answered: another is asked");
+}
