@@ -318,7 +318,7 @@ impl World {
             return self.carry_on(i, term, subject, work, state, seen, decision);
         };
         self.timeline.note(reason.len() as u64 ^ (blocker as u64) << 16);
-        self.tally.stuck += u64::from(stuck && !work.record.stuck);
+        self.tally.stuck += u64::from(stuck && !work.record.stuck && !self.calm);
         let told = v1::AdvanceMove {
             phase: work.record.phase,
             blocker: blocker.into(),
@@ -351,7 +351,7 @@ impl World {
             Decision::Advance(phase) => v1::AdvanceMove { phase: phase.into(), ..next },
             Decision::AdvanceOwing(phase) => v1::AdvanceMove { phase: phase.into(), owing: true, ..next },
             Decision::GiveUp { blocker, reason } => {
-                self.tally.given_up += 1;
+                self.tally.given_up += u64::from(!self.calm);
                 v1::AdvanceMove {
                     phase: v1::MovePhase::Aborting.into(),
                     gives_up: true,

@@ -20,9 +20,9 @@ pub struct Report {
     pub operations: u64,
     /// Moves that came to their end.
     pub moves: u64,
-    /// Those whose target was given up.
+    /// Those whose target was given up, before all faults ended.
     pub given_up: u64,
-    /// How often one was called stuck.
+    /// How often one was called stuck, before all faults ended.
     pub stuck: u64,
     /// Drains that were begun.
     pub drains: u64,

@@ -31,7 +31,8 @@ const FENCING_MS: u64 = 15;
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Tally {
     pub(super) operations: u64,
-    /// Moves whose target was given up.
+    /// Moves whose target was given up. This and the next one before the end only: then one node is stopped, to see the others do
+    /// without it, and who waits for that one rightly gives up.
     pub(super) given_up: u64,
     /// Moves that were called stuck.
     pub(super) stuck: u64,
