@@ -458,7 +458,7 @@ mod tests {
             assert_eq!(budget.adapts, adapts);
             let mut turns = turns(budget, 1);
             assert!(turns.enter(GroupId(3)));
-            asked(&mut turns, 100);
+            asked(&mut turns, 400);
             let free = asked(&mut turns, 20);
             turns.hear_strain(node(5), true);
             assert!(asked(&mut turns, 20).abs_diff(free) <= 2_000, "that node gives nothing");
@@ -467,10 +467,10 @@ mod tests {
                 let held_back = asked(&mut turns, 20);
                 assert_eq!(held_back < free * 3 / 4, adapts, "{which}: {held_back} after {free}");
                 turns.hear_strain(node(id), false);
-                asked(&mut turns, 100);
+                asked(&mut turns, 400);
             }
             turns.hear_strain(node(2), true);
-            asked(&mut turns, STRAINED_TICKS as u32 + 100);
+            asked(&mut turns, STRAINED_TICKS as u32 + 400);
             assert!(asked(&mut turns, 20).abs_diff(free) <= 2_000, "it has not been heard since");
             turns.set_strained(true);
             assert_eq!(asked(&mut turns, 20) < free * 3 / 4, adapts);
