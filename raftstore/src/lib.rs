@@ -85,7 +85,7 @@ pub use machine::{
     Command, MachineError, Machines, SnapshotSource, SnapshotStage, Staging, StateMachine, SystemRow,
 };
 pub use pace::{Foreground, Pace};
-pub use priority::{give_way, step_aside};
+pub use priority::give_way;
 pub use replica::{Depths, Flight};
 pub use stats::{Roles, Stats};
 pub use stepped::{Output, Stepped};

@@ -12,12 +12,7 @@ use bytes::{Bytes, BytesMut};
 use pontoon_proto::{GroupId, NodeId, v1};
 
 use super::{Cutter, FORMAT, put_row, row_bytes};
-use crate::{
-    apply::SnapshotRequest,
-    budget::SnapshotBudget,
-    machine::SnapshotSource,
-    priority::{WITHOUT_A_LOOK, step_aside},
-};
+use crate::{apply::SnapshotRequest, budget::SnapshotBudget, machine::SnapshotSource};
 
 /// Ticks after which a view that nobody reads is dropped.
 const VIEW_IDLE_TICKS: u64 = 600;
@@ -255,10 +250,8 @@ impl SnapshotServer {
                 next = Some(Bytes::copy_from_slice(key));
                 return false;
             }
-            aim.row(key, value);
-            let before = taken;
             taken += row_bytes(key, value);
-            look_around(before, taken);
+            aim.row(key, value);
             true
         });
         let served = match (read, next) {
@@ -355,9 +348,7 @@ impl View {
                 if end.as_ref().is_some_and(|end| key >= end.as_ref()) {
                     return false;
                 }
-                let before = data.len();
                 put_row(&mut data, key, value);
-                look_around(before, data.len());
                 true
             })
             .map_err(|error| error.to_string())?;
@@ -366,13 +357,6 @@ impl View {
 
     fn is_of(&self, request: &SnapshotRequest) -> bool {
         (self.group, self.receiver) == (request.group, request.receiver)
-    }
-}
-
-/// Steps aside each time that a piece is done of work that has come from so many bytes to so many.
-fn look_around(from: usize, to: usize) {
-    if from / WITHOUT_A_LOOK != to / WITHOUT_A_LOOK {
-        step_aside();
     }
 }
 

@@ -31,7 +31,7 @@ use std::{
 
 use bytes::Bytes;
 use pontoon_proto::{GroupId, v1};
-use pontoon_raftstore::{MachineError, SnapshotSource, SnapshotStage, step_aside};
+use pontoon_raftstore::{MachineError, SnapshotSource, SnapshotStage};
 use prost::Message;
 
 use super::{declare_dead, view::GroupView};
@@ -280,7 +280,6 @@ impl Stage {
                 batch.put(space, key, value);
                 if held >= BATCH_BYTES {
                     engine.write(std::mem::take(&mut batch))?;
-                    step_aside();
                     held = 0;
                 }
             }
